@@ -1,0 +1,158 @@
+/* stepwell.h - streaming int8 LSTM inference for small machines.
+ *
+ * This is the one header an application reads.  A model is constant data (put it
+ * in flash); a stream is the small RAM that one sensor channel carries from step
+ * to step.  Nothing here allocates, prints, divides, or uses floating point.
+ *
+ *     static STW_ALIGN4 uint8_t ram[MOTOR_RAM_BYTES];   // from motor.h, generated
+ *     stw_stream s;
+ *     stw_init(&s, &motor, ram, sizeof ram);
+ *     for (;;) { read_sensor(x); stw_step(&s, x, y); }  // one timestep each call
+ *
+ * Conventions
+ *   result    int: STW_OK (0) or a negative stw_status; sizes come back as size_t.
+ *   ownership nothing is freed here; the caller keeps model and ram alive while
+ *             the stream is used.  One model may serve many streams.
+ *   threads   a stream belongs to one caller at a time; models are read only.
+ *   _qN       an integer v that stands for v / 2^N.
+ *
+ * The arithmetic is specified in docs/numerics.md; every target gives the same bits.
+ */
+#ifndef STEPWELL_H
+#define STEPWELL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define STW_VERSION      0x000100 /* library, 0xMMmmpp */
+#define STW_MODEL_FORMAT 1        /* generated files and blobs carry this number */
+
+#if defined(__GNUC__) || defined(__clang__)
+#define STW_ALIGN4 __attribute__((aligned(4)))
+#else
+#define STW_ALIGN4 /* place the array yourself so that its address is a multiple of 4 */
+#endif
+
+/* @cdef-begin: python/stepwell/_ffi_build.py reads from here to @cdef-end */
+
+typedef enum stw_status {
+    STW_OK         = 0,
+    STW_E_ARG      = -1, /* null pointer, or an index outside the model */
+    STW_E_SPACE    = -2, /* ram or buffer smaller than needed */
+    STW_E_ALIGN    = -3, /* ram or blob is not 4-byte aligned */
+    STW_E_FORMAT   = -4, /* not a model or snapshot, or of another format number */
+    STW_E_CHECKSUM = -5, /* bytes were damaged */
+    STW_E_MISMATCH = -6, /* the snapshot was taken from another model */
+    STW_E_LAYER    = -7, /* a layer kind that is unknown or that this build left out */
+    STW_E_SHAPE    = -8, /* layers do not fit each other, or an array leaves the blob */
+    STW_E_OVERFLOW = -9  /* weights that could overflow an accumulator */
+} stw_status;
+
+typedef enum stw_kind {
+    STW_LSTM       = 1, /* rows i,f,g,o of each unit; state c int32 Q9.22, h int16 Q0.15 */
+    STW_DENSE      = 2, /* int16 weights, one row per output */
+    STW_ACTIVATION = 3  /* elementwise, for an activation that follows an LSTM */
+} stw_kind;
+
+typedef enum stw_activation {
+    STW_NONE    = 0,
+    STW_RELU    = 1,
+    STW_TANH    = 2,
+    STW_SIGMOID = 3,
+    STW_SOFTMAX = 4 /* last layer only; rows give log2-scaled logits in Q15.16 */
+} stw_activation;
+
+/* One row of weights becomes a number:  RSH(acc * mult, shift), acc = shift_kx(sum x) + sum h + bias. */
+typedef struct stw_row {
+    int32_t bias;  /* in units of the row's accumulator */
+    int16_t mult;  /* 2^14 .. 2^15 - 1 */
+    int8_t  kx;    /* -15 .. 15: the input sum is scaled by 2^kx before it joins the hidden sum */
+    int8_t  shift; /* 1 .. 46 */
+} stw_row;
+
+typedef struct stw_layer {
+    uint8_t        kind; /* stw_kind */
+    uint8_t        act;  /* stw_activation; STW_NONE for STW_LSTM */
+    uint16_t       n_in;
+    uint16_t       n_out; /* hidden size for STW_LSTM */
+    const void    *w;     /* LSTM int8 [n_out][4][n_in]; dense int16 [n_out][n_in]; activation: null */
+    const int8_t  *r;     /* LSTM int8 [n_out][4][n_out], recurrent weights; others: null */
+    const stw_row *rows;  /* LSTM [n_out][4]; dense [n_out]; activation [1] */
+} stw_layer;
+
+typedef struct stw_model {
+    uint16_t         format; /* STW_MODEL_FORMAT */
+    uint16_t         n_layers;
+    uint16_t         n_in;   /* int16 codes eaten by one step */
+    uint16_t         n_out;  /* int32 values made by one step */
+    uint8_t          y_frac; /* an output v stands for v / 2^y_frac */
+    uint32_t         id;     /* CRC-32 of all constants; ties snapshots to a model */
+    const stw_layer *layers; /* [n_layers] */
+} stw_model;
+
+/* Fields are for stepwell.c; the size may change between versions. */
+typedef struct stw_stream {
+    const stw_model *model;
+    int32_t         *c;          /* cell states of all LSTM layers, Q9.22 */
+    int16_t         *h;          /* hidden states of all LSTM layers, Q0.15 */
+    int16_t         *scratch[2]; /* free between steps */
+} stw_stream;
+
+uint32_t    stw_version(void);
+const char *stw_strerror(int status); /* never null */
+
+/* Check a model before first use: format, layer kinds, shapes that fit each other. */
+int    stw_model_check(const stw_model *model);
+size_t stw_state_bytes(const stw_model *model);   /* c and h: what a stream must keep between steps */
+size_t stw_scratch_bytes(const stw_model *model); /* used during a step only */
+size_t stw_ram_bytes(const stw_model *model);     /* state + scratch */
+
+/* Bind a stream to a model and to ram (4-byte aligned, stw_ram_bytes() or more) and reset it.
+ * On an error the stream is unchanged. */
+int stw_init(stw_stream *s, const stw_model *model, void *ram, size_t ram_bytes);
+
+/* The same with scratch shared by streams that never step at the same time. Both areas 4-byte aligned. */
+int stw_init_shared(stw_stream *s, const stw_model *model, void *state, size_t state_bytes, void *scratch,
+                    size_t scratch_bytes);
+
+void stw_reset(stw_stream *s); /* h = 0, c = 0: a new sequence starts */
+
+/* One timestep: x[n_in] codes -> y[n_out] in Q(y_frac).  Time depends on the model only, never on the data.
+ * y may not overlap x.  STW_E_ARG on a null pointer, then nothing has changed. */
+int stw_step(stw_stream *s, const int16_t *x, int32_t *y);
+
+/* stw_state.c (optional): snapshots of h and c, to sleep or to move a stream; little endian, with model id and CRC-32.
+ * stw_save and stw_load return STW_OK or a negative status; stw_load leaves the stream alone on error. */
+size_t   stw_snapshot_bytes(const stw_model *model);
+int      stw_save(const stw_stream *s, void *buf, size_t buf_bytes);
+int      stw_load(stw_stream *s, const void *buf, size_t buf_bytes);
+uint32_t stw_digest(const stw_stream *s); /* FNV-1a-32 over c[] then h[] as little-endian bytes */
+
+/* stw_probe.c (optional): what one unit of an LSTM layer would do next, for finding the first wrong gate.
+ * x[n_in of that layer] is the layer's input; h and c come from the stream, which stays unchanged. */
+typedef struct stw_unit {
+    int16_t z[4];    /* pre-activations of i,f,g,o in Q4.11 */
+    int16_t gate[4]; /* i,f,g,o in Q0.15 */
+    int32_t c;       /* new cell state, Q9.22 */
+    int16_t h;       /* new hidden state, Q0.15 */
+} stw_unit;
+int stw_probe(const stw_stream *s, size_t layer, const int16_t *x, size_t unit, stw_unit *out);
+
+/* stw_blob.c (optional): a model as one byte string, for updates in the field and for the host.
+ * Checks checksum, format, every bound and the overflow proof, then fills model and layers[max_layers];
+ * the blob (4-byte aligned) stays in use, nothing is copied.  On an error model is unchanged. */
+int stw_blob_open(stw_model *model, stw_layer *layers, size_t max_layers, const void *blob, size_t blob_bytes);
+
+/* stw_crc.c: CRC-32 of zlib (reflected 0xEDB88320).  Start with crc = 0; pass the result on to continue. */
+uint32_t stw_crc32(uint32_t crc, const void *data, size_t n_bytes);
+
+/* @cdef-end */
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* STEPWELL_H */

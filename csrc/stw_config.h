@@ -1,0 +1,25 @@
+/* stw_config.h - every knob of the C library, its default and its meaning.
+ * Define a knob on the compiler's command line (-DSTW_WITH_SOFTMAX=0) to change it. */
+#ifndef STW_CONFIG_H
+#define STW_CONFIG_H
+
+/* Layer kinds that the build knows.  0 drops the code (and, for softmax, a table of 130 bytes);
+ * a model that needs a kind left out is refused by stw_model_check with STW_E_LAYER. */
+#ifndef STW_WITH_DENSE
+#define STW_WITH_DENSE 1
+#endif
+#ifndef STW_WITH_ACTIVATION
+#define STW_WITH_ACTIVATION 1
+#endif
+#ifndef STW_WITH_SOFTMAX
+#define STW_WITH_SOFTMAX 1
+#endif
+
+/* Names of status codes for stw_strerror; 0 saves about 300 bytes and returns "" instead. */
+#ifndef STW_WITH_STRINGS
+#define STW_WITH_STRINGS 1
+#endif
+
+/* Define STW_CHECKED to have every fixed-point operation assert its stated bounds (tests, fuzzing). */
+
+#endif /* STW_CONFIG_H */

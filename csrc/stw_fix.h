@@ -1,0 +1,106 @@
+/* stw_fix.h - every fixed-point operation of the library, once.
+ *
+ * The names are those of docs/numerics.md.  All results are defined by exact mathematics on integers, so any
+ * instruction sequence that gives the same integer may stand in for what is written here.
+ * With STW_CHECKED every operation asserts the bounds in its comment, in 64-bit arithmetic.
+ */
+#ifndef STW_FIX_H
+#define STW_FIX_H
+
+#include <stdint.h>
+
+#include "stw_table.h"
+
+#ifdef STW_CHECKED
+#include <assert.h>
+#define STW_CHECK(condition) assert(condition)
+#else
+#define STW_CHECK(condition) ((void)0)
+#endif
+
+/* The specification's >> is the floor shift.  C99 leaves negative operands to the compiler: refuse one that differs. */
+typedef char stw_shift_must_be_arithmetic[((-3) >> 1) == -2 ? 1 : -1];
+
+/* RSH(x, n): x / 2^n, rounded half up.  0 <= n <= 31. */
+static inline int32_t stw_rsh(int32_t x, int n)
+{
+    STW_CHECK(n >= 0 && n <= 31);
+    return n == 0 ? x : ((x >> (n - 1)) + 1) >> 1;
+}
+
+/* RSH(a * m, s) with the product exact.  0 <= m <= 32767, 1 <= s <= 46; the result must be within
+ * +-(2^31 - 2^16), which the overflow proof or the caller's formats guarantee.
+ * a = hi * 2^16 + lo splits the 48-bit product so that no step needs more than 32 bits. */
+static inline int32_t stw_rq(int32_t a, int32_t m, int s)
+{
+    int32_t  hi   = (a >> 16) * m;                         /* |hi| <= 2^30 */
+    uint32_t lo   = ((uint32_t)a & 0xFFFFu) * (uint32_t)m; /* lo < 2^31 */
+    int32_t  high = hi + (int32_t)(lo >> 16);              /* floor(a * m / 2^16) */
+
+    STW_CHECK(m >= 0 && m <= 32767 && s >= 1 && s <= 46);
+    STW_CHECK(((((int64_t)a * m) >> (s - 1)) + 1) >> 1 >= -(((int64_t)1 << 31) - 65536));
+    STW_CHECK(((((int64_t)a * m) >> (s - 1)) + 1) >> 1 <= ((int64_t)1 << 31) - 65536);
+    if (s > 16) {
+        return stw_rsh(high, s - 16);
+    }
+    lo = ((lo & 0xFFFFu) + (1u << (s - 1))) >> s; /* <= 2^15 */
+    return high * ((int32_t)1 << (16 - s)) + (int32_t)lo;
+}
+
+/* RSH(g * c, 15) for a gate g in 0..32767 (Q0.15) and any int32 c. */
+static inline int32_t stw_gate_mul(int32_t c, int32_t g)
+{
+    uint32_t lo = ((uint32_t)c & 0xFFFFu) * (uint32_t)g;
+
+    STW_CHECK(g >= 0 && g <= 32767);
+    return (c >> 16) * g * 2 + (int32_t)((lo + (1u << 14)) >> 15);
+}
+
+/* SAT16(x) */
+static inline int16_t stw_sat16(int32_t x)
+{
+    return (int16_t)(x > 32767 ? 32767 : x < -32768 ? -32768 : x);
+}
+
+/* SAT32(a + b) */
+static inline int32_t stw_sat_add(int32_t a, int32_t b)
+{
+    int32_t room = b >= 0 ? INT32_MAX - b : INT32_MIN - b; /* a may reach this and no further */
+
+    if (b >= 0) {
+        return a > room ? INT32_MAX : a + b;
+    }
+    return a < room ? INT32_MIN : a + b;
+}
+
+/* Y(a): the table stw_sigmoid_table read with linear interpolation; 0 <= a <= 22527, result < 2^22. */
+static inline int32_t stw_table_y(int32_t a)
+{
+    int32_t below = stw_sigmoid_table[a >> 6];
+    int32_t above = stw_sigmoid_table[(a >> 6) + 1];
+
+    STW_CHECK(a >= 0 && a <= 22527);
+    return 64 * below + (a & 63) * (above - below);
+}
+
+static inline int32_t stw_abs_to(int32_t z, int32_t limit)
+{
+    int32_t a = z < 0 ? -z : z;
+    return a < limit ? a : limit;
+}
+
+/* SIG(z): z Q4.11 -> 0..32767 in Q0.15, monotone, within 1.01 LSB of the logistic function. */
+static inline int16_t stw_sigmoid(int16_t z)
+{
+    int32_t y = (stw_table_y(stw_abs_to(z, 22527)) + 64) >> 7;
+    return (int16_t)(z < 0 ? 32768 - y : y < 32767 ? y : 32767);
+}
+
+/* TANH(z): z Q4.11 -> -32767..32767 in Q0.15, monotone and odd, within 1.46 LSB. */
+static inline int16_t stw_tanh(int16_t z)
+{
+    int32_t y = ((stw_table_y(stw_abs_to(2 * (int32_t)z, 22527)) + 32) >> 6) - 32768;
+    return (int16_t)(z < 0 ? -y : y);
+}
+
+#endif /* STW_FIX_H */

@@ -1,0 +1,121 @@
+/* stw_state.c - snapshots of a stream: magic, model id, c[] as int32, h[] as int16, CRC-32; all little endian. */
+#include "stepwell.h"
+#include "stw_bytes.h"
+
+#define SNAPSHOT_MAGIC 0x53575453u /* "STWS" */
+#define HEADER_BYTES   8u
+#define CRC_BYTES      4u
+
+static size_t n_cells(const stw_model *m)
+{
+    size_t n = 0;
+
+    for (size_t i = 0; i < m->n_layers; i++) {
+        n += m->layers[i].kind == STW_LSTM ? m->layers[i].n_out : 0u;
+    }
+    return n;
+}
+
+size_t stw_snapshot_bytes(const stw_model *m)
+{
+    return HEADER_BYTES + n_cells(m) * 6u + CRC_BYTES;
+}
+
+int stw_save(const stw_stream *s, void *buf, size_t buf_bytes)
+{
+    uint8_t *p = (uint8_t *)buf;
+    size_t   n, n_bytes;
+
+    if (!s || !s->model || !buf) {
+        return STW_E_ARG;
+    }
+    n       = n_cells(s->model);
+    n_bytes = stw_snapshot_bytes(s->model);
+    if (buf_bytes < n_bytes) {
+        return STW_E_SPACE;
+    }
+    stw_put32(p, SNAPSHOT_MAGIC);
+    stw_put32(p + 4, s->model->id);
+    p += HEADER_BYTES;
+    for (size_t u = 0; u < n; u++, p += 4) {
+        stw_put32(p, (uint32_t)s->c[u]);
+    }
+    for (size_t u = 0; u < n; u++, p += 2) {
+        stw_put16(p, (uint16_t)s->h[u]);
+    }
+    stw_put32(p, stw_crc32(0, buf, n_bytes - CRC_BYTES));
+    return STW_OK;
+}
+
+static int snapshot_check(const stw_model *m, const uint8_t *p, size_t n_bytes)
+{
+    size_t n = n_cells(m);
+
+    if (n_bytes != stw_snapshot_bytes(m) || stw_get32(p) != SNAPSHOT_MAGIC) {
+        /* a snapshot of another model usually has another size: name that cause when the rest is sound */
+        int sound = n_bytes >= HEADER_BYTES + CRC_BYTES && stw_get32(p) == SNAPSHOT_MAGIC &&
+                    stw_crc32(0, p, n_bytes - CRC_BYTES) == stw_get32(p + n_bytes - CRC_BYTES);
+        return sound ? STW_E_MISMATCH : STW_E_FORMAT;
+    }
+    if (stw_crc32(0, p, n_bytes - CRC_BYTES) != stw_get32(p + n_bytes - CRC_BYTES)) {
+        return STW_E_CHECKSUM;
+    }
+    if (stw_get32(p + 4) != m->id) {
+        return STW_E_MISMATCH;
+    }
+    for (size_t u = 0; u < n; u++) {
+        if (stw_get16(p + HEADER_BYTES + 4u * n + 2u * u) == 0x8000u) {
+            return STW_E_FORMAT; /* h is never -32768; the overflow proof counts on it */
+        }
+    }
+    return STW_OK;
+}
+
+int stw_load(stw_stream *s, const void *buf, size_t buf_bytes)
+{
+    const uint8_t *p = (const uint8_t *)buf;
+    size_t         n;
+    int            status;
+
+    if (!s || !s->model || !buf) {
+        return STW_E_ARG;
+    }
+    status = snapshot_check(s->model, p, buf_bytes);
+    if (status != STW_OK) {
+        return status;
+    }
+    n = n_cells(s->model);
+    p += HEADER_BYTES;
+    for (size_t u = 0; u < n; u++, p += 4) {
+        s->c[u] = (int32_t)stw_get32(p);
+    }
+    for (size_t u = 0; u < n; u++, p += 2) {
+        s->h[u] = (int16_t)stw_get16(p);
+    }
+    return STW_OK;
+}
+
+static uint32_t fnv1a(uint32_t hash, const uint8_t *p, size_t n)
+{
+    while (n--) {
+        hash = (hash ^ *p++) * 16777619u;
+    }
+    return hash;
+}
+
+uint32_t stw_digest(const stw_stream *s)
+{
+    uint32_t hash = 2166136261u;
+    size_t   n    = n_cells(s->model);
+    uint8_t  bytes[4];
+
+    for (size_t u = 0; u < n; u++) {
+        stw_put32(bytes, (uint32_t)s->c[u]);
+        hash = fnv1a(hash, bytes, 4);
+    }
+    for (size_t u = 0; u < n; u++) {
+        stw_put16(bytes, (uint16_t)s->h[u]);
+        hash = fnv1a(hash, bytes, 2);
+    }
+    return hash;
+}

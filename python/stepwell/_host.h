@@ -1,0 +1,34 @@
+/* _host.h - what the host adds to the C library: real numbers in and out, loops over time and over streams. */
+#ifndef STW_HOST_H
+#define STW_HOST_H
+
+#include "stepwell.h"
+
+/* @cdef-begin */
+
+/* One or many streams of a model, bound once to the buffers that every call uses.  All memory belongs to the caller. */
+typedef struct stw_session {
+    stw_stream stream;
+    double     x_codes; /* codes per unit of input: 1 / x_scale */
+    double     y_unit;  /* value of one output code: 2^-y_frac */
+    double    *x;       /* [n_in]  real input of stw_session_step */
+    double    *y;       /* [n_out] real output */
+    int16_t   *x_q;     /* [n_in]  codes */
+    int32_t   *y_q;     /* [n_out] codes */
+} stw_session;
+
+/* Real step: x -> x_q -> y_q -> y.  Returns 0, or 1 + the index of the first input that is not finite. */
+int stw_session_step(stw_session *s);
+
+/* n_steps timesteps of one stream, or one timestep of n streams whose states lie state_bytes apart.
+ * x [n][n_in], y [n][n_out].  Return 0, or 1 + the flat index of the first input that is not finite; then no state has
+ * changed. */
+int64_t stw_session_run(stw_session *s, int64_t n_steps, const double *x, double *y);
+int64_t stw_session_batch(stw_session *s, int64_t n_streams, uint8_t *states, const double *x, double *y);
+
+/* The same on codes. */
+void stw_session_run_q(stw_session *s, int64_t n_steps, const int16_t *x_q, int32_t *y_q);
+
+/* @cdef-end */
+
+#endif /* STW_HOST_H */

@@ -1,0 +1,103 @@
+"""Ranges and second moments of every layer's input, from sample sequences run as a stream through the float graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from stepwell.graph import FloatStream, Graph, Lstm
+
+Progress = Callable[[int, int], None]  # (steps done, steps in all)
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Statistics of the vector a layer multiplies with its weights: x, or [x; h] for an LSTM. ``mean`` [K], ``covariance`` [K, K]."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+
+    @property
+    def energy(self) -> np.ndarray:
+        """E[a_j^2], [K]."""
+        return np.diag(self.covariance) + self.mean**2
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStats:
+    """``peaks``: largest magnitude seen of x and, by layer kind, of h, z, c (LSTM) or y (dense: after the activation)."""
+
+    moments: Moments
+    peaks: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    layers: tuple[LayerStats, ...]
+    n_sequences: int
+    n_steps: int
+
+    @property
+    def x_peak(self) -> float:
+        """Largest |x| of the model's input."""
+        return self.layers[0].peaks["x"]
+
+
+class _Accumulator:
+    """Running sums for one layer."""
+
+    def __init__(self, width: int):
+        self.count = 0
+        self.total = np.zeros(width)
+        self.products = np.zeros((width, width))
+        self.peaks: dict[str, float] = {}
+
+    def peak(self, name: str, values: np.ndarray) -> None:
+        self.peaks[name] = max(self.peaks.get(name, 0.0), float(np.abs(values).max()))
+
+    def add(self, a: np.ndarray) -> None:
+        """``a`` [..., K]"""
+        a = a.reshape(-1, a.shape[-1])
+        self.count += len(a)
+        self.total += a.sum(axis=0)
+        self.products += a.T @ a
+
+    def stats(self) -> LayerStats:
+        mean = self.total / self.count
+        return LayerStats(Moments(mean, self.products / self.count - np.outer(mean, mean)), self.peaks)
+
+
+def calibrate(graph: Graph, sequences: Sequence[np.ndarray], progress: Progress | None = None) -> Calibration:
+    """Run ``sequences`` ([T_i, n_in] each, every one from zero state) through the float graph and collect statistics."""
+    sums = [_Accumulator(layer.n_in + (layer.n_out if isinstance(layer, Lstm) else 0)) for layer in graph.layers]
+    pending: dict[int, np.ndarray] = {}
+
+    def observe(index: int, name: str, values: np.ndarray) -> None:
+        sums[index].peak(name, values)
+        if name == "x":
+            pending[index] = values
+            if not isinstance(graph.layers[index], Lstm):
+                sums[index].add(values)
+        elif name == "h":
+            sums[index].add(np.concatenate([pending[index], values], axis=-1))
+
+    n_steps = sum(len(s) for s in sequences)
+    done = 0
+    for batch in equal_lengths(sequences):
+        FloatStream(graph, observe).run(batch)
+        done += batch.shape[0] * batch.shape[1]
+        if progress:
+            progress(done, n_steps)
+    return Calibration(tuple(s.stats() for s in sums), len(sequences), n_steps)
+
+
+def equal_lengths(sequences: Sequence[np.ndarray], at_most: int = 256) -> Iterator[np.ndarray]:
+    """Sequences of the same length stacked, [n, T, n_in], up to ``at_most`` at a time: they can step side by side."""
+    by_length: dict[int, list[np.ndarray]] = {}
+    for sequence in sequences:
+        by_length.setdefault(len(sequence), []).append(sequence)
+    for group in by_length.values():
+        for start in range(0, len(group), at_most):
+            yield np.stack(group[start : start + at_most])

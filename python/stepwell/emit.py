@@ -1,0 +1,124 @@
+"""A model as C source: NAME.h, NAME.c, the engine's files, an example and a README - a folder that any C99 compiler builds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from stepwell import info
+from stepwell._version import __version__
+from stepwell.blob import KINDS, packed_rows, packed_weights
+from stepwell.errors import StepwellError
+from stepwell.files import write_whole
+from stepwell.graph import ACTIVATIONS
+from stepwell.model import FORMAT, Model
+from stepwell.sources import csrc
+
+ENGINE_SOURCES = ("stepwell.c", "stw_lstm.c", "stw_dense.c", "stw_softmax.c", "stw_table.c")
+OPTIONAL_SOURCES = ("stw_state.c", "stw_probe.c", "stw_blob.c", "stw_crc.c")
+C_KEYWORDS = frozenset(
+    ["auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum", "extern", "float", "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short", "signed", "sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while", "main", "class", "new", "template"]
+)
+
+
+def emit(model: Model, folder: str | Path, name: str | None = None) -> list[Path]:
+    """Write the folder and return its files. ``name`` (default: the model's) becomes the C identifier and the file names.
+
+    Deterministic: the same model gives the same bytes. StepwellError when ``name`` is not a C identifier.
+    """
+    name = name or c_name(model.name)
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name in C_KEYWORDS or name.startswith("stw_"):
+        raise StepwellError(
+            f"'{name}' cannot name a C object: use letters, digits and _, no C keyword, no leading stw_"
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    facts = _facts(model, name)
+    environment = Environment(
+        loader=PackageLoader("stepwell"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    generated = {
+        f"{name}.h": "model.h.j2",
+        f"{name}.c": "model.c.j2",
+        "main.c": "main.c.j2",
+        "README.md": "README.md.j2",
+    }
+    paths = [write_whole(folder / file, environment.get_template(t).render(facts)) for file, t in generated.items()]
+    return paths + copy_engine(folder)
+
+
+def copy_engine(folder: Path) -> list[Path]:
+    """Copy the C library beside the model."""
+    files = sorted(path for path in csrc().iterdir() if path.suffix in (".c", ".h"))
+    return [write_whole(folder / path.name, path.read_bytes()) for path in files]
+
+
+def c_name(text: str) -> str:
+    """A C identifier as close to ``text`` as possible."""
+    cleaned = re.sub(r"[^A-Za-z0-9_]", "_", text)
+    cleaned = f"m_{cleaned}" if not cleaned or cleaned[0].isdigit() or cleaned in C_KEYWORDS else cleaned
+    return re.sub(r"^stw_", "m_stw_", cleaned)
+
+
+def _facts(model: Model, name: str) -> dict[str, object]:
+    described = info.describe(model)
+    return {
+        "name": name,
+        "macro": name.upper(),
+        "version": __version__,
+        "format": FORMAT,
+        "info": described,
+        "source": {"file": "", "sha256": ""} | model.notes.get("source", {}),
+        "calibration": model.notes.get("calibration", {}),
+        "readout": model.notes.get("readout", "every"),
+        "layers": [_layer_facts(model, index) for index in range(len(model.layers))],
+        "struct_bytes": {"model": info.MODEL_STRUCT_BYTES, "layer": info.LAYER_STRUCT_BYTES},
+        "engine_sources": ENGINE_SOURCES,
+        "optional_sources": OPTIONAL_SOURCES,
+    }
+
+
+def _layer_facts(model: Model, index: int) -> dict[str, object]:
+    layer = model.layers[index]
+    w, r = packed_weights(layer)
+    rows = packed_rows(layer).reshape(-1)
+    return {
+        "name": _comment(layer.name),
+        "kind": layer.kind,
+        "kind_macro": f"STW_{next(k for k in KINDS if k == layer.kind).upper()}",
+        "act_macro": f"STW_{layer.activation.upper()}",
+        "activation": ACTIVATIONS[ACTIVATIONS.index(layer.activation)],
+        "n_in": layer.n_in,
+        "n_out": layer.n_out,
+        "w": None if w is None else _numbers(w),
+        "r": None if r is None else _numbers(r),
+        "w_type": "int8_t" if layer.kind == "lstm" else "int16_t",
+        "w_shape": f"{layer.n_out}][4][{layer.n_in}" if layer.kind == "lstm" else f"{layer.n_out}][{layer.n_in}",
+        "n_w": 0 if w is None else w.size,
+        "n_r": 0 if r is None else r.size,
+        "n_rows": len(rows),
+        "rows": [f"{{{b}, {m}, {kx}, {s}}}" for b, m, kx, s in rows.tolist()],
+    }
+
+
+def _numbers(array: np.ndarray) -> list[str]:
+    """The array as lines of numbers, at most 24 a line."""
+    return list(_lines(array.reshape(-1).tolist(), 24))
+
+
+def _lines(values: list[int], per_line: int) -> Iterator[str]:
+    for start in range(0, len(values), per_line):
+        yield ",".join(str(v) for v in values[start : start + per_line])
+
+
+def _comment(text: str) -> str:
+    """Text that is safe inside a C comment."""
+    return re.sub(r"[^\x20-\x7e]|\*/|/\*", "?", text)

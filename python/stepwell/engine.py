@@ -1,0 +1,181 @@
+"""The host engine: the C library behind cffi. Stream is one sensor's state; Batch is many in flat memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from stepwell._engine import ffi, lib
+from stepwell.errors import ModelError, SampleError
+from stepwell.model import Model
+from stepwell.reference import check_input
+
+
+def status_text(status: int) -> str:
+    return ffi.string(lib.stw_strerror(status)).decode()
+
+
+class OpenModel:
+    """A blob opened by stw_blob_open, with the memory it needs: the aligned blob and the layer table.
+
+    Raises ModelError with the C library's reason when the blob is damaged, foreign, or could overflow an accumulator.
+    """
+
+    def __init__(self, blob: bytes):
+        self._blob = ffi.new("int32_t[]", len(blob) // 4 + 1)  # int32: the blob must be 4-byte aligned
+        ffi.memmove(self._blob, blob, len(blob))
+        n_layers = int.from_bytes(blob[6:8], "little") if len(blob) >= 8 else 0
+        self._layers = ffi.new("stw_layer[]", max(1, n_layers))
+        self.model = ffi.new("stw_model *")
+        status = lib.stw_blob_open(self.model, self._layers, max(1, n_layers), self._blob, len(blob))
+        if status != lib.STW_OK:
+            raise ModelError(status_text(status))
+
+
+class _Session:
+    """A stw_session with its buffers; NumPy arrays look into the same memory, so a call copies nothing."""
+
+    def __init__(self, model: Model):
+        self.model = model
+        self.n_in, self.n_out = model.n_in, model.n_out
+        self._open = OpenModel(model.blob)
+        c_model = self._open.model
+        self._ram_bytes = int(lib.stw_ram_bytes(c_model))
+        self._ram = ffi.new("int32_t[]", self._ram_bytes // 4 + 1)
+        self._x, self._y = np.zeros(self.n_in), np.zeros(self.n_out)
+        self._x_q, self._y_q = np.zeros(self.n_in, np.int16), np.zeros(self.n_out, np.int32)
+        self._session = session = ffi.new("stw_session *")
+        session.x_codes, session.y_unit = 1.0 / model.x_scale, 2.0**-model.y_frac
+        session.x, session.y = _pointer("double *", self._x), _pointer("double *", self._y)
+        session.x_q, session.y_q = _pointer("int16_t *", self._x_q), _pointer("int32_t *", self._y_q)
+        self._stream = ffi.addressof(session, "stream")
+        status = lib.stw_init(self._stream, c_model, self._ram, self._ram_bytes)
+        if status != lib.STW_OK:
+            raise ModelError(status_text(status))
+
+
+def _pointer(kind: str, array: np.ndarray):
+    return ffi.cast(kind, array.ctypes.data)
+
+
+def _rows(x: np.ndarray, n_in: int, what: str) -> np.ndarray:
+    """``x`` as contiguous float64 [n, n_in]; SampleError when its shape is another. Values are checked in C."""
+    try:
+        x = np.ascontiguousarray(x, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise SampleError(f"input is not numeric: {error}") from error
+    if x.ndim != 2 or x.shape[1] != n_in:
+        raise SampleError(f"input has shape {list(x.shape)}, expected [{what}, {n_in}]")
+    return x
+
+
+class Stream:
+    """One stream of a model: state h and c, carried from step to step until ``reset``. Not for two threads at once."""
+
+    def __init__(self, model: Model):
+        self.model = model
+        self._s = _Session(model)
+
+    def step(self, x: Sequence[float] | np.ndarray) -> np.ndarray:
+        """One timestep: float [n_in] -> float64 [n_out]. SampleError on a wrong shape, NaN or inf; then the state is unchanged."""
+        s = self._s
+        try:
+            if len(x) != s.n_in:
+                raise ValueError
+            s._x[:] = x
+        except (TypeError, ValueError):
+            self._refuse(x)
+        if lib.stw_session_step(s._session):
+            self._refuse(x)
+        return s._y.copy()
+
+    def _refuse(self, x: object) -> None:
+        x = check_input(x, self._s.n_in)
+        raise SampleError(f"input has shape {list(x.shape)}, expected [{self._s.n_in}]")
+
+    def run(self, x: np.ndarray) -> np.ndarray:
+        """A sequence, the loop in C: float [T, n_in] -> float64 [T, n_out]. State carries on; unchanged on SampleError."""
+        s = self._s
+        x = _rows(x, s.n_in, "T")
+        y = np.empty((len(x), s.n_out))
+        if lib.stw_session_run(s._session, len(x), _pointer("double *", x), _pointer("double *", y)):
+            check_input(x, s.n_in)
+        return y
+
+    def step_q(self, x_q: Sequence[int] | np.ndarray) -> np.ndarray:
+        """One timestep on codes: int16 [n_in] -> int32 [n_out] in Q(y_frac)."""
+        return self.run_q(np.asarray(x_q)[None])[0]
+
+    def run_q(self, x_q: np.ndarray) -> np.ndarray:
+        """Codes int16 [T, n_in] -> int32 [T, n_out]. SampleError when a code does not fit int16."""
+        s = self._s
+        codes = np.ascontiguousarray(x_q, dtype=np.int16)
+        if codes.ndim != 2 or codes.shape[1] != s.n_in or not np.array_equal(codes, x_q):
+            raise SampleError(
+                f"expected int16 codes of shape [T, {s.n_in}], got {np.asarray(x_q).dtype} {list(codes.shape)}"
+            )
+        y_q = np.empty((len(codes), s.n_out), np.int32)
+        lib.stw_session_run_q(s._session, len(codes), _pointer("int16_t *", codes), _pointer("int32_t *", y_q))
+        return y_q
+
+    def reset(self) -> None:
+        """h = 0, c = 0: a new sequence starts."""
+        lib.stw_reset(self._s._stream)
+
+    def save(self) -> bytes:
+        """Snapshot of the state, as stw_save writes it: any stream of the same model, on any machine, can load it."""
+        size = int(lib.stw_snapshot_bytes(self._s._open.model))
+        buffer = ffi.new("uint8_t[]", size)
+        lib.stw_save(self._s._stream, buffer, size)
+        return bytes(ffi.buffer(buffer))
+
+    def load(self, snapshot: bytes) -> None:
+        """Restore a snapshot. ModelError when it is damaged or of another model; then the state is unchanged."""
+        status = lib.stw_load(self._s._stream, bytes(snapshot), len(snapshot))
+        if status != lib.STW_OK:
+            raise ModelError(f"snapshot refused: {status_text(status)}")
+
+    def digest(self) -> int:
+        """FNV-1a-32 of the state: a short way to compare streams."""
+        return int(lib.stw_digest(self._s._stream))
+
+    def probe(self, layer: int, x_q: np.ndarray, unit: int) -> dict[str, object]:
+        """What ``unit`` of LSTM ``layer`` would do next for layer input ``x_q`` (int16): z [4], gates [4], c, h. State unchanged."""
+        x_q = np.ascontiguousarray(x_q, dtype=np.int16)
+        layers = self.model.layers
+        if not 0 <= layer < len(layers) or x_q.shape != (layers[layer].n_in,) or not 0 <= unit < layers[layer].n_out:
+            raise SampleError(f"no unit {unit} in layer {layer} with {x_q.size} inputs")
+        out = ffi.new("stw_unit *")
+        status = lib.stw_probe(self._s._stream, layer, _pointer("int16_t *", x_q), unit, out)
+        if status != lib.STW_OK:
+            raise SampleError(f"layer {layer} cannot be probed: {status_text(status)}")
+        return {"z": list(out.z), "gates": list(out.gate), "c": out.c, "h": out.h}
+
+
+class Batch:
+    """``n`` streams of one model in flat memory, stepped together: state_bytes each, scratch shared."""
+
+    def __init__(self, model: Model, n: int):
+        if n < 1:
+            raise SampleError(f"a batch needs at least one stream, got {n}")
+        self.model, self.n = model, n
+        self._s = _Session(model)
+        self.state_bytes = int(lib.stw_state_bytes(self._s._open.model))
+        self._states = ffi.new("int32_t[]", max(1, self.state_bytes // 4 * n))
+
+    def step(self, x: np.ndarray) -> np.ndarray:
+        """One timestep of every stream: float [n, n_in] -> float64 [n, n_out]. No state changes on SampleError."""
+        s = self._s
+        x = _rows(x, s.n_in, "n")
+        if len(x) != self.n:
+            raise SampleError(f"input has {len(x)} rows, the batch has {self.n} streams")
+        y = np.empty((self.n, s.n_out))
+        states = ffi.cast("uint8_t *", self._states)
+        if lib.stw_session_batch(s._session, self.n, states, _pointer("double *", x), _pointer("double *", y)):
+            check_input(x, s.n_in)
+        return y
+
+    def reset(self) -> None:
+        """All streams start anew."""
+        ffi.memmove(self._states, bytes(self.state_bytes * self.n), self.state_bytes * self.n)

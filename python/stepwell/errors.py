@@ -1,0 +1,29 @@
+"""The errors a user meets. Each message names the file, node, tensor or row and says what to do."""
+
+
+class StepwellError(Exception):
+    """Base of every error that stepwell raises on purpose; the command line prints it and exits with 1."""
+
+
+class ImportRefused(StepwellError):
+    """The source model holds something that cannot be streamed or is not understood."""
+
+
+class SampleError(StepwellError):
+    """Sample data (calibration, test or live input) has the wrong shape, text in numbers, NaN, ..."""
+
+
+class QuantizeError(StepwellError):
+    """No integer model that passes the overflow proof exists for these weights."""
+
+
+class ModelError(StepwellError):
+    """A .stw file or a state snapshot is damaged, foreign, or of another format."""
+
+
+class BuildError(StepwellError):
+    """A board image could not be built: unknown board, no compiler, model too large, compiler error."""
+
+
+class LinkError(StepwellError):
+    """The board at the other end of the link is silent, noisy, or runs something else."""

@@ -1,0 +1,259 @@
+"""Float graph + calibration -> integer model (w8a16), with the overflow proof passed for every row.
+
+The arithmetic this feeds is docs/numerics.md; the choices made here (scales, rounding, repair) are its section "Quantising".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import log2
+
+import numpy as np
+
+from stepwell import proof
+from stepwell.calibrate import Calibration, LayerStats, Moments
+from stepwell.errors import QuantizeError
+from stepwell.graph import Activation, Dense, Graph, Lstm
+from stepwell.model import C_FRAC, GATES, H_FRAC, Z_FRAC, ActivationLayer, DenseLayer, IntLayer, LstmLayer, Model, Rows
+
+X_HEADROOM = 2.0  # the calibrated maximum fills half the int16 range
+H_SCALE = 2.0**-H_FRAC
+Z_SCALE = 2.0**-Z_FRAC
+SOFTMAX_FRAC = 16  # log2-scaled logits are Q15.16
+OUTPUT_BITS = 20  # the largest calibrated output gets about this many bits
+DAMPING = 0.01
+SHIFT_MAX = 46
+KX_MAX = 15
+MIN_LEVELS = 15  # a row repaired below integers of this size keeps too little of its weights
+
+
+@dataclass
+class Report:
+    """What the quantiser has to say to the user."""
+
+    repaired: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def quantize(graph: Graph, calibration: Calibration) -> Model:
+    """Integer model of ``graph``.
+
+    Raises QuantizeError, naming layer, row, gate and unit, when a row cannot be made to pass the overflow proof.
+    """
+    if calibration.x_peak == 0:
+        raise QuantizeError("every calibration input is zero: give sample sequences that look like real data")
+    report = Report(warnings=_calibration_warnings(calibration))
+    x_scale = scale = X_HEADROOM * calibration.x_peak / 32767
+    layers: list[IntLayer] = []
+    y_frac = H_FRAC
+    for index, (layer, stats) in enumerate(zip(graph.layers, calibration.layers, strict=True)):
+        is_last = index == len(graph.layers) - 1
+        if isinstance(layer, Lstm):
+            layers.append(_lstm(layer, stats, scale, report))
+        elif isinstance(layer, Dense):
+            layers.append(_dense(layer, stats, scale, is_last, report))
+        else:
+            layers.append(_activation(layer, scale, is_last))
+        scale = layers[-1].y_scale
+        y_frac = round(-log2(scale)) if is_last else y_frac
+    notes = {"repaired_rows": report.repaired, "warnings": report.warnings}
+    return Model(tuple(layers), x_scale, y_frac, notes)
+
+
+def _calibration_warnings(calibration: Calibration) -> list[str]:
+    warnings = []
+    if calibration.n_sequences < 8:
+        warnings.append(
+            f"calibrated on {calibration.n_sequences} sequence(s): 16 to 64 are enough, fewer than 8 can cost several dB"
+        )
+    for index, stats in enumerate(calibration.layers):
+        limit = 2.0 ** (31 - C_FRAC)
+        if stats.peaks.get("c", 0.0) >= limit:
+            warnings.append(
+                f"layer {index}: the cell state reaches {stats.peaks['c']:.0f}; Q9.22 saturates at {limit:.0f}"
+            )
+    return warnings
+
+
+# ---- one layer of each kind ----
+
+
+def _lstm(layer: Lstm, stats: LayerStats, x_scale: float, report: Report) -> LstmLayer:
+    # scale of one accumulator unit by row, if inputs and hidden state each had their own
+    unit_x = np.abs(layer.w_x).max(axis=1) / 127 * x_scale
+    unit_h = np.abs(layer.w_h).max(axis=1) / 127 * H_SCALE
+    energy = stats.moments.energy
+    noise_x = energy[: layer.n_in].sum() / x_scale**2
+    noise_h = energy[layer.n_in :].sum() / H_SCALE**2
+    unit, kx = _join_scales(unit_x, unit_h, noise_x, noise_h, layer.bias)
+    weights = np.hstack([layer.w_x, layer.w_h])
+
+    def rounded(rows: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        step_x = unit * 2.0 ** kx[rows] / x_scale
+        steps = np.hstack([np.tile(step_x[:, None], layer.n_in), np.tile(unit[:, None] / H_SCALE, layer.n_out)])
+        return _round_rows(weights[rows], layer.bias[rows], steps, unit, stats.moments, 127)
+
+    def row_name(row: int) -> str:
+        return f"layer '{layer.name}' row {row} (gate {GATES[row // layer.n_out]}, unit {row % layer.n_out})"
+
+    q, rows = _prove(rounded, unit, kx, Z_SCALE, layer.n_in, row_name, report)
+    return LstmLayer(layer.name, q[:, : layer.n_in].astype(np.int8), q[:, layer.n_in :].astype(np.int8), rows, x_scale)
+
+
+def _dense(layer: Dense, stats: LayerStats, x_scale: float, is_last: bool, report: Report) -> DenseLayer:
+    # int16 weights, as wide as the proof allows: the row's bound must fit 31 bits (1.01 covers the rounding)
+    reach = 32768 * x_scale * np.abs(layer.weight).sum(axis=1) + np.abs(layer.bias)
+    unit = np.maximum(np.abs(layer.weight).max(axis=1) / 32767 * x_scale, 1.01 * reach / 2**31)
+    unit = np.where(unit > 0, unit, 2.0**-30)
+    scale_v, scale_y = _dense_formats(layer, stats, float(reach.max()), is_last)
+
+    def rounded(rows: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        steps = np.tile(unit[:, None] / x_scale, layer.n_in)
+        return _round_rows(layer.weight[rows], layer.bias[rows], steps, unit, stats.moments, 32767)
+
+    def row_name(row: int) -> str:
+        return f"layer '{layer.name}' row {row}"
+
+    kx = np.zeros(layer.n_out, int)
+    q, rows = _prove(rounded, unit, kx, scale_v, layer.n_in, row_name, report)
+    return DenseLayer(layer.name, q.astype(np.int16), rows, layer.activation, x_scale, scale_y)
+
+
+def _dense_formats(layer: Dense, stats: LayerStats, reach: float, is_last: bool) -> tuple[float, float]:
+    """Real value of one unit before the activation, and of one output code."""
+    if layer.activation == "softmax":
+        # the layer computes 2^z: z = logit * log2(e), so the factor goes into the row scales
+        return 2.0**-SOFTMAX_FRAC / np.log2(np.e), H_SCALE
+    if layer.activation in ("tanh", "sigmoid"):
+        return Z_SCALE, H_SCALE
+    peak = stats.peaks["y"] or 1.0
+    if not is_last:
+        scale = X_HEADROOM * peak / 32767
+        return scale, scale
+    # an output is int32 and never saturates: the format leaves room for all that the weights can produce
+    by_range = OUTPUT_BITS - int(np.ceil(log2(peak)))
+    by_proof = int(np.floor(log2(proof.RESULT_MAX / (1.02 * reach)))) if reach > 0 else 30
+    y_frac = min(by_range, by_proof, 30)
+    if y_frac < 0:
+        raise QuantizeError(
+            f"layer '{layer.name}': outputs reach {reach:.3g}, beyond int32; scale the model's output down"
+        )
+    return 2.0**-y_frac, 2.0**-y_frac
+
+
+def _activation(layer: Activation, x_scale: float, is_last: bool) -> ActivationLayer:
+    keeps_scale = layer.activation == "relu" and not is_last
+    scale_y = x_scale if keeps_scale else H_SCALE
+    scale_v = scale_y if layer.activation == "relu" else Z_SCALE
+    mult, shift = multipliers(np.array([x_scale / scale_v]))
+    zero = np.zeros(1, np.int32)
+    rows = Rows(zero, mult, zero.astype(np.int8), shift)
+    return ActivationLayer(layer.name, layer.n_in, rows, layer.activation, x_scale, scale_y)
+
+
+# ---- scales ----
+
+
+def _join_scales(
+    unit_x: np.ndarray, unit_h: np.ndarray, noise_x: float, noise_h: float, bias: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give each row one accumulator unit: unit_x = unit_h * 2^kx, by widening the one that adds less rounding noise.
+
+    ``noise_*``: sum of E[code^2], what a weight step of one unit is multiplied with. Returns (unit of the hidden sum, kx).
+    """
+    bare = (unit_x == 0) & (unit_h == 0)  # a row of bias alone: any scale does that holds the bias
+    unit_h = np.where(bare, np.maximum(2.0**-26, np.abs(bias) / 2**29), unit_h)
+    unit_x = np.where(unit_x == 0, unit_h, unit_x)
+    unit_h = np.where(unit_h == 0, unit_x, unit_h)
+    ratio = np.log2(unit_x / unit_h)
+    wider_x = np.clip(np.ceil(ratio), -KX_MAX, KX_MAX)
+    wider_h = np.clip(np.floor(ratio), -KX_MAX, KX_MAX)
+    cost_x = (unit_h * 2.0**wider_x) ** 2 * noise_x + unit_h**2 * noise_h
+    cost_h = unit_x**2 * noise_x + (unit_x * 2.0**-wider_h) ** 2 * noise_h
+    widen_h = ((cost_h < cost_x) & (ratio >= -KX_MAX)) | (ratio > KX_MAX)
+    kx = np.where(widen_h, wider_h, wider_x)
+    unit = np.where(widen_h, unit_x * 2.0**-wider_h, unit_h)
+    return np.maximum(unit, 2.0**-SHIFT_MAX * 2**14 * Z_SCALE), kx.astype(int)
+
+
+def multipliers(ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``ratio`` ~ mult * 2^-shift with mult in 2^14..2^15-1: int16 and int8 arrays of ratio's shape."""
+    shift = 14 - np.floor(np.log2(ratio)).astype(int)
+    mult = np.floor(ratio * 2.0**shift + 0.5).astype(int)
+    carried = mult == 2**15
+    mult, shift = np.where(carried, 2**14, mult), np.where(carried, shift - 1, shift)
+    # a ratio too small for the largest shift gives a smaller multiplier, down to 1
+    tiny = shift > SHIFT_MAX
+    mult = np.where(tiny, np.maximum(1, np.floor(ratio * 2.0**SHIFT_MAX + 0.5)).astype(int), mult)
+    shift = np.where(tiny, SHIFT_MAX, shift)
+    if (shift < 1).any():
+        raise QuantizeError(
+            f"a weight scale of {ratio.max():.3g} is too large for the format; rescale the model's weights"
+        )
+    return mult.astype(np.int16), shift.astype(np.int8)
+
+
+# ---- rounding ----
+
+
+def _round_rows(
+    weights: np.ndarray, bias: np.ndarray, steps: np.ndarray, unit: np.ndarray, moments: Moments, limit: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Integers for rows of real weights, and the integer bias that takes up the mean of what rounding left.
+
+    ``weights`` and ``steps`` (real value of one integer) [R, K]; ``unit`` [R]. Returns int64 [R, K] and int64 [R].
+    """
+    q = round_compensated(weights, steps, moments.covariance, limit)
+    left = weights - q * steps
+    b = np.floor((bias + left @ moments.mean) / unit + 0.5)
+    return q, np.clip(b, -(2.0**40), 2.0**40).astype(np.int64)
+
+
+def round_compensated(weights: np.ndarray, steps: np.ndarray, covariance: np.ndarray, limit: int) -> np.ndarray:
+    """Round column by column; what a column loses, the columns after it make up as far as the data is correlated.
+
+    GPTQ (Frantar et al. 2022, arXiv:2210.17323, the Cholesky form) with the covariance of the calibration activations as
+    Hessian: their mean is left to the bias correction. Columns with the most energy go first.
+    """
+    n = covariance.shape[0]
+    order = np.argsort(-np.diag(covariance), kind="stable")
+    hessian = covariance[np.ix_(order, order)]
+    damping = DAMPING * float(np.mean(np.diag(hessian))) or 1.0
+    inverse = np.linalg.inv(hessian + damping * np.eye(n))
+    upper = np.linalg.cholesky((inverse + inverse.T) / 2).T
+    remaining, steps = weights[:, order].astype(np.float64), steps[:, order]
+    q = np.empty(weights.shape, np.int64)
+    for j in range(n):
+        column = np.clip(np.floor(remaining[:, j] / steps[:, j] + 0.5), -limit, limit)
+        q[:, order[j]] = column
+        error = (remaining[:, j] - column * steps[:, j]) / upper[j, j]
+        remaining[:, j + 1 :] -= np.outer(error, upper[j, j + 1 :])
+    return q
+
+
+# ---- proof and repair ----
+
+
+def _prove(rounded, unit, kx, scale_v, n_x, row_name, report) -> tuple[np.ndarray, Rows]:
+    """Round all rows, then double the scale of the rows that fail the overflow proof until they pass.
+
+    ``rounded(rows, unit)`` gives integers and bias of those rows; ``n_x`` columns belong to the input, the rest to h.
+    """
+    unit = unit.copy()
+    everything = np.arange(len(unit))
+    q, bias = rounded(everything, unit)
+    while True:
+        mult, shift = multipliers(unit / scale_v)
+        rows = Rows(bias, mult, kx.astype(np.int8), shift)
+        failing = proof.failing_rows(proof.abs_sum(q[:, :n_x]), proof.abs_sum(q[:, n_x:]), rows)
+        if len(failing) == 0:
+            return q, Rows(bias.astype(np.int32), mult, rows.kx, shift)
+        for row in failing:
+            if np.abs(q[row]).max() < 2 * MIN_LEVELS:
+                raise QuantizeError(
+                    f"{row_name(row)} cannot pass the overflow proof: its weights or bias are too large against each other; "
+                    "retrain with weight decay or gradient clipping, or normalise the inputs"
+                )
+            report.repaired.append(f"{row_name(row)}: scale doubled")
+        unit[failing] *= 2
+        q[failing], bias[failing] = rounded(failing, unit[failing])
