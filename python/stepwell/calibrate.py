@@ -14,7 +14,10 @@ Progress = Callable[[int, int], None]  # (steps done, steps in all)
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Statistics of the vector a layer multiplies with its weights: x, or [x; h] for an LSTM. ``mean`` [K], ``covariance`` [K, K]."""
+    """Statistics of the vector a layer multiplies with its weights: x, or [x; h] for an LSTM.
+
+    ``mean`` [K], ``covariance`` [K, K].
+    """
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -85,7 +88,8 @@ def calibrate(graph: Graph, sequences: Sequence[np.ndarray], progress: Progress 
 
     n_steps = sum(len(s) for s in sequences)
     done = 0
-    for batch in equal_lengths(sequences):
+    for group in length_groups(sequences):
+        batch = np.stack([sequences[k] for k in group])
         FloatStream(graph, observe).run(batch)
         done += batch.shape[0] * batch.shape[1]
         if progress:
@@ -93,11 +97,11 @@ def calibrate(graph: Graph, sequences: Sequence[np.ndarray], progress: Progress 
     return Calibration(tuple(s.stats() for s in sums), len(sequences), n_steps)
 
 
-def equal_lengths(sequences: Sequence[np.ndarray], at_most: int = 256) -> Iterator[np.ndarray]:
-    """Sequences of the same length stacked, [n, T, n_in], up to ``at_most`` at a time: they can step side by side."""
-    by_length: dict[int, list[np.ndarray]] = {}
-    for sequence in sequences:
-        by_length.setdefault(len(sequence), []).append(sequence)
+def length_groups(sequences: Sequence[np.ndarray], at_most: int = 256) -> Iterator[list[int]]:
+    """Indices of sequences of the same length, up to ``at_most`` at a time: they can step side by side."""
+    by_length: dict[int, list[int]] = {}
+    for index, sequence in enumerate(sequences):
+        by_length.setdefault(len(sequence), []).append(index)
     for group in by_length.values():
         for start in range(0, len(group), at_most):
-            yield np.stack(group[start : start + at_most])
+            yield group[start : start + at_most]

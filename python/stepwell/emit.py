@@ -21,7 +21,11 @@ from stepwell.sources import csrc
 ENGINE_SOURCES = ("stepwell.c", "stw_lstm.c", "stw_dense.c", "stw_softmax.c", "stw_table.c")
 OPTIONAL_SOURCES = ("stw_state.c", "stw_probe.c", "stw_blob.c", "stw_crc.c")
 C_KEYWORDS = frozenset(
-    ["auto", "break", "case", "char", "const", "continue", "default", "do", "double", "else", "enum", "extern", "float", "for", "goto", "if", "inline", "int", "long", "register", "restrict", "return", "short", "signed", "sizeof", "static", "struct", "switch", "typedef", "union", "unsigned", "void", "volatile", "while", "main", "class", "new", "template"]
+    (
+        "auto break case char const continue default do double else enum extern float for goto if inline int long register "
+        "restrict return short signed sizeof static struct switch typedef union unsigned void volatile while "
+        "main class new template"
+    ).split()
 )
 
 

@@ -141,7 +141,10 @@ class Stream:
         return int(lib.stw_digest(self._s._stream))
 
     def probe(self, layer: int, x_q: np.ndarray, unit: int) -> dict[str, object]:
-        """What ``unit`` of LSTM ``layer`` would do next for layer input ``x_q`` (int16): z [4], gates [4], c, h. State unchanged."""
+        """What ``unit`` of LSTM ``layer`` would do next for layer input ``x_q`` (int16): z [4], gates [4], c, h.
+
+        The state stays as it is.
+        """
         x_q = np.ascontiguousarray(x_q, dtype=np.int16)
         layers = self.model.layers
         if not 0 <= layer < len(layers) or x_q.shape != (layers[layer].n_in,) or not 0 <= unit < layers[layer].n_out:

@@ -125,7 +125,8 @@ class FloatStream:
     """The float graph as a stream of one or more parallel sequences; leading dimensions of ``x`` are sequences.
 
     ``observe(layer_index, name, values)`` is called for every quantity a calibration needs: "x" (the layer's input), and for
-    an LSTM "h" (the hidden state that enters the step), "z" (pre-activations [..., 4H]) and "c" (the new cell state), for the others "y".
+    an LSTM "h" (the hidden state that enters the step), "z" (pre-activations [..., 4H]) and "c" (the new cell state), for
+    the others "y".
     """
 
     def __init__(self, graph: Graph, observe: Callable[[int, str, np.ndarray], None] | None = None):
@@ -153,7 +154,7 @@ class FloatStream:
 
     def _lstm(self, index: int, layer: Lstm, x: np.ndarray) -> np.ndarray:
         n = layer.n_out
-        zero = np.zeros(x.shape[:-1] + (n,))
+        zero = np.zeros((*x.shape[:-1], n))
         h, c = self._state.get(index, (zero, zero))
         self._observe(index, "h", h)
         z = x @ layer.w_x.T + h @ layer.w_h.T + layer.bias

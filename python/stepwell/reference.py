@@ -95,9 +95,9 @@ def activate(v: Array, activation: str) -> Array:
 class Reference:
     """One stream (or many side by side) of the integer model; the methods of ``engine.Stream``.
 
-    ``observe(layer_index, name, values)`` is called with the integer values of every step: for an LSTM "x", "h" (the hidden state
-    that enters), "acc" (what RQ takes), "z", "gates" (i, f, g, o stacked on axis -2: [..., 4, H]), "c_wide" (the cell before it saturates), "c" and "h_new";
-    for the others "x", "v" (before the activation) and "y".
+    ``observe(layer_index, name, values)`` is called with the integer values of every step. For an LSTM: "x", "h" (the hidden
+    state that enters), "acc" (what RQ takes), "z" [..., 4H], "gates" (i, f, g, o stacked: [..., 4, H]), "c_wide" (the cell before
+    it saturates), "c" and "h_new"; for the others "x", "v" (before the activation) and "y".
     """
 
     def __init__(self, model: Model, observe: Callable[[int, str, Array], None] | None = None):
@@ -127,7 +127,7 @@ class Reference:
 
     def _lstm(self, index: int, layer: LstmLayer, x: Array) -> Array:
         n, rows = layer.n_out, layer.rows
-        zero = np.zeros(x.shape[:-1] + (n,), np.int64)
+        zero = np.zeros((*x.shape[:-1], n), np.int64)
         h, c = self.state.get(index, (zero, zero))
         ax = x @ layer.w_x.T.astype(np.int64)
         kx = rows.kx.astype(np.int64)

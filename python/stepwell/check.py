@@ -1,0 +1,154 @@
+"""What quantisation costs: the float graph and the integer model side by side on the user's data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stepwell.calibrate import Progress, length_groups
+from stepwell.errors import ModelError, SampleError
+from stepwell.graph import FloatStream, Graph
+from stepwell.model import GATES, LstmLayer, Model
+from stepwell.reference import Reference
+from stepwell.samples import Samples
+
+
+def find_source(model: Model, model_path: Path, given: str | None) -> Path:
+    """The float model to compare with: ``given``, or the file of the recorded name and SHA-256 beside the .stw or here."""
+    from stepwell.importer import file_sha256
+
+    if given:
+        return Path(given)
+    source = model.notes.get("source", {})
+    name, digest = Path(source.get("file", "")).name, source.get("sha256", "")
+    for folder in (model_path.parent, Path()):
+        candidate = folder / name
+        if name and candidate.is_file() and file_sha256(candidate) == digest:
+            return candidate
+    raise ModelError(
+        f"{model_path}: the float model it was made from ('{name}') is not beside it: name it with --float FILE"
+    )
+
+
+def compare(model: Model, graph: Graph, samples: Samples, progress: Progress | None = None) -> dict[str, Any]:
+    """Run float, reference and engine on every sequence (each from zero state).
+
+    Returns JSON types: SQNR in dB and largest error per output, saturation counts per place, the task's metric when the samples
+    have targets, and ``engine_mismatches``: values in which C and reference differ, which is 0 or a defect.
+    """
+    if (graph.n_in, graph.n_out) != (model.n_in, model.n_out):
+        raise ModelError(
+            f"the float model maps {graph.n_in} inputs to {graph.n_out} outputs, the integer model {model.n_in} to {model.n_out}"
+        )
+    saturation = _SaturationCounter(model)
+    in_float: list[np.ndarray] = [np.empty(0)] * len(samples.sequences)
+    in_int = list(in_float)
+    mismatches = done = 0
+    total = sum(len(s) for s in samples.sequences)
+    stream = model.stream()
+    for group in length_groups(samples.sequences):
+        x = np.stack([samples.sequences[k] for k in group])
+        saturation.count_inputs(x)
+        y_float = FloatStream(graph).run(x)
+        y_int = Reference(model, saturation.observe).run(x)
+        for k, f, i in zip(group, y_float, y_int, strict=True):
+            in_float[k], in_int[k] = f, i
+            stream.reset()
+            mismatches += int((stream.run(samples.sequences[k]) != i).sum())
+            done += len(f)
+            if progress:
+                progress(done, total)
+    f, i = np.concatenate(in_float), np.concatenate(in_int)
+    return {
+        "model": model.name,
+        "id": f"{model.id:08x}",
+        "data": samples.name,
+        "sequences": len(samples.sequences),
+        "steps": total,
+        "sqnr_db": sqnr_db(f, i),
+        "outputs": [
+            {"output": k, "sqnr_db": sqnr_db(f[:, k], i[:, k]), "max_abs_error": float(np.abs(f[:, k] - i[:, k]).max())}
+            for k in range(model.n_out)
+        ],
+        "saturation": saturation.counts,
+        "metric": metric(samples.targets, in_float, in_int),
+        "engine_mismatches": mismatches,
+    }
+
+
+def sqnr_db(exact: np.ndarray, approximate: np.ndarray) -> float | None:
+    """10 log10(signal power / error power); None when the error is zero."""
+    error = float(np.sum((exact - approximate) ** 2))
+    signal = float(np.sum(exact**2))
+    return float(10 * np.log10(signal / error)) if error > 0 and signal > 0 else None
+
+
+def metric(targets: Sequence | np.ndarray | None, in_float: list, in_int: list) -> dict[str, Any] | None:
+    """RMSE against real targets, or accuracy against class labels; at the last step unless there is a target for each step."""
+    if targets is None:
+        return None
+    if len(targets) != len(in_float):
+        raise SampleError(f"{len(targets)} targets for {len(in_float)} sequences: give one target a sequence")
+    first = np.asarray(targets[0])
+    every_step = first.ndim == 2 and first.shape[0] == len(in_float[0])
+    n_out = in_float[0].shape[1]
+    if np.issubdtype(first.dtype, np.integer) and first.size == 1 and n_out > 1:
+        name, score = "accuracy", _accuracy
+    else:
+        name, score = "rmse", _rmse
+    pick: Callable[[np.ndarray], np.ndarray] = (lambda y: y) if every_step else (lambda y: y[-1])
+    with_float = score(targets, [pick(y) for y in in_float])
+    with_int = score(targets, [pick(y) for y in in_int])
+    change = 100 * (with_int - with_float) / with_float if with_float else None
+    return {
+        "name": name,
+        "at": "every step" if every_step else "last step",
+        "float": with_float,
+        "integer": with_int,
+    } | {"change_percent": change}
+
+
+def _rmse(targets: Sequence, outputs: list[np.ndarray]) -> float:
+    errors = []
+    for target, y in zip(targets, outputs, strict=True):
+        target = np.asarray(target, dtype=np.float64)
+        if target.size != y.size:
+            raise SampleError(f"a target has {target.size} values, the model's output {y.size}")
+        errors.append((target.reshape(-1) - y.reshape(-1)) ** 2)
+    return float(np.sqrt(np.mean(np.concatenate(errors))))
+
+
+def _accuracy(targets: Sequence, outputs: list[np.ndarray]) -> float:
+    hits = [int(np.argmax(y)) == int(np.asarray(t).reshape(())) for t, y in zip(targets, outputs, strict=True)]
+    return float(np.mean(hits))
+
+
+class _SaturationCounter:
+    """Counts values at the rails, by layer and place, of ``values`` seen in all."""
+
+    def __init__(self, model: Model):
+        self._model = model
+        self.counts: dict[str, dict[str, int]] = {}
+
+    def count_inputs(self, x: np.ndarray) -> None:
+        codes = x / self._model.x_scale
+        self._add("input", (codes > 32767.5) | (codes < -32768.5))
+
+    def observe(self, index: int, name: str, values: np.ndarray) -> None:
+        layer = self._model.layers[index]
+        place = f"layer {index} {layer.name}"
+        if isinstance(layer, LstmLayer) and name == "z":
+            for gate, z in zip(GATES, np.split(values, 4, axis=-1), strict=True):
+                self._add(f"{place}: z of gate {gate}", (z == 32767) | (z == -32768))
+        elif name == "c_wide":
+            self._add(f"{place}: cell c", np.abs(values + 0.5) > 2**31)
+        elif name == "v" and index < len(self._model.layers) - 1:
+            self._add(f"{place}: output", np.abs(values + 0.5) > 2**15)
+
+    def _add(self, place: str, at_rail: np.ndarray) -> None:
+        count = self.counts.setdefault(place, {"saturated": 0, "values": 0})
+        count["saturated"] += int(at_rail.sum())
+        count["values"] += at_rail.size

@@ -1,0 +1,74 @@
+"""The command ``stepwell``. Exit codes: 0 done, 1 refused or failed (the reason is on stderr), 2 wrong use."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from stepwell._version import __version__
+from stepwell.errors import StepwellError
+
+# command -> (module, function): modules are imported when their command runs, so that --help stays fast
+COMMANDS = {
+    "convert": ("model_commands", "convert"),
+    "check": ("model_commands", "check"),
+    "info": ("model_commands", "info"),
+    "emit": ("model_commands", "emit"),
+    "run": ("model_commands", "run"),
+    "build": ("board_commands", "build"),
+    "flash": ("board_commands", "flash"),
+    "hil": ("board_commands", "hil"),
+    "demo": ("demo_command", "demo"),
+}
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module, function = COMMANDS[name]
+        return getattr(importlib.import_module(f"stepwell.cli.{module}"), function)
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="stepwell")
+def cli() -> None:
+    """Trained LSTM -> int8 fixed-point C -> host, emulator, microcontroller: the same bits everywhere.
+
+    \b
+    stepwell demo                                    the whole way on real data
+    stepwell convert motor.onnx --calib train.npz    -> motor.stw
+    stepwell check motor.stw --data test.npz         what int8 costs in accuracy
+    stepwell emit motor.stw -o motor/                -> C source, any C99 compiler
+    tail -f sensor.csv | stepwell run motor.stw -    stream on this machine
+    stepwell hil --port qemu:mps2-an386 motor.stw --data test.npz    the same bits on a board?
+    """
+
+
+def main() -> None:
+    """Entry point: errors that stepwell raises on purpose become one line on stderr and exit code 1."""
+    try:
+        code = cli(standalone_mode=False)
+        sys.stdout.flush()
+    except click.UsageError as error:
+        error.show()
+        code = 2
+    except click.ClickException as error:
+        error.show()
+        code = 1
+    except (StepwellError, OSError) as error:
+        if isinstance(error, BrokenPipeError):  # the reader went away: `stepwell run ... | head`
+            sys.stderr.close()
+            code = 1
+        else:
+            click.echo(f"stepwell: {error}", err=True)
+            code = 1
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("stepwell: interrupted", err=True)
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,236 @@
+"""convert, check, info, emit, run: everything that needs no board."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+import click
+
+import stepwell
+from stepwell.cli.output import examples, json_option, kilo, print_json, progress
+from stepwell.errors import SampleError
+
+columns_option = click.option("--columns", help="Columns of a csv file to use, by header name: s2,s3,s4.")
+
+
+def split_columns(text: str | None) -> list[str] | None:
+    return [name.strip() for name in text.split(",")] if text else None
+
+
+@click.command(
+    epilog=examples(
+        "stepwell convert motor.onnx --calib train.npz",
+        "stepwell convert motor.onnx --calib log.csv --columns vibration,current -o m.stw",
+    )
+)
+@click.argument("onnx_file", metavar="MODEL.onnx")
+@click.option("--calib", required=True, help="Sample sequences like real input: .npz (x [n,T,n_in]), .npy or .csv.")
+@click.option("-o", "--output", help="The .stw file to write (default: beside the source).")
+@click.option("--name", help="Name of the model (default: the file's).")
+@columns_option
+@json_option
+def convert(
+    onnx_file: str, calib: str, output: str | None, name: str | None, columns: str | None, as_json: bool
+) -> None:
+    """Import an ONNX file, calibrate and quantise it: MODEL.stw."""
+    target = Path(output) if output else Path(onnx_file).with_suffix(".stw")
+    with progress("calibrating", quiet=as_json) as tick:
+        model = stepwell.convert(onnx_file, calib, name=name, columns=split_columns(columns), progress=tick)
+    model.save(target)
+    info = model.info()
+    if as_json:
+        print_json({"file": str(target), **info})
+        return
+    notes = model.notes
+    click.echo(f"{target}: {info['name']}, id {info['id']}, {info['precision']}")
+    verified = notes["source_check"]
+    click.echo(
+        f"  import      stream = source ({verified['oracle']}), largest relative difference {verified['max_error']:.1e}"
+    )
+    click.echo(f"  calibrated  {notes['calibration']['sequences']} sequences, {notes['calibration']['steps']} steps")
+    _print_costs(info)
+    _print_notes(notes)
+
+
+def _print_costs(info: dict[str, Any]) -> None:
+    click.echo(f"  flash       {kilo(info['flash_bytes'])} of constants (engine code on top)")
+    ram = f"{info['state_bytes']} state + {info['scratch_bytes']} scratch + {info['stream_struct_bytes']} stw_stream"
+    click.echo(f"  RAM         {info['ram_bytes'] + info['stream_struct_bytes']} B a stream: {ram}")
+    click.echo(f"  work        {info['macs_per_step']} multiply-accumulates a step")
+
+
+def _print_notes(notes: dict[str, Any]) -> None:
+    for note in notes.get("import_notes", []):
+        click.echo(f"  note        {note}")
+    for row in notes.get("repaired_rows", []):
+        click.echo(f"  repaired    {row}")
+    for warning in notes.get("warnings", []):
+        click.echo(f"  warning     {warning}", err=True)
+
+
+@click.command(epilog=examples("stepwell info motor.stw", "stepwell info motor.stw --json | jq .ram_bytes"))
+@click.argument("model_file", metavar="MODEL.stw")
+@json_option
+def info(model_file: str, as_json: bool) -> None:
+    """Sizes, formats, layers and provenance of a model."""
+    model = stepwell.load(model_file)
+    facts = model.info()
+    if as_json:
+        print_json(facts)
+        return
+    click.echo(f"{facts['name']}, id {facts['id']}, format {facts['format']}, {facts['precision']}")
+    low, high = facts["input"]["range"]
+    click.echo(
+        f"  input       {facts['n_in']} x int16, scale {facts['input']['scale']:.6g}, range {low:.4g} .. {high:.4g}"
+    )
+    click.echo(f"  output      {facts['n_out']} x int32 in {facts['output']['format']}")
+    _print_costs(facts)
+    click.echo("  layers")
+    for k, layer in enumerate(facts["layers"]):
+        act = "" if layer["activation"] == "none" else f" {layer['activation']}"
+        size = f"{layer['n_in']} -> {layer['n_out']}"
+        margin = f"overflow margin {layer['overflow_margin_bits']} bits"
+        click.echo(f"    {k} {layer['kind']}{act} '{layer['name']}' {size}, {kilo(layer['flash_bytes'])}, {margin}")
+    source = facts["notes"].get("source", {})
+    if source.get("file"):
+        click.echo(f"  source      {source['file']} (SHA-256 {source['sha256'][:16]}...), {source['producer']}")
+    _print_notes(facts["notes"])
+
+
+@click.command(
+    epilog=examples(
+        "stepwell check motor.stw --data test.npz", "stepwell check motor.stw --data log.csv --float motor.onnx"
+    )
+)
+@click.argument("model_file", metavar="MODEL.stw")
+@click.option("--data", required=True, help="Test sequences: .npz (x, optionally targets y), .npy or .csv.")
+@click.option("--float", "float_file", help="The ONNX file it was made from (default: found by name and SHA-256).")
+@columns_option
+@json_option
+def check(model_file: str, data: str, float_file: str | None, columns: str | None, as_json: bool) -> None:
+    """Compare float and integer on your data: SQNR, errors, saturation, task metric."""
+    from stepwell.check import compare, find_source
+    from stepwell.importer import import_onnx
+    from stepwell.samples import load_samples
+
+    model = stepwell.load(model_file)
+    source = find_source(model, Path(model_file), float_file)
+    graph = import_onnx(source, verify=False).graph
+    samples = load_samples(data, model.n_in, columns=split_columns(columns))
+    with progress("comparing", quiet=as_json) as tick:
+        result = compare(model, graph, samples, tick)
+    if as_json:
+        print_json(result)
+    else:
+        _print_check(result)
+    if result["engine_mismatches"]:
+        raise click.ClickException(
+            f"C and reference differ in {result['engine_mismatches']} values: please report this"
+        )
+
+
+def _print_check(result: dict[str, Any]) -> None:
+    click.echo(
+        f"{result['model']} (id {result['id']}) on {result['data']}: {result['sequences']} sequences, {result['steps']} steps"
+    )
+    for output in result["outputs"]:
+        click.echo(
+            f"  output {output['output']:<4} SQNR {_db(output['sqnr_db'])}   largest error {output['max_abs_error']:.3g}"
+        )
+    click.echo(f"  all outputs SQNR {_db(result['sqnr_db'])}")
+    metric = result["metric"]
+    if metric:
+        change = f"{metric['change_percent']:+.3f} %" if metric["change_percent"] is not None else "-"
+        name = f"{metric['name']} ({metric['at']})"
+        click.echo(f"  {name}: float {metric['float']:.6g}, integer {metric['integer']:.6g}, change {change}")
+    rails = {place: count for place, count in result["saturation"].items() if count["saturated"]}
+    for place, count in rails.items():
+        click.echo(f"  saturated   {place}: {count['saturated']} of {count['values']} values")
+    if not rails:
+        click.echo("  saturated   nothing")
+    click.echo(f"  C = reference: {result['engine_mismatches']} mismatches")
+
+
+def _db(value: float | None) -> str:
+    return "exact" if value is None else f"{value:5.1f} dB"
+
+
+@click.command(epilog=examples("stepwell emit motor.stw -o motor/", "stepwell emit motor.stw -o src/ --name pump"))
+@click.argument("model_file", metavar="MODEL.stw")
+@click.option("-o", "--output", help="The folder to write (default: the model's name).")
+@click.option("--name", help="C identifier and file names (default: the model's name).")
+@json_option
+def emit(model_file: str, output: str | None, name: str | None, as_json: bool) -> None:
+    """Write the model as C source with the engine: a folder any C99 compiler builds."""
+    from stepwell.emit import c_name
+    from stepwell.emit import emit as write
+
+    model = stepwell.load(model_file)
+    name = name or c_name(model.name)
+    folder = Path(output or name)
+    files = write(model, folder, name)
+    facts = model.info()
+    if as_json:
+        sizes = {key: facts[key] for key in ("flash_bytes", "ram_bytes")}
+        print_json({"folder": str(folder), "name": name, "files": [p.name for p in files], **sizes})
+        return
+    click.echo(f"{folder}/: {name}.h, {name}.c, the engine ({len(files) - 4} files), main.c, README.md")
+    _print_costs(facts)
+    click.echo(f"  build it    the command is in {folder}/README.md")
+
+
+@click.command(
+    epilog=examples(
+        "stepwell run motor.stw log.csv > outputs.csv",
+        "tail -f sensor.csv | stepwell run motor.stw -",
+        "stepwell run motor.stw log.csv --json",
+    )
+)
+@click.argument("model_file", metavar="MODEL.stw")
+@click.argument("data_file", metavar="[DATA.csv|-]", default="-")
+@columns_option
+@click.option("--codes", is_flag=True, help="Print the integer outputs instead of real numbers.")
+@click.option("--skip-bad", is_flag=True, help="Report a bad row on stderr and go on; the state stays as it was.")
+@click.option("--json", "as_json", is_flag=True, help='Print one JSON object a line: {"row": 1, "y": [...]}.')
+def run(model_file: str, data_file: str, columns: str | None, codes: bool, skip_bad: bool, as_json: bool) -> None:
+    """Stream a csv file or stdin: one line in, one line out, at once."""
+    model = stepwell.load(model_file)
+    if data_file == "-":
+        _run_lines(model, sys.stdin, "stdin", split_columns(columns), codes, skip_bad, as_json)
+    else:
+        with open(data_file) as file:
+            _run_lines(model, file, data_file, split_columns(columns), codes, skip_bad, as_json)
+
+
+def _run_lines(
+    model: stepwell.Model,
+    lines: TextIO,
+    name: str,
+    columns: list[str] | None,
+    codes: bool,
+    skip_bad: bool,
+    as_json: bool,
+) -> None:
+    import json
+
+    from stepwell.samples import RowReader
+
+    stream, reader = model.stream(), RowReader(model.n_in, columns, name)
+    for number, line in enumerate(lines, start=1):
+        try:
+            x = reader.parse(line, number)
+        except SampleError as error:
+            if not skip_bad:
+                raise
+            click.echo(f"stepwell: {error}", err=True)
+            continue
+        if x is None:  # a header
+            continue
+        y = [int(v) for v in stream.step_q(model.quantize(x))] if codes else [float(v) for v in stream.step(x)]
+        text = (
+            json.dumps({"row": number, "y": y}) if as_json else ",".join(f"{v:.9g}" if not codes else str(v) for v in y)
+        )
+        click.echo(text)
+        sys.stdout.flush()

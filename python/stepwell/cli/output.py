@@ -1,0 +1,42 @@
+"""What all commands share in how they speak: --json, examples under --help, progress on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+
+
+def examples(*lines: str) -> str:
+    """An epilog that click leaves unwrapped."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, sort_keys=False))
+
+
+@contextmanager
+def progress(label: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A callback ``(done, total)`` that draws a bar on stderr; silent when stderr is not a terminal or ``quiet``."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    with click.progressbar(length=1, label=label, file=sys.stderr) as bar:
+
+        def update(done: int, total: int) -> None:
+            bar.length = total
+            bar.update(done - bar.pos)
+
+        yield update
+
+
+def kilo(n_bytes: int) -> str:
+    """Bytes as people write them: 640 B, 12.4 kB."""
+    return f"{n_bytes} B" if n_bytes < 10000 else f"{n_bytes / 1000:.1f} kB"
