@@ -92,7 +92,10 @@ def train(engines: list[np.ndarray], held_back: list[np.ndarray], epochs: int, s
         if error < best:
             best, best_state = error, {k: v.clone() for k, v in model.state_dict().items()}
         if epoch % 10 == 0:
-            print(f"epoch {epoch}: loss {loss.item():.5f}, validation RMSE {error:.2f} cycles (best {best:.2f})", flush=True)
+            print(
+                f"epoch {epoch}: loss {loss.item():.5f}, validation RMSE {error:.2f} cycles (best {best:.2f})",
+                flush=True,
+            )
     model.load_state_dict(best_state)
     return model
 
@@ -119,7 +122,9 @@ def main() -> None:
     test_runs = runs((data["test_x"][:, columns] - mean) / std, data["test_unit"])
     model = train(train_runs[20:], train_runs[:20], args.epochs, args.seed)
     rul = data["test_rul"].astype(float)
-    print(f"test RMSE {rmse_at_the_end(model, test_runs, rul):.2f} cycles (last {SHIPPED} cycles of {len(rul)} engines)")
+    print(
+        f"test RMSE {rmse_at_the_end(model, test_runs, rul):.2f} cycles (last {SHIPPED} cycles of {len(rul)} engines)"
+    )
 
     OUT.mkdir(exist_ok=True)
     example = torch.zeros(1, SHIPPED, len(SENSORS))

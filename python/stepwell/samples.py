@@ -1,0 +1,189 @@
+"""Sample data from arrays and files: for calibration, checks, hardware tests, and line by line for live input.
+
+Whatever is wrong with the data is said with the file, the row (line number, from 1) and the column.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stepwell.errors import SampleError
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """``sequences``: float64 [T_i, n_in] each. ``targets``: one for each sequence (float [n_out] or [T_i, n_out], or a label)."""
+
+    sequences: tuple[np.ndarray, ...]
+    targets: tuple[np.ndarray, ...] | None = None
+    name: str = "array"
+
+
+def load_samples(
+    source: np.ndarray | Sequence[np.ndarray] | str | Path, n_in: int, columns: Sequence[str] | None = None
+) -> Samples:
+    """Sequences of a model with ``n_in`` inputs.
+
+    ``source``: an array [n_seq, T, n_in] or [T, n_in] (one sequence), a list of [T_i, n_in], or a path:
+    .npz with an array "x" ("lengths" [n_seq] when padded, "y" for targets; FILE.npz:KEY picks another array), .npy, .csv, .csv.gz.
+    ``columns`` picks csv columns by header name. Raises SampleError.
+    """
+    if isinstance(source, (str, Path)):
+        return _load_file(str(source), n_in, columns)
+    return _checked(source, n_in, "array")
+
+
+def _load_file(path: str, n_in: int, columns: Sequence[str] | None) -> Samples:
+    file, _, key = path.rpartition(":") if ".npz:" in path else (path, "", "")
+    try:
+        if file.endswith(".npz"):
+            return _load_npz(file, key, n_in)
+        if file.endswith(".npy"):
+            return _checked(np.load(file, allow_pickle=False), n_in, file)
+        if file.endswith((".csv", ".csv.gz")):
+            return _load_csv(file, n_in, columns)
+    except OSError as error:
+        raise SampleError(f"{file}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, EOFError, zipfile.BadZipFile, UnicodeDecodeError) as error:
+        raise SampleError(f"{file}: not a readable array file: {error}") from error
+    raise SampleError(f"{file}: unknown kind of file: give .npz, .npy, .csv or .csv.gz")
+
+
+def _load_npz(file: str, key: str, n_in: int) -> Samples:
+    with np.load(file, allow_pickle=False) as archive:
+        names = list(archive.files)
+        if not key:
+            candidates = ["x"] if "x" in names else [name for name in names if archive[name].ndim == 3]
+            if len(candidates) != 1:
+                raise SampleError(
+                    f"{file}: which array holds the sequences? It has {names}: name one x, or give {file}:NAME"
+                )
+            key = candidates[0]
+        if key not in names:
+            raise SampleError(f"{file}: no array '{key}'; it has {names}")
+        samples = _checked(archive[key], n_in, file)
+        lengths = archive["lengths"] if "lengths" in names else None
+        targets = archive["y"] if "y" in names else None
+    sequences = samples.sequences
+    if lengths is not None:
+        if len(lengths) != len(sequences) or any(not 1 <= n <= len(s) for n, s in zip(lengths, sequences, strict=True)):
+            raise SampleError(f"{file}: 'lengths' must give 1..T for each of the {len(sequences)} sequences")
+        sequences = tuple(s[: int(n)] for n, s in zip(lengths, sequences, strict=True))
+    if targets is not None and len(targets) != len(sequences):
+        raise SampleError(f"{file}: {len(targets)} targets 'y' for {len(sequences)} sequences")
+    return Samples(sequences, None if targets is None else tuple(targets), file)
+
+
+def _checked(source: Any, n_in: int, name: str) -> Samples:
+    ragged = isinstance(source, (list, tuple)) and len(source) > 0 and np.ndim(source[0]) == 2
+    try:
+        arrays = [np.asarray(s, dtype=np.float64) for s in source] if ragged else [np.asarray(source, dtype=np.float64)]
+    except (TypeError, ValueError) as error:
+        raise SampleError(f"{name}: not numeric: {error}") from error
+    if not ragged and arrays[0].ndim == 3:
+        arrays = list(arrays[0])
+    if not arrays:
+        raise SampleError(f"{name}: no sequences")
+    for k, sequence in enumerate(arrays):
+        _check_sequence(sequence, n_in, f"{name}, sequence {k}")
+    return Samples(tuple(arrays), None, name)
+
+
+def _check_sequence(sequence: np.ndarray, n_in: int, where: str) -> None:
+    if sequence.ndim != 2 or sequence.shape[1] != n_in:
+        raise SampleError(f"{where}: shape {list(sequence.shape)}, the model takes {n_in} inputs: expected [T, {n_in}]")
+    if len(sequence) == 0:
+        raise SampleError(f"{where}: no rows")
+    bad = np.argwhere(~np.isfinite(sequence))
+    if len(bad):
+        step, feature = (int(v) for v in bad[0])
+        raise SampleError(
+            f"{where}: {sequence[step, feature]} at step {step}, input {feature} ({len(bad)} such values): fill or drop them first"
+        )
+
+
+class RowReader:
+    """Reads csv lines one at a time: the first may be a header, which ``columns`` picks from by name."""
+
+    def __init__(self, n_in: int, columns: Sequence[str] | None, name: str):
+        self.n_in, self.columns, self.name = n_in, columns, name
+        self._picked: list[int] | None = None
+        self._labels: list[str] = []
+        self._started = False
+
+    def parse(self, line: str, number: int) -> np.ndarray | None:
+        """Values of line ``number`` (from 1), float64 [n_in]; None for a header. Raises SampleError."""
+        cells = next(csv.reader([line]), [])
+        cells = [cell.strip() for cell in cells]
+        if not any(cells):
+            raise SampleError(f"{self.name} line {number}: empty row: remove it, or fill the missing values")
+        if not self._started:
+            self._started = True
+            if not any(_is_number(cell) for cell in cells):
+                self._take_header(cells, number)
+                return None
+            if self.columns:
+                raise SampleError(
+                    f"{self.name} line {number}: columns {','.join(self.columns)} asked for, but there is no header"
+                )
+        return self._values(cells, number)
+
+    def _take_header(self, cells: list[str], number: int) -> None:
+        self._labels = cells
+        if self.columns:
+            missing = [name for name in self.columns if name not in cells]
+            if missing:
+                raise SampleError(
+                    f"{self.name} line {number}: no column {missing[0]!r}; the header has {', '.join(cells)}"
+                )
+            self._picked = [cells.index(name) for name in self.columns]
+
+    def _values(self, cells: list[str], number: int) -> np.ndarray:
+        where = f"{self.name} line {number}"
+        if self._picked is not None:
+            if len(cells) != len(self._labels):
+                raise SampleError(f"{where}: {len(cells)} values, the header has {len(self._labels)}")
+            cells = [cells[k] for k in self._picked]
+        if len(cells) != self.n_in:
+            hint = "" if self.columns or len(cells) < self.n_in else ": pick some with --columns a,b,c"
+            raise SampleError(f"{where}: {len(cells)} values, the model takes {self.n_in}{hint}")
+        labels = self.columns or self._labels or [str(k + 1) for k in range(self.n_in)]
+        return np.array([_number(cell, where, label) for cell, label in zip(cells, labels, strict=True)])
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
+
+
+def _number(cell: str, where: str, label: str) -> float:
+    if not cell:
+        raise SampleError(f"{where}, column {label}: missing value: fill it first")
+    if not _is_number(cell):
+        raise SampleError(f"{where}, column {label}: {cell[:40]!r} is not a number")
+    value = float(cell)
+    if not np.isfinite(value):
+        raise SampleError(f"{where}, column {label}: {cell} cannot be fed to the model: fill it first")
+    return value
+
+
+def _load_csv(file: str, n_in: int, columns: Sequence[str] | None) -> Samples:
+    """A csv file is one sequence: a row a timestep."""
+    reader = RowReader(n_in, columns, file)
+    with gzip.open(file, "rt") if file.endswith(".gz") else open(file) as lines:
+        rows = [reader.parse(line, number) for number, line in enumerate(lines, start=1)]
+    values = [row for row in rows if row is not None]
+    if not values:
+        raise SampleError(f"{file}: no rows")
+    return Samples((np.stack(values),), None, file)

@@ -1,0 +1,138 @@
+"""The emitted folder, compiled by the compilers at hand, equals the reference; sanitisers and checked operations stay silent."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from stepwell._engine import ffi, lib
+from stepwell.emit import C_KEYWORDS, c_name, emit
+from stepwell.engine import OpenModel
+from stepwell.errors import StepwellError
+
+COMPILERS = [name for name in ("gcc", "clang") if shutil.which(name)]
+WARNINGS = "-std=c99 -Wall -Wextra -Wconversion -Wsign-conversion -Wpedantic -Wshadow -Wundef -Werror".split()
+BUILDS = {
+    "O2": ["-O2"],
+    "O3": ["-O3", "-funsigned-char"],
+    "checked": ["-O1", "-g", "-DSTW_CHECKED"],
+}
+SANITIZERS = {
+    "gcc": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "clang": ["-fsanitize=undefined", "-fsanitize-trap=all"],  # needs no runtime library, which many machines lack
+}
+
+
+@pytest.fixture(scope="session")
+def emitted(model, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("emitted")
+    emit(model, folder, "model")
+    return folder
+
+
+def compiled(folder: Path, compiler: str, flags: list[str], *sources: str) -> Path:
+    program = folder / f"{compiler}_{'_'.join(sources).replace('/', '_')}_{abs(hash(tuple(flags)))}"
+    c_files = [path for path in sorted(folder.glob("*.c")) if path.name != "main.c"]
+    subprocess.run([compiler, *WARNINGS, *flags, f"-I{folder}", "-o", program, *c_files, *sources], check=True)
+    return program
+
+
+@pytest.mark.skipif(not COMPILERS, reason="no C compiler: apt-get install gcc")
+@pytest.mark.parametrize("build", list(BUILDS))
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_native_equals_reference(model, emitted, compiler, build):
+    flags = BUILDS[build] + (SANITIZERS[compiler] if build == "checked" else [])
+    program = compiled(emitted, compiler, flags, str(ROOT / "tests" / "c" / "replay.c"))
+    rng = np.random.default_rng(11)
+    x_q = rng.integers(-32768, 32768, (80, model.n_in)).astype("<i2")
+    x_q[40:] //= 100
+    x_q[:4] = rng.choice([-32768, 32767], (4, model.n_in))
+    done = subprocess.run([program], input=x_q.tobytes(), capture_output=True, check=True)
+    y_q = np.frombuffer(done.stdout, "<i4").reshape(-1, model.n_out)
+    assert np.array_equal(y_q, model.reference().run_q(x_q))
+    stream = model.stream()
+    stream.run_q(x_q)
+    assert done.stderr.decode() == f"{stream.digest():08x}"
+
+
+def test_command_of_the_emitted_readme(turbofan, tmp_path):
+    emit(turbofan, tmp_path, "pump")
+    command = next(
+        line.strip() for line in (tmp_path / "README.md").read_text().splitlines() if line.startswith("    cc ")
+    )
+    subprocess.run(command.split(), cwd=tmp_path, check=True)
+    x = np.random.default_rng(0).normal(size=(5, turbofan.n_in)).round(4)
+    text = "\n".join(",".join(str(v) for v in row) for row in x)
+    out = subprocess.run([tmp_path / "pump_demo"], input=text, capture_output=True, text=True, check=True).stdout
+    printed = np.array([[float(v) for v in line.split(",")] for line in out.splitlines()])
+    assert np.allclose(printed, turbofan.stream().run(x), atol=6e-7)
+
+
+def test_emitting_is_deterministic(model, tmp_path):
+    first, second = (emit(model, tmp_path / name, "m") for name in ("a", "b"))
+    assert [p.name for p in first] == [p.name for p in second]
+    assert all(p.read_bytes() == q.read_bytes() for p, q in zip(first, second, strict=True))
+    assert str(tmp_path) not in "".join(p.read_text() for p in first)
+
+
+def test_other_format_is_an_error_when_compiled(small_model, tmp_path):
+    emit(small_model, tmp_path, "m")
+    header = tmp_path / "stepwell.h"
+    header.write_text(header.read_text().replace("#define STW_MODEL_FORMAT 1", "#define STW_MODEL_FORMAT 2"))
+    done = subprocess.run(["cc", "-c", "m.c", "-o", "m.o"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0 and "run stepwell emit again" in done.stderr
+
+
+def test_headers_compile_as_cpp(small_model, tmp_path):
+    emit(small_model, tmp_path, "m")
+    (tmp_path / "use.cpp").write_text('#include "m.h"\nint main() { return m.n_in == M_N_IN ? 0 : 1; }\n')
+    flags = ["-std=c++11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only"]
+    subprocess.run(["g++", *flags, "use.cpp"], cwd=tmp_path, check=True)
+
+
+@pytest.mark.parametrize("knob", ["STW_WITH_DENSE", "STW_WITH_ACTIVATION", "STW_WITH_SOFTMAX", "STW_WITH_STRINGS"])
+def test_knobs_compile(small_model, tmp_path, knob):
+    emit(small_model, tmp_path, "m")
+    for source in tmp_path.glob("stw_*.c"):
+        subprocess.run(["cc", *WARNINGS, f"-D{knob}=0", "-c", source, "-o", tmp_path / "x.o"], check=True)
+    subprocess.run(["cc", *WARNINGS, f"-D{knob}=0", "-c", tmp_path / "stepwell.c", "-o", tmp_path / "x.o"], check=True)
+
+
+@pytest.mark.parametrize("name", ["1st", "a b", "int", "stw_model", "x-y", ""])
+def test_names_that_are_no_identifiers(small_model, tmp_path, name):
+    if name:
+        with pytest.raises(StepwellError, match="cannot name a C object"):
+            emit(small_model, tmp_path / "out", name)
+        assert not (tmp_path / "out").exists()
+    cleaned = c_name(name)
+    assert cleaned.isidentifier() and cleaned not in C_KEYWORDS
+
+
+def test_misuse_of_the_c_api(small_model):
+    opened = OpenModel(small_model.blob)
+    model, n = opened.model, lib.stw_ram_bytes(opened.model)
+    ram, stream = ffi.new("int32_t[]", n // 4 + 2), ffi.new("stw_stream *")
+    x, y = ffi.new("int16_t[2]"), ffi.new("int32_t[2]")
+    assert lib.stw_init(stream, ffi.NULL, ram, n) == lib.STW_E_ARG
+    assert lib.stw_init(stream, model, ffi.NULL, n) == lib.STW_E_ARG
+    assert lib.stw_init(ffi.NULL, model, ram, n) == lib.STW_E_ARG
+    assert lib.stw_init(stream, model, ffi.cast("char *", ram) + 2, n) == lib.STW_E_ALIGN
+    assert lib.stw_init(stream, model, ram, n - 1) == lib.STW_E_SPACE
+    assert lib.stw_init(stream, model, ram, 0) == lib.STW_E_SPACE
+    assert stream.model == ffi.NULL, "an error leaves the stream as it was"
+    assert lib.stw_step(stream, x, y) == lib.STW_E_ARG
+    assert lib.stw_init(stream, model, ram, n) == lib.STW_OK
+    assert lib.stw_step(stream, ffi.NULL, y) == lib.STW_E_ARG
+    assert lib.stw_step(stream, x, ffi.NULL) == lib.STW_E_ARG
+    assert lib.stw_step(stream, x, y) == lib.STW_OK
+    assert lib.stw_save(stream, ram, 3) == lib.STW_E_SPACE
+    layers = ffi.new("stw_layer[1]")
+    blob = ffi.new("int32_t[]", len(small_model.blob) // 4 + 1)
+    ffi.memmove(blob, small_model.blob, len(small_model.blob))
+    assert lib.stw_blob_open(ffi.new("stw_model *"), layers, 1, blob, len(small_model.blob)) == lib.STW_E_SPACE
+    shifted = ffi.cast("char *", blob) + 1
+    assert lib.stw_blob_open(ffi.new("stw_model *"), layers, 1, shifted, 40) == lib.STW_E_ALIGN
+    for status in range(0, -11, -1):
+        assert ffi.string(lib.stw_strerror(status))
