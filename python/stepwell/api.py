@@ -41,7 +41,7 @@ def convert(
         from stepwell.importer import import_onnx
 
         imported = import_onnx(source)
-        graph, verified = imported.graph, {"oracle": imported.replay.oracle, "max_error": imported.replay.error}
+        graph, verified = imported.graph, vars(imported.replay)
     samples = load_samples(calib, graph.n_in, columns=columns)
     calibration = calibrate(graph, samples.sequences, progress)
     model = quantize(graph, calibration)

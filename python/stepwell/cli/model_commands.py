@@ -47,7 +47,7 @@ def convert(
     click.echo(f"{target}: {info['name']}, id {info['id']}, {info['precision']}")
     verified = notes["source_check"]
     click.echo(
-        f"  import      stream = source ({verified['oracle']}), largest relative difference {verified['max_error']:.1e}"
+        f"  import      stream = source ({verified['oracle']}), largest relative difference {verified['error']:.1e}"
     )
     click.echo(f"  calibrated  {notes['calibration']['sequences']} sequences, {notes['calibration']['steps']} steps")
     _print_costs(info)

@@ -1,0 +1,38 @@
+"""ONNX file -> float graph, proven by running both.
+
+``reader`` loads a file as hostile input, ``walk`` follows the data from input to output and collects the layers, ``replay`` runs
+the source as a whole sequence and the graph as a stream and compares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from stepwell.graph import Graph
+from stepwell.importer.reader import file_sha256, read_model, source_of
+from stepwell.importer.replay import Replay, replay
+from stepwell.importer.walk import walk
+
+__all__ = ["Imported", "Replay", "file_sha256", "import_onnx"]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """The graph, and how well it replays its source (None when not asked for)."""
+
+    graph: Graph
+    replay: Replay | None
+
+
+def import_onnx(path: str | Path, verify: bool = True) -> Imported:
+    """Read an ONNX file.
+
+    Raises ImportRefused, naming the node, its operator and the reason, when something in it cannot be streamed or is not
+    understood, or when the stream differs from the source by more than 1e-5 of the output's range.
+    """
+    path = Path(path)
+    onnx_model, notes = read_model(path)
+    walked = walk(onnx_model)
+    graph = Graph(walked.layers, walked.readout, source_of(path, onnx_model), (*notes, *walked.notes))
+    return Imported(graph, replay(onnx_model, walked, graph) if verify else None)

@@ -1,0 +1,696 @@
+"""Follows the data from a graph's input to its output and collects the layers on the way.
+
+Every value is either a constant or a *signal*. Constants, the shape plumbing of the exporters among them, are computed with the
+onnx reference evaluator, dynamic dimensions standing for small numbers. A signal knows which of its axes is which (an axis is a
+product of atoms: input axes, features, unit axes), so that transposes, reshapes, squeezes and flattenings are followed exactly, and
+carries the chain of layers that made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from stepwell.errors import ImportRefused
+from stepwell.graph import Activation, Dense, Layer, Lstm
+
+CONSTANT_LIMIT = 1 << 24  # values: more is not shape plumbing
+DYNAMIC_SIZES = (3, 5, 7)  # what dynamic dimensions 0, 1, 2 stand for
+
+HINTS = {
+    "GRU": "GRU layers are not supported yet; LSTM layers are",
+    "RNN": "plain RNN layers are not supported yet; LSTM layers are",
+    "Loop": "the exporter wrote the recurrence as a loop: export torch.nn.LSTM with torch.onnx.export(..., dynamo=False)",
+    "Scan": "the exporter wrote the recurrence as a scan: export torch.nn.LSTM with torch.onnx.export(..., dynamo=False)",
+    "If": "control flow cannot be streamed: export in eval mode, with fixed options",
+    "LogSoftmax": "end the model in Softmax, or in the logits",
+    "Conv": "convolutions are not supported yet: LSTM and dense layers are",
+    "BatchNormalization": "fold it into the neighbouring layer's weights before the export",
+    "LayerNormalization": "not supported yet: LSTM and dense layers are",
+    "Split": "an LSTMCell written out, or several heads: export torch.nn.LSTM instead of LSTMCell",
+    "DynamicQuantizeLSTM": "export the float model: stepwell quantises it itself",
+    "QuantizeLinear": "export the float model: stepwell quantises it itself",
+    "DequantizeLinear": "export the float model: stepwell quantises it itself",
+}
+
+
+@dataclass(frozen=True)
+class Atom:
+    """A piece of an axis: "in0".. for axes of the model's input, "feature", or "unit" (size 1)."""
+
+    label: str
+    size: int
+
+
+Axis = tuple[Atom, ...]
+UNIT: Axis = (Atom("unit", 1),)
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Data on its way. ``last``: the time axis has been reduced to its last step. ``state``: an LSTM's final state."""
+
+    axes: tuple[Axis, ...]
+    chain: tuple[Layer, ...] = ()
+    time: str = ""
+    last: bool = False
+    state: str = ""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(prod(atom.size for atom in axis) for axis in self.axes)
+
+    def axis(self, index: int) -> int:
+        """A non-negative axis number."""
+        return index % len(self.axes)
+
+
+@dataclass(frozen=True)
+class StateStack:
+    """Final states of several layers, concatenated along their first axis, as torch's h_n."""
+
+    parts: tuple[Signal, ...]
+
+
+Value = np.ndarray | Signal | StateStack | None
+
+
+@dataclass(frozen=True)
+class Walked:
+    layers: tuple[Layer, ...]
+    readout: str
+    notes: tuple[str, ...]
+    input_name: str
+    output_name: str
+    input_shape: tuple[int | None, ...]  # None: dynamic
+    state_inputs: tuple[str, ...]
+    state_outputs: tuple[str, ...]
+    time: str  # label of the time axis: "in0" or "in1"
+    output_axes: tuple[Axis, ...]
+
+
+@dataclass
+class _Walk:
+    model: onnx.ModelProto
+    values: dict[str, Value] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    node: onnx.NodeProto | None = None
+
+    def refuse(self, reason: str) -> ImportRefused:
+        """The error for the node at hand."""
+        node = self.node
+        assert node is not None
+        name = f"node '{node.name}'" if node.name else f"the node that makes '{node.output[0]}'"
+        return ImportRefused(f"{name} ({node.op_type}): {reason}")
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        for attribute in self.node.attribute:
+            if attribute.name == name:
+                return helper.get_attribute_value(attribute)
+        return default
+
+    def inputs(self) -> list[Value]:
+        found = []
+        for name in self.node.input:
+            if name and name not in self.values:
+                raise self.refuse(
+                    f"its input '{name}' does not exist or is made later: the graph has a cycle or is not sorted"
+                )
+            found.append(self.values[name] if name else None)
+        return found
+
+    def constant(self, value: Value, what: str) -> np.ndarray:
+        if not isinstance(value, np.ndarray):
+            raise self.refuse(f"{what} must be a constant: store it as an initializer")
+        return value
+
+
+def walk(model: onnx.ModelProto) -> Walked:
+    """The chain of layers of ``model``; raises ImportRefused."""
+    graph = model.graph
+    w = _Walk(model)
+    w.values[""] = None
+    for tensor in graph.initializer:
+        w.values[tensor.name] = numpy_helper.to_array(tensor)
+    inputs = [value for value in graph.input if value.name not in w.values]
+    data, states = _split_inputs(graph, inputs)
+    shape = _declared_shape(data)
+    atoms = [Atom(f"in{k}", size or DYNAMIC_SIZES[k]) for k, size in enumerate(shape)]
+    atoms[-1] = replace(atoms[-1], label="feature")
+    w.values[data.name] = Signal(tuple((atom,) for atom in atoms))
+    for state in states:
+        sizes = _declared_shape(state, what="initial state")
+        w.values[state.name] = np.zeros([size or DYNAMIC_SIZES[k] for k, size in enumerate(sizes)], np.float32)
+        w.notes.append(f"input '{state.name}' is an initial state: the stream carries it, starting at zero")
+    for node in graph.node:
+        w.node = node
+        _visit(w, w.inputs())
+    return _result(w, data.name, shape, [state.name for state in states])
+
+
+def _split_inputs(graph: onnx.GraphProto, inputs: list) -> tuple[onnx.ValueInfoProto, list]:
+    """The data input is the one that the first LSTM's X comes from; what feeds only initial states is a state input."""
+    producers = {name: node for node in graph.node for name in node.output}
+    recurrent = next((node for node in graph.node if node.op_type in ("LSTM", "GRU", "RNN")), None)
+    if recurrent is None:
+        found = ", ".join(sorted({node.op_type for node in graph.node}))[:300]
+        hint = next(
+            (HINTS[n.op_type] for n in graph.node if n.op_type in ("Loop", "Scan", "Split", "DynamicQuantizeLSTM")), ""
+        )
+        raise ImportRefused(f"the graph has no LSTM node, only {found}. {hint or 'Is the recurrence unrolled?'}")
+    reached, todo = set(), [recurrent.input[0]]
+    while todo:
+        name = todo.pop()
+        if name not in reached:
+            reached.add(name)
+            todo.extend(producers[name].input if name in producers else ())
+    data = [value for value in inputs if value.name in reached]
+    if len(data) != 1:
+        names = [value.name for value in inputs]
+        raise ImportRefused(
+            f"the LSTM's input must come from exactly one of the graph's inputs {names}, it comes from {len(data)}"
+        )
+    return data[0], [value for value in inputs if value.name not in reached]
+
+
+def _declared_shape(value: onnx.ValueInfoProto, what: str = "input") -> tuple[int | None, ...]:
+    tensor = value.type.tensor_type
+    if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
+        raise ImportRefused(f"{what} '{value.name}' has no declared shape: export with static sizes or dynamic_axes")
+    sizes = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
+    if not 2 <= len(sizes) <= 3 or any(size is not None and size <= 0 for size in sizes):
+        raise ImportRefused(
+            f"{what} '{value.name}' has shape {list(sizes)}: expected [batch, time, features] or [time, features]"
+        )
+    if what == "input" and sizes[-1] is None:
+        raise ImportRefused(
+            f"{what} '{value.name}' has a dynamic number of features: only batch and time may be dynamic"
+        )
+    return sizes
+
+
+# ---- one node ----
+
+
+def _visit(w: _Walk, inputs: list[Value]) -> None:
+    node = w.node
+    if node.op_type == "Constant":
+        outputs: tuple = (_constant_node(w),)
+    elif node.op_type == "Shape" and isinstance(inputs[0], Signal):
+        sizes = np.array(inputs[0].shape, np.int64)
+        outputs = (sizes[w.attribute("start", 0) : w.attribute("end")],)
+    elif not any(isinstance(value, (Signal, StateStack)) for value in inputs):
+        outputs = _computed(w, inputs)
+    elif node.op_type in HANDLERS and node.domain in ("", "ai.onnx"):
+        outputs = HANDLERS[node.op_type](w, *inputs)
+    else:
+        known = "LSTM, Gemm, MatMul, Add, activations and shape operators"
+        raise w.refuse(HINTS.get(node.op_type, f"this operator is not supported: the importer knows {known}"))
+    for name, value in zip(node.output, outputs, strict=False):
+        w.values[name] = value
+    for name in node.output[len(outputs) :]:
+        w.values[name] = None
+
+
+def _constant_node(w: _Walk) -> np.ndarray:
+    for attribute in w.node.attribute:
+        value = helper.get_attribute_value(attribute)
+        array = numpy_helper.to_array(value) if attribute.name == "value" else np.asarray(value)
+        return array
+    raise w.refuse("it has no value")
+
+
+FOLDED = frozenset(
+    (
+        "Add And Cast CastLike Concat ConstantOfShape Div Equal Expand Flatten Floor Gather Identity Less Max Min Mod Mul Neg Not "
+        "Or Pow Range ReduceProd Reshape ScatterND Shape Size Slice Split Sqrt Squeeze Sub Tile Transpose Unsqueeze Where"
+    ).split()
+)
+GROWING = {"ConstantOfShape", "Expand", "Tile", "Range"}
+
+
+def _computed(w: _Walk, inputs: list[Value]) -> tuple:
+    """A node of constants alone, computed by the onnx reference evaluator."""
+    node = w.node
+    if node.op_type not in FOLDED:
+        raise w.refuse(
+            HINTS.get(
+                node.op_type, "a computation on constants that the importer does not know; fold it before the export"
+            )
+        )
+    if node.op_type in GROWING and _grown_size(node.op_type, inputs) > CONSTANT_LIMIT:
+        raise w.refuse("it would make a constant of more than 16 million values")
+    graph = helper.make_graph(
+        [node],
+        "constants",
+        [helper.make_value_info(name, onnx.TypeProto()) for name in dict.fromkeys(node.input) if name],
+        [helper.make_value_info(name, onnx.TypeProto()) for name in node.output if name],
+    )
+    single = helper.make_model(graph, opset_imports=w.model.opset_import)
+    feeds = {name: value for name, value in zip(node.input, inputs, strict=True) if name}
+    try:
+        return tuple(np.asarray(value) for value in ReferenceEvaluator(single).run(None, feeds))
+    except Exception as error:
+        raise w.refuse(f"cannot be computed: {type(error).__name__}: {str(error)[:200]}") from error
+
+
+def _grown_size(op_type: str, inputs: list[Value]) -> float:
+    values = [np.asarray(value, dtype=np.float64) for value in inputs if value is not None]
+    if op_type == "Range":
+        return abs(float((values[1] - values[0]) / values[2])) if float(values[2]) else float("inf")
+    sizes = float(np.prod(np.maximum(np.abs(values[-1]), 1)))
+    return sizes if op_type == "ConstantOfShape" else sizes * values[0].size
+
+
+# ---- recurrent layers ----
+
+
+def _lstm(w: _Walk, x: Value, weights: Value, recurrent: Value, *rest: Value) -> tuple:
+    rest = (*rest, None, None, None, None, None)
+    bias, lengths, h0, c0, peepholes = rest[:5]
+    if not isinstance(x, Signal):
+        raise w.refuse("its input X is not the data")
+    n = _check_lstm(w, x)
+    matrix = w.constant(weights, "W").astype(np.float64)
+    square = w.constant(recurrent, "R").astype(np.float64)
+    n_in = x.shape[2]
+    if matrix.shape != (1, 4 * n, n_in) or square.shape != (1, 4 * n, n):
+        raise w.refuse(
+            f"W {list(matrix.shape)} and R {list(square.shape)} do not fit hidden_size {n} and {n_in} inputs"
+        )
+    both = np.zeros((1, 8 * n)) if bias is None else w.constant(bias, "B").astype(np.float64)
+    if both.shape != (1, 8 * n):
+        raise w.refuse(f"B has shape {list(both.shape)}, expected [1, {8 * n}]")
+    _check_states(w, lengths, h0, c0, peepholes, x)
+    name = w.node.name or w.node.output[0] or "lstm"
+    layer = Lstm(name, _ifgo(matrix[0]), _ifgo(square[0]), _ifgo(both[0, : 4 * n] + both[0, 4 * n :]))
+    return _lstm_outputs(w, x, layer)
+
+
+def _ifgo(rows: np.ndarray) -> np.ndarray:
+    """Gate rows from the ONNX operator's order i, o, f, c to i, f, g, o."""
+    i, o, f, g = np.split(rows, 4)
+    return np.concatenate([i, f, g, o])
+
+
+def _check_lstm(w: _Walk, x: Signal) -> int:
+    direction = w.attribute("direction", b"forward").decode()
+    if direction != "forward":
+        raise w.refuse(f"direction '{direction}' needs the whole sequence and cannot be streamed: train a forward LSTM")
+    activations = [name.decode().lower() for name in w.attribute("activations", [])]
+    if activations not in ([], ["sigmoid", "tanh", "tanh"]):
+        raise w.refuse(f"activations {activations} are not supported: use the default Sigmoid, Tanh, Tanh")
+    if w.attribute("clip", 0.0):
+        raise w.refuse("cell clipping is not supported: export without clip")
+    if w.attribute("input_forget", 0):
+        raise w.refuse("coupled input and forget gates (input_forget) are not supported")
+    if len(x.axes) != 3 or len(x.axes[2]) != 1 or x.axes[2][0].label != "feature":
+        raise w.refuse(f"its input must have axes time, batch, features; it has shape {list(x.shape)}")
+    return int(w.attribute("hidden_size", 0)) or 0
+
+
+def _check_states(w: _Walk, lengths: Value, h0: Value, c0: Value, peepholes: Value, x: Signal) -> None:
+    for what, value in (("initial_h", h0), ("initial_c", c0)):
+        if value is None:
+            continue
+        if not isinstance(value, np.ndarray):
+            raise w.refuse(f"{what} is computed from the data: a stream starts from a state that is known beforehand")
+        if np.any(value):
+            raise w.refuse(f"{what} is a constant other than zero, which is not supported: start from zero")
+    if peepholes is not None and np.any(w.constant(peepholes, "P")):
+        raise w.refuse("peephole weights are not supported: train without them")
+    if lengths is not None:
+        steps = x.shape[1 if w.attribute("layout", 0) else 0]
+        if np.any(w.constant(lengths, "sequence_lens") != steps):
+            raise w.refuse("sequence_lens shorter than the sequence are not supported: a stream has no length")
+
+
+def _lstm_outputs(w: _Walk, x: Signal, layer: Lstm) -> tuple[Signal, Signal, Signal]:
+    """Y [T, 1, B, H], Y_h and Y_c [1, B, H]; with layout 1 the batch comes first: Y [B, T, 1, H], Y_h [B, 1, H]."""
+    layout = w.attribute("layout", 0)
+    time, batch = (x.axes[1], x.axes[0]) if layout else (x.axes[0], x.axes[1])
+    if x.last:
+        raise w.refuse("it runs over the last step only: an LSTM after a last-step readout is not a sequence")
+    labels = [atom.label for atom in time if atom.label != "unit"]
+    label = x.time or (labels[0] if labels else "unit")
+    if len(labels) > 1 or (labels and labels[0] != label):
+        raise w.refuse(
+            "its time axis is not the time axis of the layers before it: check batch_first and the transposes"
+        )
+    feature: Axis = (Atom("feature", layer.n_out),)
+    made = replace(x, chain=(*x.chain, layer), time=label)
+    y = replace(made, axes=(batch, time, UNIT, feature) if layout else (time, UNIT, batch, feature))
+    final = replace(made, axes=(batch, UNIT, feature) if layout else (UNIT, batch, feature), last=True)
+    return y, replace(final, state="h"), replace(final, state="c")
+
+
+# ---- dense layers and activations ----
+
+
+def _features(w: _Walk, x: Value, n_in: int) -> Signal:
+    if not isinstance(x, Signal):
+        raise w.refuse("the weights must be the second factor: constant @ data is not a dense layer")
+    if x.state == "c":
+        raise w.refuse("reads the cell state, which is not supported: read the hidden state")
+    if len(x.axes[-1]) != 1 or x.axes[-1][0] != Atom("feature", n_in):
+        raise w.refuse(
+            f"its input of shape {list(x.shape)} does not end in {n_in} features: time or batch are mixed into them"
+        )
+    _not_after_softmax(w, x)
+    return x
+
+
+def _not_after_softmax(w: _Walk, x: Signal) -> None:
+    if x.chain and getattr(x.chain[-1], "activation", "") == "softmax":
+        raise w.refuse("Softmax must be the last operation of the model")
+
+
+def _extended(x: Signal, layer: Layer) -> Signal:
+    return replace(x, axes=(*x.axes[:-1], (Atom("feature", layer.n_out),)), chain=(*x.chain, layer), state="")
+
+
+def _with_last_layer(x: Signal, layer: Layer) -> Signal:
+    return replace(x, chain=(*x.chain[:-1], layer))
+
+
+def _matmul(w: _Walk, a: Value, b: Value) -> tuple[Signal]:
+    weight = w.constant(b, "the second factor").astype(np.float64)
+    if weight.ndim != 2:
+        raise w.refuse(f"the weights have shape {list(weight.shape)}, expected [n_in, n_out]")
+    x = _features(w, a, weight.shape[0])
+    name = w.node.name or w.node.output[0]
+    return (_extended(x, Dense(name, weight.T.copy(), np.zeros(weight.shape[1]))),)
+
+
+def _gemm(w: _Walk, a: Value, b: Value, c: Value = None) -> tuple[Signal]:
+    if w.attribute("transA", 0):
+        raise w.refuse("transA is not supported: the data must not be transposed")
+    weight = w.constant(b, "B").astype(np.float64) * w.attribute("alpha", 1.0)
+    weight = weight if w.attribute("transB", 0) else weight.T
+    if weight.ndim != 2:
+        raise w.refuse(f"the weights have shape {list(weight.shape)}")
+    x = _features(w, a, weight.shape[1])
+    bias = np.zeros(len(weight))
+    if c is not None:
+        bias = _per_feature(w, w.constant(c, "C"), len(weight)) * w.attribute("beta", 1.0)
+    return (_extended(x, Dense(w.node.name or w.node.output[0], weight.copy(), bias)),)
+
+
+def _per_feature(w: _Walk, constant: np.ndarray, n: int) -> np.ndarray:
+    """A constant that broadcasts over everything but the features, as [n]."""
+    if constant.size not in (1, n) or (constant.size == n and constant.ndim and constant.shape[-1] != n):
+        raise w.refuse(f"a constant of shape {list(constant.shape)} does not belong to {n} features")
+    return np.broadcast_to(constant.astype(np.float64).reshape(-1), (n,)).copy()
+
+
+def _open_dense(w: _Walk, x: Signal) -> Dense:
+    """The dense layer that ``x`` comes straight from: constants after it fold into its weights."""
+    layer = x.chain[-1] if x.chain else None
+    if not isinstance(layer, Dense) or layer.activation != "none":
+        where = (
+            "the model's input (normalise the data outside the model)" if layer is None else "an LSTM or an activation"
+        )
+        raise w.refuse(f"arithmetic with a constant straight after {where} is not supported; after a dense layer it is")
+    return layer
+
+
+def _arithmetic(apply: Callable[[Dense, np.ndarray, bool], Dense]) -> Callable[[_Walk, Value, Value], tuple[Signal]]:
+    def handle(w: _Walk, a: Value, b: Value) -> tuple[Signal]:
+        swapped = isinstance(a, np.ndarray)
+        x, constant = (b, a) if swapped else (a, b)
+        if not isinstance(x, Signal) or not isinstance(constant, np.ndarray):
+            raise w.refuse("both operands are data: residual connections and gates written out are not supported")
+        layer = _open_dense(w, x)
+        return (_with_last_layer(x, apply(layer, _per_feature(w, constant, layer.n_out), swapped)),)
+
+    return handle
+
+
+def _add(layer: Dense, k: np.ndarray, swapped: bool) -> Dense:
+    return replace(layer, bias=layer.bias + k)
+
+
+def _subtract(layer: Dense, k: np.ndarray, swapped: bool) -> Dense:
+    return _multiply(_add(layer, -k, False), -np.ones(1), False) if swapped else _add(layer, -k, False)
+
+
+def _multiply(layer: Dense, k: np.ndarray, swapped: bool) -> Dense:
+    return replace(layer, weight=layer.weight * k[:, None], bias=layer.bias * k)
+
+
+def _divide(w: _Walk, a: Value, b: Value) -> tuple[Signal]:
+    if isinstance(a, np.ndarray) or (isinstance(b, np.ndarray) and not np.all(b)):
+        raise w.refuse("division by data or by zero")
+    return _arithmetic(lambda layer, k, swapped: _multiply(layer, 1 / k, False))(w, a, b)
+
+
+def _activation(kind: str) -> Callable[[_Walk, Value], tuple[Signal]]:
+    def handle(w: _Walk, x: Value) -> tuple[Signal]:
+        if not isinstance(x, Signal) or not x.chain:
+            raise w.refuse("an activation of the raw input is not supported: apply it before the model")
+        if x.state == "c":
+            raise w.refuse("reads the cell state, which is not supported")
+        _not_after_softmax(w, x)
+        layer = x.chain[-1]
+        if isinstance(layer, Dense) and layer.activation == "none":
+            return (_with_last_layer(x, replace(layer, activation=kind)),)
+        name = w.node.name or w.node.output[0]
+        return (_extended(x, Activation(name, kind, layer.n_out)),)
+
+    return handle
+
+
+def _softmax(w: _Walk, x: Value) -> tuple[Signal]:
+    opset = next(entry.version for entry in w.model.opset_import if entry.domain in ("", "ai.onnx"))
+    if isinstance(x, Signal):
+        default = -1 if opset >= 13 else 1
+        if x.axis(w.attribute("axis", default)) != len(x.axes) - 1:
+            raise w.refuse("Softmax must run over the features (the last axis)")
+        if not x.chain or not isinstance(x.chain[-1], Dense) or x.chain[-1].activation != "none":
+            raise w.refuse("Softmax must follow a dense layer")
+        if x.chain[-1].n_out > 512:
+            raise w.refuse(f"Softmax over {x.chain[-1].n_out} classes: 512 at most")
+    return _activation("softmax")(w, x)
+
+
+# ---- plumbing ----
+
+
+def _same(w: _Walk, x: Value, *rest: Value) -> tuple[Value]:
+    return (x,)
+
+
+def _cast(w: _Walk, x: Value) -> tuple[Value]:
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+    if w.attribute("to") not in floats:
+        raise w.refuse("casts the data to an integer type, which is not supported")
+    return (x,)
+
+
+def _transpose(w: _Walk, x: Value) -> tuple[Signal]:
+    x = _signal(w, x)
+    order = w.attribute("perm") or list(range(len(x.axes)))[::-1]
+    return (replace(x, axes=tuple(x.axes[k] for k in order)),)
+
+
+def _signal(w: _Walk, x: Value) -> Signal:
+    if not isinstance(x, Signal):
+        raise w.refuse("final states of several layers are mixed here: read the output or the last layer's state")
+    return x
+
+
+def _axes_given(w: _Walk, given: Value) -> list[int] | None:
+    """Axes as an attribute (opset < 13) or as an input."""
+    if given is not None:
+        return [int(k) for k in w.constant(given, "axes").reshape(-1)]
+    axes = w.attribute("axes")
+    return None if axes is None else list(axes)
+
+
+def _squeeze(w: _Walk, x: Value, given: Value = None) -> tuple[Signal]:
+    x = _signal(w, x)
+    axes = _axes_given(w, given)
+    drop = {x.axis(k) for k in axes} if axes is not None else {k for k, size in enumerate(x.shape) if size == 1}
+    if any(x.shape[k] != 1 for k in drop):
+        raise w.refuse(f"squeezes an axis of shape {list(x.shape)} that is not 1")
+    return (replace(x, axes=tuple(axis for k, axis in enumerate(x.axes) if k not in drop)),)
+
+
+def _unsqueeze(w: _Walk, x: Value, given: Value = None) -> tuple[Signal]:
+    x = _signal(w, x)
+    new = _axes_given(w, given) or []
+    rank = len(x.axes) + len(new)
+    places = {k % rank for k in new}
+    old = iter(x.axes)
+    return (replace(x, axes=tuple(UNIT if k in places else next(old) for k in range(rank))),)
+
+
+def _reshape(w: _Walk, x: Value, target: Value) -> tuple[Signal]:
+    x = _signal(w, x)
+    sizes = [int(v) for v in w.constant(target, "the shape").reshape(-1)]
+    sizes = [x.shape[k] if size == 0 and k < len(x.axes) else size for k, size in enumerate(sizes)]
+    if sizes.count(-1) == 1:
+        sizes[sizes.index(-1)] = prod(x.shape) // max(1, prod(size for size in sizes if size != -1))
+    return (_regrouped(w, x, sizes),)
+
+
+def _flatten(w: _Walk, x: Value) -> tuple[Signal]:
+    x = _signal(w, x)
+    axis = w.attribute("axis", 1)
+    axis = axis if axis >= 0 else len(x.axes) + axis
+    return (_regrouped(w, x, [prod(x.shape[:axis]), prod(x.shape[axis:])]),)
+
+
+def _regrouped(w: _Walk, x: Signal, sizes: list[int]) -> Signal:
+    """Axes are cut between atoms only; unit atoms may appear and vanish anywhere."""
+    atoms = [atom for axis in x.axes for atom in axis if atom.size != 1]
+    keep = {atom.label: atom for axis in x.axes for atom in axis if atom.size == 1 and atom.label != "unit"}
+    axes: list[Axis] = []
+    for size in sizes:
+        axis: list[Atom] = []
+        while prod(atom.size for atom in axis) < size and atoms:
+            axis.append(atoms.pop(0))
+        if prod(atom.size for atom in axis) != size:
+            raise w.refuse(f"reshapes {list(x.shape)} to {sizes}, which mixes time, batch and features")
+        axes.append(tuple(axis) or UNIT)
+    if atoms:
+        raise w.refuse(f"reshapes {list(x.shape)} to {sizes}, which does not hold all values")
+    return replace(x, axes=_named_units(axes, keep))
+
+
+def _named_units(axes: list[Axis], keep: dict[str, Atom]) -> tuple[Axis, ...]:
+    """A feature axis of one value is still the features: it is the last axis."""
+    if "feature" in keep and axes and axes[-1] == UNIT:
+        axes[-1] = (keep["feature"],)
+    return tuple(axes)
+
+
+def _gather(w: _Walk, x: Value, indices: Value) -> tuple[Signal]:
+    index = w.constant(indices, "the index")
+    if isinstance(x, StateStack):
+        return (_from_stack(w, x, index),)
+    x = _signal(w, x)
+    axis = x.axis(w.attribute("axis", 0))
+    if index.size != 1 or index.ndim > 1:
+        raise w.refuse("picks several entries of the data, which is not supported: take the last step, or every one")
+    position = int(index.reshape(-1)[0])
+    picked = _picked(w, x, axis, position, position + 1 or x.shape[axis])
+    axes = picked.axes if index.ndim else tuple(a for k, a in enumerate(picked.axes) if k != axis)
+    return (replace(picked, axes=axes),)
+
+
+def _slice(
+    w: _Walk, x: Value, starts: Value = None, ends: Value = None, axes: Value = None, steps: Value = None
+) -> tuple[Signal]:
+    def numbers(value: Value, name: str) -> list[int] | None:
+        if value is not None:
+            return [int(v) for v in w.constant(value, name).reshape(-1)]
+        return list(w.attribute(name)) if w.attribute(name) is not None else None
+
+    first, end, along, by = (
+        numbers(v, n) for v, n in ((starts, "starts"), (ends, "ends"), (axes, "axes"), (steps, "steps"))
+    )
+    along = along if along is not None else list(range(len(first)))
+    if by is not None and any(step != 1 for step in by):
+        raise w.refuse("strides and reversal cannot be streamed")
+    if isinstance(x, StateStack):
+        index = np.arange(len(x.parts))[first[0] : end[0]]
+        if along != [0] or len(index) != 1:
+            raise w.refuse("takes several layers' final states")
+        return (_from_stack(w, x, index),)
+    x = _signal(w, x)
+    for start, stop, axis in zip(first, end, along, strict=True):
+        x = _picked(w, x, x.axis(axis), start, stop)
+    return (x,)
+
+
+def _picked(w: _Walk, x: Signal, axis: int, start: int, stop: int) -> Signal:
+    """``x`` with the range start:stop of one axis: all of it, or the last step of time."""
+    size = x.shape[axis]
+    wanted = range(size)[start:stop]
+    if len(wanted) == size:
+        return x
+    atoms = [atom for atom in x.axes[axis] if atom.label != "unit"]
+    if len(atoms) == 1 and x.chain and atoms[0].label == x.time:
+        if list(wanted) != [size - 1]:
+            raise w.refuse(
+                f"takes steps {start}:{stop} of {size}: only the last step, or every one, can be read from a stream"
+            )
+        return replace(x, axes=(*x.axes[:axis], UNIT, *x.axes[axis + 1 :]), last=True)
+    what = "time before any LSTM" if not x.chain else "features" if axis == len(x.axes) - 1 else "the batch"
+    raise w.refuse(f"takes a part ({start}:{stop} of {size}) of {what}, which is not supported")
+
+
+def _concat(w: _Walk, *parts: Value) -> tuple[Value]:
+    if len(parts) == 1:
+        return (parts[0],)
+    states = [part for part in parts if isinstance(part, Signal) and part.state]
+    if len(states) == len(parts) and w.attribute("axis") == 0:
+        return (StateStack(tuple(states)),)
+    raise w.refuse("concatenates data, which is not supported")
+
+
+def _from_stack(w: _Walk, stack: StateStack, index: np.ndarray) -> Signal:
+    if w.node.op_type == "Gather" and w.attribute("axis", 0) != 0:
+        raise w.refuse("mixes the final states of several layers")
+    part = stack.parts[int(index.reshape(-1)[0])]
+    return part if index.ndim else replace(part, axes=part.axes[1:])
+
+
+HANDLERS: dict[str, Callable[..., tuple]] = {
+    "LSTM": _lstm,
+    "MatMul": _matmul,
+    "Gemm": _gemm,
+    "Add": _arithmetic(_add),
+    "Sub": _arithmetic(_subtract),
+    "Mul": _arithmetic(_multiply),
+    "Div": _divide,
+    "Relu": _activation("relu"),
+    "Tanh": _activation("tanh"),
+    "Sigmoid": _activation("sigmoid"),
+    "Softmax": _softmax,
+    "Identity": _same,
+    "Dropout": _same,
+    "Cast": _cast,
+    "Transpose": _transpose,
+    "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze,
+    "Reshape": _reshape,
+    "Flatten": _flatten,
+    "Gather": _gather,
+    "Slice": _slice,
+    "Concat": _concat,
+}
+
+
+# ---- the end ----
+
+
+def _result(w: _Walk, data: str, shape: tuple[int | None, ...], states: list[str]) -> Walked:
+    names = [output.name for output in w.model.graph.output]
+    missing = [name for name in names if name not in w.values]
+    if missing:
+        raise ImportRefused(f"output '{missing[0]}' is not made by any node")
+    main, *others = names
+    y = w.values[main]
+    if not isinstance(y, Signal) or not any(isinstance(layer, Lstm) for layer in y.chain):
+        raise ImportRefused(f"output '{main}' does not come from an LSTM")
+    if y.state == "c":
+        raise ImportRefused(f"output '{main}' is a cell state: make the hidden state or a dense layer the first output")
+    extra = [
+        name for name in others if not (isinstance(w.values[name], StateStack) or getattr(w.values[name], "state", ""))
+    ]
+    if extra:
+        raise ImportRefused(f"outputs {[main, *extra]}: a stream has one output: export the model with one")
+    if others:
+        w.notes.append(f"outputs {', '.join(others)} are final states: the stream keeps them")
+    readout = "last" if y.last else "every"
+    labels = (data, main, shape, tuple(states), tuple(others))
+    return Walked(y.chain, readout, tuple(w.notes), *labels, y.time, y.axes)
