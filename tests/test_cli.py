@@ -1,0 +1,194 @@
+"""The command line as a person or a script uses it: output, --json, exit codes, bad input, whole files."""
+
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import stepwell
+from conftest import DEMO
+
+ONNX, CALIB, TEST = DEMO / "turbofan.onnx", DEMO / "turbofan_calib.npz", DEMO / "turbofan_test.npz"
+
+
+def run(*args, stdin: str | None = None, cwd=None) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "stepwell", *map(str, args)]
+    return subprocess.run(command, input=stdin, capture_output=True, text=True, cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def stw(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "turbofan.stw"
+    done = run("convert", ONNX, "--calib", CALIB, "-o", path)
+    assert done.returncode == 0, done.stderr
+    assert "stream = source" in done.stdout
+    return path
+
+
+@pytest.fixture(scope="module")
+def rows() -> np.ndarray:
+    return np.load(TEST)["x"][0, :12].astype(np.float64)
+
+
+def csv_of(rows: np.ndarray) -> str:
+    return "\n".join(",".join(repr(float(v)) for v in row) for row in rows) + "\n"
+
+
+COMMANDS = ["convert", "check", "info", "emit", "run", "build", "flash", "hil", "demo"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples(command):
+    done = run(command, "--help")
+    assert done.returncode == 0
+    assert f"stepwell {command}" in done.stdout.split("Examples:")[1]
+    assert "--json" in done.stdout
+
+
+def test_wrong_use_exits_with_2(stw):
+    for args in (["convert"], ["frobnicate"], ["info", stw, "--no-such-option"], ["check", stw]):
+        done = run(*args)
+        assert done.returncode == 2 and done.stderr, args
+
+
+def test_info_json(stw):
+    facts = json.loads(run("info", stw, "--json").stdout)
+    model = stepwell.load(stw)
+    assert facts == json.loads(json.dumps(model.info()))
+    assert facts["id"] == f"{model.id:08x}" and facts["ram_bytes"] == 192 + 64
+
+
+def test_check_prints_the_metric(stw):
+    done = run("check", stw, "--data", TEST, "--float", ONNX)
+    assert done.returncode == 0, done.stderr
+    assert "rmse (last step)" in done.stdout and "0 mismatches" in done.stdout
+    result = json.loads(run("check", stw, "--data", TEST, "--float", ONNX, "--json").stdout)
+    assert abs(result["metric"]["change_percent"]) < 1 and result["sqnr_db"] > 50
+    assert result["engine_mismatches"] == 0 and result["steps"] > 4000
+
+
+def test_check_finds_the_source_beside_the_model(stw, tmp_path):
+    done = run("check", stw, "--data", TEST)
+    assert done.returncode == 1 and "name it with --float" in done.stderr
+    (tmp_path / "turbofan.onnx").write_bytes(ONNX.read_bytes())
+    (tmp_path / "m.stw").write_bytes(stw.read_bytes())
+    assert run("check", tmp_path / "m.stw", "--data", TEST).returncode == 0
+    (tmp_path / "turbofan.onnx").write_bytes(ONNX.read_bytes() + b"\n")
+    assert run("check", tmp_path / "m.stw", "--data", TEST).returncode == 1
+
+
+def test_check_counts_saturation(stw, tmp_path):
+    x = np.load(TEST)["x"][:2].astype(np.float64)
+    x[0, 3, 5] = 1000
+    np.savez(tmp_path / "wild.npz", x=x)
+    result = json.loads(run("check", stw, "--data", tmp_path / "wild.npz", "--float", ONNX, "--json").stdout)
+    assert result["saturation"]["input"]["saturated"] == 1
+
+
+def test_emit(stw, tmp_path):
+    result = json.loads(run("emit", stw, "-o", tmp_path / "out", "--name", "pump", "--json").stdout)
+    assert {"pump.h", "pump.c", "stepwell.c", "README.md"} <= set(result["files"])
+    done = run("emit", stw, "-o", tmp_path / "bad", "--name", "1pump")
+    assert done.returncode == 1 and "cannot name a C object" in done.stderr and not (tmp_path / "bad").exists()
+
+
+def test_run_file_and_stdin(stw, rows, tmp_path):
+    expected = stepwell.load(stw).stream().run(rows)[:, 0]
+    (tmp_path / "x.csv").write_text(csv_of(rows))
+    for done in (
+        run("run", stw, tmp_path / "x.csv"),
+        run("run", stw, "-", stdin=csv_of(rows)),
+        run("run", stw, stdin=csv_of(rows)),
+    ):
+        assert done.returncode == 0, done.stderr
+        assert np.allclose([float(line) for line in done.stdout.split()], expected, rtol=1e-8)
+    lines = run("run", stw, "--json", stdin=csv_of(rows)).stdout.splitlines()
+    assert [json.loads(line)["y"][0] for line in lines] == expected.tolist()
+    codes = run("run", stw, "--codes", stdin=csv_of(rows)).stdout.split()
+    model = stepwell.load(stw)
+    assert [int(code) for code in codes] == model.stream().run_q(model.quantize(rows))[:, 0].tolist()
+
+
+def test_run_answers_every_line_at_once(stw, rows):
+    """What `tail -f sensor.csv | stepwell run m.stw -` needs."""
+    command = [sys.executable, "-m", "stepwell", "run", str(stw), "-"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        for line in csv_of(rows[:3]).splitlines():
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+            start = time.monotonic()
+            assert process.stdout.readline().strip()
+            assert time.monotonic() - start < 30
+        process.stdin.close()
+    assert process.returncode == 0
+
+
+def test_run_with_header_and_columns(stw, rows):
+    names = [f"c{k}" for k in range(14)]
+    shuffled = csv_of(np.hstack([np.zeros((len(rows), 1)), rows[:, ::-1]]))
+    text = ",".join(["time", *names[::-1]]) + "\n" + shuffled
+    done = run("run", stw, "--columns", ",".join(names), stdin=text)
+    assert done.stdout == run("run", stw, stdin=csv_of(rows)).stdout
+    done = run("run", stw, "--columns", "c0,nope", stdin=text)
+    assert done.returncode == 1 and "no column 'nope'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "line 3: empty row"),
+        (",".join(["1"] * 13), "line 3: 13 values, the model takes 14"),
+        (",".join(["1"] * 15), "line 3: 15 values"),
+        (",".join(["1"] * 13 + ["warm"]), "line 3, column 14: 'warm' is not a number"),
+        (",".join(["1"] * 13 + ["nan"]), "line 3, column 14: nan"),
+        (",".join(["1"] * 13 + [""]), "line 3, column 14: missing value"),
+    ],
+)
+def test_run_names_the_bad_row(stw, rows, line, message):
+    text = csv_of(rows[:2]) + line + "\n" + csv_of(rows[2:3])
+    done = run("run", stw, stdin=text)
+    assert done.returncode == 1 and message in done.stderr and len(done.stdout.splitlines()) == 2
+    done = run("run", stw, "--skip-bad", stdin=text)
+    assert done.returncode == 0 and message in done.stderr
+    assert done.stdout == run("run", stw, stdin=csv_of(rows[:3])).stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("text.csv", "a,b\n1,2\n3,x\n", "'x' is not a number"),
+        ("empty.csv", "", "no rows"),
+        ("data.xlsx", "", "unknown kind of file"),
+        ("broken.npz", "PK garbage", "not a readable array file"),
+        ("absent.npz", None, "cannot be read"),
+    ],
+)
+def test_bad_calibration_files(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    done = run("convert", ONNX, "--calib", tmp_path / name, "-o", tmp_path / "out.stw")
+    assert (done.returncode == 1 and message in done.stderr) or "values, the model takes 14" in done.stderr
+    assert name in done.stderr and not (tmp_path / "out.stw").exists()
+    assert "Traceback" not in done.stderr
+
+
+def test_calibration_of_the_wrong_width(tmp_path):
+    np.savez(tmp_path / "narrow.npz", x=np.zeros((4, 10, 3)))
+    done = run("convert", ONNX, "--calib", tmp_path / "narrow.npz", "-o", tmp_path / "out.stw")
+    assert done.returncode == 1 and "the model takes 14 inputs" in done.stderr
+
+
+def test_nothing_is_half_written(tmp_path):
+    target = tmp_path / "no" / "such" / "folder.stw"
+    done = run("convert", ONNX, "--calib", CALIB, "-o", target)
+    assert done.returncode == 1 and "folder" in done.stderr and "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_model_that_is_no_model(tmp_path):
+    (tmp_path / "x.stw").write_text("no model")
+    for command in (["info"], ["emit"], ["run"], ["check", "--data", TEST]):
+        done = run(command[0], tmp_path / "x.stw", *command[1:])
+        assert done.returncode == 1 and "x.stw: not a stepwell model" in done.stderr
