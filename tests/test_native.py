@@ -1,6 +1,7 @@
 """The emitted folder, compiled by the compilers at hand, equals the reference; sanitisers and checked operations stay silent."""
 
 import shutil
+import struct
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from stepwell._engine import ffi, lib
 from stepwell.emit import C_KEYWORDS, c_name, emit
 from stepwell.engine import OpenModel
 from stepwell.errors import StepwellError
+from test_blob import forged
 
 COMPILERS = [name for name in ("gcc", "clang") if shutil.which(name)]
 WARNINGS = "-std=c99 -Wall -Wextra -Wconversion -Wsign-conversion -Wpedantic -Wshadow -Wundef -Werror".split()
@@ -136,3 +138,33 @@ def test_misuse_of_the_c_api(small_model):
     assert lib.stw_blob_open(ffi.new("stw_model *"), layers, 1, shifted, 40) == lib.STW_E_ALIGN
     for status in range(0, -11, -1):
         assert ffi.string(lib.stw_strerror(status))
+
+
+def mutants(content: bytes, n: int) -> list[bytes]:
+    """Blobs with a few bytes changed, cut or repeated, checksums made right: what a careful attacker would send."""
+    rng = np.random.default_rng(5)
+    device_bytes = struct.unpack_from("<I", content, 12)[0]
+    made = [content]
+    for _ in range(n):
+        mutant = bytearray(content)
+        for _ in range(rng.integers(1, 5)):
+            at = int(rng.choice([rng.integers(4, 32), rng.integers(32, 92), rng.integers(4, device_bytes)]))
+            mutant[at] = int(rng.choice([0, 1, 2, 3, 4, 0x7F, 0x80, 0xFF, rng.integers(256)]))
+        if rng.random() < 0.2:
+            mutant = mutant[: rng.integers(36, len(mutant))]
+        made.append(forged(bytes(mutant)))
+    return made
+
+
+@pytest.mark.skipif("gcc" not in COMPILERS, reason="no gcc: apt-get install gcc")
+def test_hostile_blobs_under_sanitizers(small_model, tmp_path):
+    emit(small_model, tmp_path, "model")
+    flags = [*BUILDS["checked"], *SANITIZERS["gcc"]]
+    program = compiled(tmp_path, "gcc", flags, str(ROOT / "tests" / "c" / "hostile.c"))
+    blobs = mutants(small_model.blob, 20000)
+    pack = b"".join(struct.pack("<I", len(blob)) + blob for blob in blobs)
+    done = subprocess.run([program], input=pack, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    opened, accepted = (int(word) for word in done.stdout.split())
+    assert opened == len(blobs)
+    assert 100 < accepted < opened / 2, "the mutants should be neither all harmless nor all refused"
