@@ -1,0 +1,425 @@
+/* service.c - see service.h.  A request is answered once: the same request again (same bytes, so same CRC) gets the
+ * answer that was kept, because stepping twice for a reply that was lost would be wrong. */
+#include "service.h"
+
+#include <string.h>
+
+#include "app_model.h"
+#include "board.h"
+#include "cpu.h"
+#include "frame.h"
+#include "stw_bytes.h"
+
+#define TEXT_OF(name) #name
+#define TEXT(name)    TEXT_OF(name)
+
+#define PAYLOAD_MAX   (LINK_MTU - LINK_HEADER_BYTES - LINK_CRC_BYTES)
+#define SESSION_BYTES 4u
+#define STEP_REQUEST  (SESSION_BYTES + 1u)
+#define STEP_REPLY    5u
+
+#if STEP_REQUEST + 2 * APP_MODEL_N_IN > PAYLOAD_MAX || STEP_REPLY + 4 * APP_MODEL_N_OUT > PAYLOAD_MAX
+#error "one step does not fit a frame: at most 121 inputs and 60 outputs can be tested over the link"
+#endif
+
+#define MAX(a, b) ((a) > (b) ? (a) : (b))
+/* Holds a snapshot, or the input of any layer: a layer after the first takes its input from the stream's RAM. */
+#define TRANSFER_BYTES MAX(MAX(APP_MODEL_SNAPSHOT_BYTES, APP_MODEL_RAM_BYTES), 2 * APP_MODEL_N_IN)
+
+typedef enum transfer_use { HOLDS_NOTHING, HOLDS_STATE, HOLDS_INPUT } transfer_use;
+
+static STW_ALIGN4 uint8_t stream_ram[APP_MODEL_RAM_BYTES];
+static STW_ALIGN4 uint8_t transfer[TRANSFER_BYTES];
+static transfer_use       transfer_holds;
+static stw_stream         stream;
+static int                model_status;
+static uint32_t           session; /* 0: no RESET since the board started */
+static int16_t            x[APP_MODEL_N_IN];
+static int32_t            y[APP_MODEL_N_OUT];
+
+static frame_reader reader;
+static uint8_t      reply[LINK_MTU]; /* the last answer, kept for a repeated request */
+static size_t       reply_n;         /* its bytes without CRC */
+static uint32_t     answered;        /* CRC of the request it answers */
+static uint8_t      have_answer;
+static uint32_t     n_good, n_damaged, n_steps, n_repeats;
+static uint32_t     tick_overhead; /* of two reads of the counter */
+static const uint32_t *deepest;    /* stack word, over all paintings */
+
+/* ---- building the reply ---- */
+
+static uint8_t *grow(size_t n)
+{
+    uint8_t *p = reply + reply_n;
+    reply_n += n;
+    return p;
+}
+
+static void put8(uint32_t v)
+{
+    *grow(1) = (uint8_t)v;
+}
+
+static void put16(uint32_t v)
+{
+    stw_put16(grow(2), (uint16_t)v);
+}
+
+static void put32(uint32_t v)
+{
+    stw_put32(grow(4), v);
+}
+
+/* ---- messages: payload p[n] without the session; 0 or LINK_ERROR_*; `status` explains some errors ---- */
+
+static int status;
+
+static int on_info(const uint8_t *p, size_t n)
+{
+    static const char name[] = TEXT(BOARD_NAME);
+
+    (void)p;
+    (void)n;
+    put8(LINK_PROTOCOL);
+    put8(LINK_MTU);
+    put16(app_model.n_in);
+    put16(app_model.n_out);
+    put8(app_model.y_frac);
+    put8((uint32_t)model_status);
+    put32(board_ticks_hz());
+    put32(board_cpu_hz());
+    put32(stw_version());
+    put32(app_model.id);
+    put32(APP_MODEL_RAM_BYTES);
+    put32(APP_MODEL_SNAPSHOT_BYTES);
+    memcpy(grow(sizeof name - 1), name, sizeof name - 1);
+    return 0;
+}
+
+static int on_reset(const uint8_t *p, size_t n)
+{
+    uint32_t nonce = stw_get32(p);
+
+    (void)n;
+    if (nonce == 0) {
+        return LINK_ERROR_RANGE;
+    }
+    session        = nonce;
+    transfer_holds = HOLDS_NOTHING;
+    stw_reset(&stream);
+    return 0;
+}
+
+/* Ticks of one stw_step from x to y. */
+static uint32_t timed_step(void)
+{
+    uint32_t start = board_ticks();
+
+    stw_step(&stream, x, y);
+    return board_ticks() - start - tick_overhead;
+}
+
+static int on_step(const uint8_t *p, size_t n)
+{
+    size_t   count = p[0];
+    uint32_t cost  = 0;
+    uint8_t *cost_at;
+
+    if (n - 1u != count * 2u * APP_MODEL_N_IN) {
+        return LINK_ERROR_LENGTH;
+    }
+    if (count == 0 || STEP_REPLY + count * 4u * APP_MODEL_N_OUT > PAYLOAD_MAX) {
+        return LINK_ERROR_RANGE;
+    }
+    put8((uint32_t)count);
+    cost_at = grow(4);
+    for (p++; count > 0; count--) {
+        for (size_t j = 0; j < APP_MODEL_N_IN; j++, p += 2) {
+            x[j] = (int16_t)stw_get16(p);
+        }
+        cost += timed_step();
+        n_steps++;
+        for (size_t k = 0; k < APP_MODEL_N_OUT; k++) {
+            put32((uint32_t)y[k]);
+        }
+    }
+    stw_put32(cost_at, cost);
+    return 0;
+}
+
+static int on_get_state(const uint8_t *p, size_t n)
+{
+    size_t offset = stw_get16(p);
+    size_t count;
+
+    (void)n;
+    if (offset >= APP_MODEL_SNAPSHOT_BYTES) {
+        return LINK_ERROR_RANGE;
+    }
+    if (offset == 0) {
+        (void)stw_save(&stream, transfer, sizeof transfer); /* cannot fail: transfer has room */
+        transfer_holds = HOLDS_STATE;
+    }
+    if (transfer_holds != HOLDS_STATE) {
+        return LINK_ERROR_ORDER;
+    }
+    count = APP_MODEL_SNAPSHOT_BYTES - offset;
+    count = count < PAYLOAD_MAX ? count : PAYLOAD_MAX;
+    memcpy(grow(count), transfer + offset, count);
+    return 0;
+}
+
+static int on_set_state(const uint8_t *p, size_t n)
+{
+    size_t offset = stw_get16(p);
+    size_t count  = n - 2u;
+
+    if (offset > APP_MODEL_SNAPSHOT_BYTES || count > APP_MODEL_SNAPSHOT_BYTES - offset) {
+        return LINK_ERROR_RANGE;
+    }
+    memcpy(transfer + offset, p + 2, count);
+    transfer_holds = HOLDS_NOTHING; /* pieces of a snapshot are nothing to read back */
+    if (offset + count < APP_MODEL_SNAPSHOT_BYTES) {
+        return 0;
+    }
+    status = stw_load(&stream, transfer, APP_MODEL_SNAPSHOT_BYTES);
+    return status == STW_OK ? 0 : (int)LINK_ERROR_STATE;
+}
+
+static int on_probe_input(const uint8_t *p, size_t n)
+{
+    size_t offset = stw_get16(p) * sizeof(int16_t);
+    size_t count  = n - 2u;
+
+    if (count % 2u != 0) {
+        return LINK_ERROR_LENGTH;
+    }
+    if (offset > sizeof transfer || count > sizeof transfer - offset) {
+        return LINK_ERROR_RANGE;
+    }
+    for (size_t k = 0; k < count; k += 2) {
+        int16_t v = (int16_t)stw_get16(p + 2 + k);
+        memcpy(transfer + offset + k, &v, sizeof v);
+    }
+    transfer_holds = HOLDS_INPUT;
+    return 0;
+}
+
+static void put_unit(const stw_unit *unit)
+{
+    for (size_t k = 0; k < 4; k++) {
+        put16((uint16_t)unit->z[k]);
+    }
+    for (size_t k = 0; k < 4; k++) {
+        put16((uint16_t)unit->gate[k]);
+    }
+    put32((uint32_t)unit->c);
+    put16((uint16_t)unit->h);
+}
+
+static int on_probe(const uint8_t *p, size_t n)
+{
+    size_t   layer = p[0], first = stw_get16(p + 1), count = p[3];
+    stw_unit unit;
+
+    (void)n;
+    if (transfer_holds != HOLDS_INPUT) {
+        return LINK_ERROR_ORDER;
+    }
+    if (layer >= app_model.n_layers || count * LINK_UNIT_BYTES > PAYLOAD_MAX ||
+        app_model.layers[layer].n_in * sizeof(int16_t) > sizeof transfer) {
+        return LINK_ERROR_RANGE;
+    }
+    for (; count > 0; count--, first++) {
+        status = stw_probe(&stream, layer, (const int16_t *)(const void *)transfer, first, &unit);
+        if (status != STW_OK) {
+            return LINK_ERROR_RANGE;
+        }
+        put_unit(&unit);
+    }
+    return 0;
+}
+
+/* Lowers `deepest` to the lowest stack word in use since it was painted. */
+static void note_stack(void)
+{
+    const uint32_t *now = cpu_deepest_stack();
+
+    deepest = !deepest || now < deepest ? now : deepest;
+}
+
+static uint32_t stack_bytes(const uint32_t *from, const uint32_t *down_to)
+{
+    return from > down_to ? (uint32_t)(from - down_to) * 4u : 0u;
+}
+
+/* Bytes of stack that one step takes below this function's frame. */
+static __attribute__((noinline)) uint32_t step_stack(uint32_t *cost)
+{
+    cpu_paint_stack(cpu_stack_pointer());
+    *cost = timed_step();
+    return stack_bytes(cpu_stack_pointer(), cpu_deepest_stack());
+}
+
+static int on_bench(const uint8_t *p, size_t n)
+{
+    uint32_t cost, stack;
+
+    (void)p;
+    (void)n;
+    note_stack(); /* painting forgets */
+    (void)stw_save(&stream, transfer, sizeof transfer);
+    transfer_holds = HOLDS_NOTHING;
+    stack          = step_stack(&cost);
+    status         = stw_load(&stream, transfer, APP_MODEL_SNAPSHOT_BYTES);
+    put32(cost);
+    put32(stack);
+    return status == STW_OK ? 0 : (int)LINK_ERROR_STATE;
+}
+
+static int on_mem(const uint8_t *p, size_t n)
+{
+    (void)p;
+    (void)n;
+    note_stack();
+    put32(stack_bytes(cpu_stack_top, deepest));
+    put32(stack_bytes(cpu_stack_top, cpu_stack_low));
+    put32(stack_bytes(cpu_data_top, cpu_data_low));
+    put32(APP_MODEL_RAM_BYTES);
+    return 0;
+}
+
+static int on_echo(const uint8_t *p, size_t n)
+{
+    memcpy(grow(n), p, n);
+    return 0;
+}
+
+static int on_stat(const uint8_t *p, size_t n)
+{
+    (void)p;
+    (void)n;
+    put32(n_good);
+    put32(n_damaged);
+    put32(n_steps);
+    put32(n_repeats);
+    return 0;
+}
+
+/* ---- the table: lengths are checked here, before a handler reads anything ---- */
+
+typedef struct handler {
+    uint8_t type;
+    uint8_t in_session; /* needs a model that works and the nonce of the last RESET */
+    uint8_t min, max;   /* payload bytes, the session not counted */
+    int (*run)(const uint8_t *p, size_t n);
+} handler;
+
+#define REST (PAYLOAD_MAX - SESSION_BYTES)
+
+static const handler handlers[] = {
+    {LINK_TYPE_INFO, 0, 0, 0, on_info},
+    {LINK_TYPE_RESET, 0, 4, 4, on_reset},
+    {LINK_TYPE_STEP, 1, 1, REST, on_step},
+    {LINK_TYPE_GET_STATE, 1, 2, 2, on_get_state},
+    {LINK_TYPE_SET_STATE, 1, 2, REST, on_set_state},
+    {LINK_TYPE_PROBE_INPUT, 1, 2, REST, on_probe_input},
+    {LINK_TYPE_PROBE, 1, 4, 4, on_probe},
+    {LINK_TYPE_BENCH, 1, 0, 0, on_bench},
+    {LINK_TYPE_MEM, 0, 0, 0, on_mem},
+    {LINK_TYPE_ECHO, 0, 0, PAYLOAD_MAX, on_echo},
+    {LINK_TYPE_STAT, 0, 0, 0, on_stat},
+};
+
+static int run_handler(const handler *h, const uint8_t *p, size_t n)
+{
+    if ((h->in_session || h->type == LINK_TYPE_RESET) && model_status != STW_OK) {
+        status = model_status;
+        return LINK_ERROR_MODEL;
+    }
+    if (h->in_session) {
+        if (n < SESSION_BYTES) {
+            return LINK_ERROR_LENGTH;
+        }
+        if (session == 0 || stw_get32(p) != session) {
+            return LINK_ERROR_SESSION;
+        }
+        p += SESSION_BYTES;
+        n -= SESSION_BYTES;
+    }
+    return n < h->min || n > h->max ? (int)LINK_ERROR_LENGTH : h->run(p, n);
+}
+
+static int dispatch(uint8_t type, const uint8_t *p, size_t n)
+{
+    for (size_t i = 0; i < sizeof handlers / sizeof handlers[0]; i++) {
+        if (handlers[i].type == type) {
+            return run_handler(&handlers[i], p, n);
+        }
+    }
+    return LINK_ERROR_TYPE;
+}
+
+static void answer(uint8_t type, uint8_t seq, const uint8_t *p, size_t n)
+{
+    int error;
+
+    reply_n = 0;
+    status  = STW_OK;
+    put8((uint32_t)type | LINK_REPLY);
+    put8(seq);
+    error = dispatch(type, p, n);
+    if (error != 0) {
+        reply_n  = LINK_HEADER_BYTES;
+        reply[0] = LINK_TYPE_ERROR;
+        put8((uint32_t)error);
+        put8((uint32_t)status);
+        put8(type);
+    }
+}
+
+void service_byte(uint8_t byte)
+{
+    frame_event event = frame_read(&reader, byte);
+    size_t      n;
+    uint32_t    crc;
+
+    if (event == FRAME_DAMAGED) {
+        n_damaged++;
+    }
+    if (event != FRAME_GOOD) {
+        return;
+    }
+    n_good++;
+    n   = reader.n - LINK_CRC_BYTES;
+    crc = stw_get32(reader.data + n);
+    if (have_answer && crc == answered) {
+        n_repeats++;
+    } else {
+        answer(reader.data[0], reader.data[1], reader.data + LINK_HEADER_BYTES, n - LINK_HEADER_BYTES);
+        answered    = crc;
+        have_answer = 1;
+    }
+    frame_send(reply, reply_n, board_putc);
+}
+
+static void say(const char *text)
+{
+    uint8_t frame[48] = {LINK_TYPE_LOG, 0};
+    size_t  n         = LINK_HEADER_BYTES;
+
+    while (*text && n < sizeof frame - LINK_CRC_BYTES) {
+        frame[n++] = (uint8_t)*text++;
+    }
+    frame_send(frame, n, board_putc);
+}
+
+void service_init(void)
+{
+    uint32_t start;
+
+    model_status = stw_init(&stream, &app_model, stream_ram, sizeof stream_ram);
+    start        = board_ticks();
+    tick_overhead = board_ticks() - start;
+    say("stepwell on " TEXT(BOARD_NAME) " started");
+}

@@ -1,0 +1,29 @@
+# BBC micro:bit version 1: nRF51822, Cortex-M0. Facts: make includes this file, Python parses it.
+TITLE         = BBC micro:bit v1, nRF51822, Cortex-M0
+LABEL         = emulated
+CPU           = cortex_m
+CPU_GCC       = -mcpu=cortex-m0 -mthumb -mfloat-abi=soft
+CPU_ZIG       = -target thumb-freestanding-eabi -mcpu=cortex_m0
+CPU_HZ        = 16000000
+
+FLASH_ORIGIN  = 0x00000000
+FLASH_BYTES   = 0x00040000
+RAM_ORIGIN    = 0x20000000
+RAM_BYTES     = 0x00004000
+STACK_BYTES   = 2048
+
+UART          = nrf51
+UART_BASE     = 0x40002000
+UART_BAUD     = 115200
+TIMER         = nrf51
+TIMER_BASE    = 0x40008000
+TIMER_HZ      = 16000000
+
+QEMU          = qemu-system-arm -M microbit
+QEMU_TIMER_HZ = 16000000
+SIM_CPU       = m0
+
+FLASH_RUNNERS = pyocd openocd drive
+PYOCD_TARGET  = nrf51
+OPENOCD_FILES = interface/cmsis-dap.cfg target/nrf51.cfg
+DRIVE_LABEL   = MICROBIT

@@ -1,0 +1,31 @@
+# Netduino Plus 2: STM32F405RG, Cortex-M4F. Facts: make includes this file, Python parses it.
+TITLE         = Netduino Plus 2, STM32F405RG, Cortex-M4F
+LABEL         = emulated
+CPU           = cortex_m
+CPU_GCC       = -mcpu=cortex-m4 -mthumb -mfpu=fpv4-sp-d16 -mfloat-abi=hard
+CPU_ZIG       = -target thumb-freestanding-eabihf -mcpu=cortex_m4
+CPU_HZ        = 168000000
+
+FLASH_ORIGIN  = 0x08000000
+FLASH_BYTES   = 0x00100000
+RAM_ORIGIN    = 0x20000000
+RAM_BYTES     = 0x00020000
+STACK_BYTES   = 4096
+
+UART          = stm32
+UART_BASE     = 0x40011000
+UART_BAUD     = 115200
+TIMER         = dwt
+TIMER_BASE    = 0x40000000
+TIMER_HZ      = 84000000
+
+# QEMU has no cycle counter: board.c falls back to TIM2, which QEMU clocks with 1 GHz whatever the prescaler of the bus
+QEMU          = qemu-system-arm -M netduinoplus2
+QEMU_TIMER_HZ = 1000000000
+SIM_CPU       = m4
+
+FLASH_RUNNERS = openocd pyocd st-flash dfu-util
+OPENOCD_FILES = interface/stlink.cfg target/stm32f4x.cfg
+PYOCD_TARGET  = stm32f405rgtx
+DFU_ALT       = 0
+DFU_DEVICE    = 0483:df11

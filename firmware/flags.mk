@@ -1,0 +1,20 @@
+# Compiler flags and sources of every image: make includes this file, Python parses it (KEY = value, nothing else).
+
+WARNINGS  = -Wall -Wextra -Wconversion -Wstrict-prototypes -Wmissing-prototypes -Werror
+CFLAGS    = -std=c99 -O2 -g -ffreestanding -ffunction-sections -fdata-sections
+LDFLAGS   = -nostdlib -Wl,--gc-sections
+
+# per compiler; zig has no libc headers for bare metal, and its default is to inject run-time checks
+GCC       = arm-none-eabi-gcc
+GCC_FLAGS = -fno-common
+GCC_LIBS  = -lgcc
+ZIG       = zig cc
+ZIG_FLAGS = -fno-sanitize=all -fno-unroll-loops -fno-unwind-tables -fno-asynchronous-unwind-tables -fno-stack-protector
+ZIG_LIBS  =
+
+APP       = app/main.c app/service.c app/frame.c
+APP_DIRS  = app .
+
+# facts of board.mk that C and the linker script see as BOARD_<KEY>
+C_FACTS   = NAME CPU_HZ UART_BASE UART_BAUD TIMER_BASE TIMER_HZ
+LD_FACTS  = FLASH_ORIGIN FLASH_BYTES RAM_ORIGIN RAM_BYTES STACK_BYTES

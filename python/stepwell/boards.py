@@ -1,0 +1,73 @@
+"""Board facts: firmware/boards/NAME/board.mk and firmware/flags.mk, read as plain ``KEY = value`` lines."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from stepwell.errors import BuildError
+from stepwell.sources import firmware
+
+LABELS = ("emulated", "built only", "seen on hardware")
+
+
+def parse_facts(path: Path) -> dict[str, str]:
+    """The assignments of a .mk file. BuildError, with file and line, on anything that is no comment and no ``KEY = value``."""
+    facts = {}
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        text = line.split("#", 1)[0].strip()
+        if not text:
+            continue
+        match = re.fullmatch(r"([A-Z][A-Z0-9_]*)\s*=\s*(.*)", text)
+        if match is None:
+            raise BuildError(f"{path} line {number}: expected KEY = value, got {text!r}")
+        facts[match[1]] = match[2].strip()
+    return facts
+
+
+@dataclass(frozen=True)
+class Board:
+    """One board: its facts, by the keys of its board.mk."""
+
+    name: str
+    facts: dict[str, str]
+
+    def text(self, key: str) -> str:
+        """A fact, or BuildError when board.mk does not give it."""
+        if key not in self.facts:
+            raise BuildError(f"board {self.name}: its board.mk gives no {key}")
+        return self.facts[key]
+
+    def number(self, key: str) -> int:
+        return int(self.text(key), 0)
+
+    def words(self, key: str) -> list[str]:
+        """A list of words; empty when board.mk does not give the key."""
+        return self.facts.get(key, "").split()
+
+    @cached_property
+    def label(self) -> str:
+        return self.text("LABEL")
+
+    @property
+    def folder(self) -> Path:
+        return firmware() / "boards" / self.name
+
+
+def board_names() -> list[str]:
+    return sorted(path.parent.name for path in (firmware() / "boards").glob("*/board.mk"))
+
+
+def load_board(name: str) -> Board:
+    """The board ``name``; BuildError lists the boards when there is none."""
+    path = firmware() / "boards" / name / "board.mk"
+    if name not in board_names():
+        raise BuildError(f"no board '{name}'; there are: {', '.join(board_names())}")
+    return Board(name, {"NAME": name} | parse_facts(path))
+
+
+def flags() -> dict[str, str]:
+    """Compiler flags and sources that all boards share."""
+    return parse_facts(firmware() / "flags.mk")

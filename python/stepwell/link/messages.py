@@ -1,0 +1,84 @@
+"""The message table: the one place for numbers that host and device must agree on.
+
+``firmware/app/messages.h`` is written from here (``python -m stepwell.link.messages FILE``) and a test compares the two.
+All integers are little endian. A frame before COBS is ``type u8 | seq u8 | payload | CRC-32``; a reply carries the request's
+seq and type | REPLY. Messages that need the model begin with ``session u32``, the nonce of the last RESET.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from enum import IntEnum
+from pathlib import Path
+
+PROTOCOL = 1
+MTU = 254  # frame bytes before COBS: fits one COBS block
+HEADER_BYTES = 2  # type, seq
+CRC_BYTES = 4
+PAYLOAD_BYTES = MTU - HEADER_BYTES - CRC_BYTES
+REPLY = 0x80
+
+
+class Message(IntEnum):
+    """Request -> reply (S = session u32, a request without it is refused with Error.SESSION)."""
+
+    INFO = 1  # -> INFO_REPLY, board name
+    RESET = 2  # session u32 (not 0): h = c = 0, a new session -> nothing
+    STEP = 3  # S, n u8, x int16 [n][n_in] -> n u8, cost u32 (ticks inside stw_step), y int32 [n][n_out]
+    GET_STATE = 4  # S, offset u16 -> bytes of the snapshot from there on; offset 0 takes a new snapshot
+    SET_STATE = 5  # S, offset u16, bytes -> nothing; the last byte loads the snapshot
+    PROBE_INPUT = 6  # S, offset u16, x int16 [...]: a layer's input for PROBE, by pieces -> nothing
+    PROBE = 7  # S, layer u8, first u16, n u8 -> UNIT [n]
+    BENCH = 8  # S -> cost u32 (ticks), stack u32 (bytes) of one stw_step; the state stays as it was
+    MEM = 9  # -> MEM_REPLY
+    ECHO = 10  # bytes -> the same bytes
+    STAT = 11  # -> STAT_REPLY
+
+
+LOG = 0xFE  # device -> host, unasked: text
+ERROR = 0xFF  # device -> host instead of a reply: code u8, status i8 (stw_status), request type u8
+
+
+class Error(IntEnum):
+    """Cause of an ERROR reply."""
+
+    TYPE = 1  # no such message
+    LENGTH = 2  # payload shorter or longer than the message needs
+    SESSION = 3  # the board has restarted, or another host has reset it
+    RANGE = 4  # index, offset or count outside the model or the frame
+    ORDER = 5  # PROBE without PROBE_INPUT before it
+    STATE = 6  # stw_load refused the snapshot; status says why
+    MODEL = 7  # stw_init refused the model; status says why
+
+
+# protocol, mtu, n_in, n_out, y_frac, model status, tick_hz, cpu_hz, engine version, model id, ram bytes, snapshot bytes
+INFO_REPLY = struct.Struct("<BBHHBbIIIIII")
+STEP_REQUEST = struct.Struct("<IB")
+STEP_REPLY = struct.Struct("<BI")
+SESSION = struct.Struct("<I")
+CHUNK = struct.Struct("<IH")
+PROBE_REQUEST = struct.Struct("<IBHB")
+UNIT = struct.Struct("<4h4hih")  # z, gates, c, h
+BENCH_REPLY = struct.Struct("<II")
+MEM_REPLY = struct.Struct("<IIII")  # deepest stack use, stack size, .data + .bss, stream RAM
+STAT_REPLY = struct.Struct("<IIII")  # good frames, damaged frames, steps, repeated requests
+ERROR_REPLY = struct.Struct("<BbB")
+
+
+def c_header() -> str:
+    """The same numbers for the device."""
+    constants = {"PROTOCOL": PROTOCOL, "MTU": MTU, "HEADER_BYTES": HEADER_BYTES, "CRC_BYTES": CRC_BYTES, "REPLY": REPLY}
+    messages = {f"TYPE_{m.name}": m.value for m in Message} | {"TYPE_LOG": LOG, "TYPE_ERROR": ERROR}
+    errors = {f"ERROR_{e.name}": e.value for e in Error}
+    sizes = {"INFO_BYTES": INFO_REPLY.size, "UNIT_BYTES": UNIT.size}
+    lines = [
+        f"#define LINK_{name} {value}u" for name, value in (constants | messages | errors | sizes).items()
+    ]
+    top = "/* messages.h - written by python -m stepwell.link.messages; the table is python/stepwell/link/messages.py. */"
+    guard = ["#ifndef LINK_MESSAGES_H", "#define LINK_MESSAGES_H", ""]
+    return "\n".join([top, *guard, *lines, "", "#endif /* LINK_MESSAGES_H */", ""])
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(c_header())

@@ -1,0 +1,278 @@
+"""A board in software: runs the very ELF that would be flashed, on unicorn, with the chip's memory map.
+
+Only what the firmware touches is there: flash, RAM, the UART (bytes go to one TCP client) and the tick counter, which reads as
+the exact number of executed instructions. Other registers read as zero or as they were written. One process for each board:
+
+    python -m stepwell.link.sim BOARD IMAGE.elf      prints "port N" when it listens
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from elftools.elf.elffile import ELFFile
+
+from stepwell.boards import Board, load_board
+from stepwell.link.leash import exit_with_parent
+
+PAGE = 0x1000
+SCS = 0xE000E000  # system control space
+DWT = 0xE0001000
+IDLE_POLLS = 16  # status reads in a row before the emulator sleeps until a byte comes
+CONNECT_SECONDS = 60
+
+# peripherals that may be written and read without effect: (origin, bytes)
+PLAIN = {
+    "stm32": [(0x40000000, 0x10000), (0x40010000, 0x1000), (0x40020000, 0x10000)],
+    "nrf51": [(0x40000000, 0x1000), (0x50000000, 0x1000)],
+    "cmsdk": [],
+}
+Read = Callable[[int], int]
+Write = Callable[[int, int], None]
+
+
+class Line:
+    """The serial line: one TCP client. EOFError when it has gone."""
+
+    def __init__(self, client: socket.socket):
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._client = client
+        self._received = bytearray()
+        self._to_send = bytearray()
+        self._polls = 0
+
+    def ready(self) -> bool:
+        """Is there a byte? A guest that asks again and again waits here, so that it costs no CPU time."""
+        if self._received:
+            return True
+        self._polls += 1
+        if self._polls < IDLE_POLLS:
+            return False
+        self._polls = 0
+        self.flush()
+        data = self._client.recv(65536)
+        if not data:
+            raise EOFError
+        self._received += data
+        return True
+
+    def get(self) -> int:
+        self._polls = 0
+        return self._received.pop(0) if self._received else 0
+
+    def put(self, byte: int) -> None:
+        self._polls = 0
+        self._to_send.append(byte & 0xFF)
+        if len(self._to_send) >= 4096:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._to_send:
+            self._client.sendall(self._to_send)
+            self._to_send.clear()
+
+
+def stm32_uart(line: Line) -> tuple[Read, Write]:
+    """USART: SR at 0 (RXNE 0x20, TXE and TC 0xC0), DR at 4."""
+
+    def read(offset: int) -> int:
+        if offset == 0:
+            return 0xE0 if line.ready() else 0xC0
+        return line.get() if offset == 4 else 0
+
+    return read, lambda offset, value: line.put(value) if offset == 4 else None
+
+
+def cmsdk_uart(line: Line) -> tuple[Read, Write]:
+    """DATA at 0, STATE at 4 (2: a byte has come)."""
+
+    def read(offset: int) -> int:
+        if offset == 4:
+            return 2 if line.ready() else 0
+        return line.get() if offset == 0 else 0
+
+    return read, lambda offset, value: line.put(value) if offset == 0 else None
+
+
+def nrf51_uart(line: Line) -> tuple[Read, Write]:
+    """Event RXDRDY at 0x108, TXDRDY at 0x11C, RXD at 0x518, TXD at 0x51C."""
+
+    def read(offset: int) -> int:
+        if offset == 0x108:
+            return int(line.ready())
+        if offset == 0x518:
+            return line.get()
+        return int(offset == 0x11C)
+
+    return read, lambda offset, value: line.put(value) if offset == 0x51C else None
+
+
+def dwt_ticks(count: Callable[[], int]) -> tuple[Read, Write]:
+    """CYCCNT at 4."""
+    return lambda offset: count() if offset == 4 else 0, lambda offset, value: None
+
+
+def cmsdk_ticks(count: Callable[[], int]) -> tuple[Read, Write]:
+    """VALUE at 4 counts down."""
+    return lambda offset: ~count() if offset == 4 else 0, lambda offset, value: None
+
+
+def nrf51_ticks(count: Callable[[], int]) -> tuple[Read, Write]:
+    """A write to CAPTURE[0] at 0x40 stores the counter in CC[0] at 0x540."""
+    captured = [0]
+
+    def write(offset: int, value: int) -> None:
+        if offset == 0x40:
+            captured[0] = count()
+
+    return lambda offset: captured[0] if offset == 0x540 else 0, write
+
+
+UARTS = {"stm32": stm32_uart, "cmsdk": cmsdk_uart, "nrf51": nrf51_uart}
+TIMERS = {"dwt": dwt_ticks, "cmsdk": cmsdk_ticks, "nrf51": nrf51_ticks}
+
+
+class Machine:
+    """CPU, memories and peripherals of ``board`` with the image ``elf`` in flash."""
+
+    def __init__(self, board: Board, elf: Path, line: Line):
+        import unicorn
+        from unicorn import arm_const
+
+        self._unicorn, self._arm = unicorn, arm_const
+        self._line = line
+        self.gone = False
+        self.uc = uc = unicorn.Uc(unicorn.UC_ARCH_ARM, unicorn.UC_MODE_THUMB)
+        # not UC_MODE_MCLASS: that would make it a Cortex-M33
+        uc.ctl_set_cpu_model(getattr(arm_const, f"UC_CPU_ARM_CORTEX_{board.text('SIM_CPU').upper()}"))
+        flash = board.number("FLASH_ORIGIN")
+        uc.mem_map(flash, board.number("FLASH_BYTES"))
+        uc.mem_map(board.number("RAM_ORIGIN"), board.number("RAM_BYTES"))
+        self._load(elf)
+        self._count = instruction_counter(uc)
+        self._map_peripherals(board)
+        stack, self._entry = struct.unpack("<II", uc.mem_read(flash, 8))
+        uc.reg_write(arm_const.UC_ARM_REG_SP, stack)
+        if board.text("SIM_CPU") != "m0":
+            uc.reg_write(arm_const.UC_ARM_REG_FPEXC, 1 << 30)  # CPACR is not modelled: the FPU is on from the start
+
+    def _load(self, elf: Path) -> None:
+        with elf.open("rb") as file:
+            for segment in ELFFile(file).iter_segments("PT_LOAD"):
+                if segment["p_filesz"]:
+                    self.uc.mem_write(segment["p_paddr"], segment.data())
+
+    def _map_peripherals(self, board: Board) -> None:
+        timer = board.text("TIMER")
+        places = {
+            board.number("UART_BASE"): UARTS[board.text("UART")](self._line),
+            DWT if timer == "dwt" else board.number("TIMER_BASE"): TIMERS[timer](self._count),
+            SCS: (lambda offset: 0, self._system_control),
+        }
+        for origin, (read, write) in places.items():
+            self.uc.mmio_map(origin & -PAGE, PAGE, self._guarded(read), None, self._writer(write), None)
+        for origin, n_bytes in PLAIN[board.text("UART")]:
+            for page in range(origin, origin + n_bytes, PAGE):
+                if not any(page == place & -PAGE for place in places):
+                    self.uc.mem_map(page, PAGE)
+
+    def _guarded(self, read: Read) -> Callable[..., int]:
+        def on_read(uc, offset: int, size: int, data) -> int:
+            try:
+                return read(offset) & 0xFFFFFFFF
+            except (EOFError, OSError):
+                self._stop()
+                return 0
+
+        return on_read
+
+    def _writer(self, write: Write) -> Callable[..., None]:
+        def on_write(uc, offset: int, size: int, value: int, data) -> None:
+            try:
+                write(offset, value)
+            except OSError:
+                self._stop()
+
+        return on_write
+
+    def _system_control(self, offset: int, value: int) -> None:
+        if offset == 0xD0C:  # AIRCR: the firmware asks for a reset after a fault
+            self._stop()
+
+    def _stop(self) -> None:
+        self.gone = True
+        self.uc.emu_stop()
+
+    def run(self) -> None:
+        """Until the client goes away. Raises unicorn.UcError when the guest touches what is not there."""
+        try:
+            self.uc.emu_start(self._entry | 1, 0xFFFFFFFF)
+        except self._unicorn.UcError:
+            if not self.gone:
+                raise
+
+
+def instruction_counter(uc) -> Callable[[], int]:
+    """Count every instruction that ``uc`` executes; the result gives the count."""
+    from stepwell._engine import ffi, lib
+
+    if hasattr(lib, "stw_sim_count"):
+        return _count_in_c(uc, ffi, lib)
+    return _count_in_python(uc)
+
+
+def _count_in_c(uc, ffi, lib) -> Callable[[], int]:
+    """The hook as a C function: unicorn's Python layer would wrap a Python one, so its C library is called directly."""
+    import ctypes
+
+    import unicorn
+    from unicorn.unicorn_py3.unicorn import uclib
+
+    count = ffi.new("uint64_t *")
+
+    def address(pointer) -> ctypes.c_void_p:
+        return ctypes.c_void_p(int(ffi.cast("uintptr_t", pointer)))
+
+    handle = ctypes.c_size_t()
+    hook = address(ffi.addressof(lib, "stw_sim_count"))
+    everywhere = (ctypes.c_uint64(1), ctypes.c_uint64(0))
+    status = uclib.uc_hook_add(
+        uc._uch, ctypes.byref(handle), unicorn.UC_HOOK_CODE, hook, address(count), *everywhere
+    )
+    if status != unicorn.UC_ERR_OK:
+        raise unicorn.UcError(status)
+    return lambda: count[0]
+
+
+def _count_in_python(uc) -> Callable[[], int]:
+    """The same without the C hook, exact and about 100 times slower."""
+    import unicorn
+
+    count = [0]
+
+    def on_instruction(uc, address: int, size: int, data) -> None:
+        count[0] += 1
+
+    uc.hook_add(unicorn.UC_HOOK_CODE, on_instruction)
+    return lambda: count[0]
+
+
+def serve(board: Board, elf: Path) -> None:
+    """Listen on a free port of this machine, print it, and be the board for the first client until it goes away."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        print("port", server.getsockname()[1], flush=True)
+        if not select.select([server], [], [], CONNECT_SECONDS)[0]:
+            raise TimeoutError("nobody connected")
+        client, _ = server.accept()
+    with client:
+        Machine(board, elf, Line(client)).run()
+
+
+if __name__ == "__main__":
+    exit_with_parent()
+    serve(load_board(sys.argv[1]), Path(sys.argv[2]))
