@@ -60,11 +60,18 @@ static int activation_known(const stw_layer *l, int is_last)
     }
 }
 
+static int recurrent_known(uint8_t kind)
+{
+    return kind == STW_LSTM ? STW_WITH_LSTM : kind == STW_GRU ? STW_WITH_GRU : STW_WITH_RNN;
+}
+
 static int layer_check(const stw_layer *l, int is_last)
 {
     switch (l->kind) {
     case STW_LSTM:
-        if (l->act != STW_NONE) {
+    case STW_GRU:
+    case STW_RNN:
+        if (!recurrent_known(l->kind) || l->act != STW_NONE) {
             return STW_E_LAYER;
         }
         return l->w && l->r && l->rows ? STW_OK : STW_E_ARG;
@@ -115,27 +122,28 @@ int stw_model_check(const stw_model *m)
     return width == m->n_out ? STW_OK : STW_E_SHAPE;
 }
 
-/* Scratch: the output of a layer may not overwrite its input, so two buffers take turns.  An LSTM's output is copied
- * to its h at once and leaves its buffer free again; the last layer writes to the caller's y. */
+/* Scratch: the output of a layer may not overwrite its input, so two buffers take turns.  A recurrent layer's output is
+ * copied to its h at once and leaves its buffer free again; the last layer writes to the caller's y. */
 typedef struct layout {
-    size_t n_cells;      /* units of all LSTM layers */
+    size_t n_cells;      /* values of c, all layers */
+    size_t n_hidden;     /* values of h, all layers */
     size_t n_scratch[2]; /* int16 values in each buffer */
 } layout;
 
 static layout model_layout(const stw_model *m)
 {
-    layout       plan = {0, {0, 0}};
+    layout       plan = {0, 0, {0, 0}};
     unsigned int next = 0; /* buffer that the layer at hand may write */
 
     for (size_t i = 0; i < m->n_layers; i++) {
-        const stw_layer *l       = m->layers + i;
-        int              is_lstm = l->kind == STW_LSTM;
+        const stw_layer *l = m->layers + i;
 
-        plan.n_cells += is_lstm ? l->n_out : 0u;
-        if ((is_lstm || i + 1u < m->n_layers) && plan.n_scratch[next] < l->n_out) {
+        plan.n_cells += stw_n_cells(l);
+        plan.n_hidden += stw_n_hidden(l);
+        if ((stw_is_recurrent(l) || i + 1u < m->n_layers) && plan.n_scratch[next] < l->n_out) {
             plan.n_scratch[next] = l->n_out;
         }
-        next = is_lstm ? 0u : 1u - next;
+        next = stw_is_recurrent(l) ? 0u : 1u - next;
     }
     return plan;
 }
@@ -147,7 +155,7 @@ static size_t round_up_4(size_t n)
 
 static size_t layout_state_bytes(layout plan)
 {
-    return round_up_4(plan.n_cells * (sizeof(int32_t) + sizeof(int16_t)));
+    return round_up_4(plan.n_cells * sizeof(int32_t) + plan.n_hidden * sizeof(int16_t));
 }
 
 static size_t layout_scratch_bytes(layout plan)
@@ -222,6 +230,41 @@ void stw_reset(stw_stream *s)
     memset(s->c, 0, stw_state_bytes(s->model));
 }
 
+void stw_recurrent_unit(const stw_layer *l, const int16_t *x, const int16_t *h, int32_t c, size_t u, stw_unit *out)
+{
+#if STW_WITH_LSTM
+    if (l->kind == STW_LSTM) {
+        stw_lstm_unit(l, x, h, c, u, out);
+    }
+#endif
+#if STW_WITH_GRU
+    if (l->kind == STW_GRU) {
+        stw_gru_unit(l, x, h, c, u, out);
+    }
+#endif
+#if STW_WITH_RNN
+    if (l->kind == STW_RNN) {
+        stw_rnn_unit(l, x, h, u, out);
+    }
+#endif
+}
+
+/* One step of a whole recurrent layer: all units read the old h, then it is replaced. */
+static void recurrent_step(const stw_layer *l, const int16_t *x, int16_t *h, int32_t *c, int16_t *h_new)
+{
+    int      has_cell = stw_n_cells(l) != 0;
+    stw_unit unit;
+
+    for (size_t u = 0; u < l->n_out; u++) {
+        stw_recurrent_unit(l, x, h, has_cell ? c[u] : 0, u, &unit);
+        if (has_cell) {
+            c[u] = unit.c;
+        }
+        h_new[u] = unit.h;
+    }
+    memcpy(h, h_new, l->n_out * sizeof *h);
+}
+
 /* One value of a layer that is not recurrent, before it is stored: int32 in the layer's output format. */
 static int32_t layer_value(const stw_layer *l, const int16_t *x, size_t r)
 {
@@ -243,7 +286,7 @@ static int32_t layer_value(const stw_layer *l, const int16_t *x, size_t r)
 static void last_layer(const stw_layer *l, const int16_t *x, int32_t *y)
 {
     for (size_t r = 0; r < l->n_out; r++) {
-        y[r] = l->kind == STW_LSTM ? x[r] : layer_value(l, x, r);
+        y[r] = stw_is_recurrent(l) ? x[r] : layer_value(l, x, r);
     }
 #if STW_WITH_SOFTMAX
     if (l->act == STW_SOFTMAX) {
@@ -268,11 +311,10 @@ int stw_step(stw_stream *s, const int16_t *x, int32_t *y)
     for (l = s->model->layers; l <= last; l++) {
         int16_t *out = s->scratch[next];
 
-        if (l->kind == STW_LSTM) {
-            stw_lstm_step(l, x, h, c, out);
-            memcpy(h, out, l->n_out * sizeof *h);
+        if (stw_is_recurrent(l)) {
+            recurrent_step(l, x, h, c, out);
             x = h;
-            c += l->n_out;
+            c += stw_n_cells(l);
             h += l->n_out;
             next = 0;
         } else if (l < last) {

@@ -53,9 +53,11 @@ typedef enum stw_status {
 } stw_status;
 
 typedef enum stw_kind {
-    STW_LSTM       = 1, /* rows i,f,g,o of each unit; state c int32 Q9.22, h int16 Q0.15 */
+    STW_LSTM       = 1, /* gates i,f,g,o of each unit; state c int32 Q9.22, h int16 Q0.15 */
     STW_DENSE      = 2, /* int16 weights, one row per output */
-    STW_ACTIVATION = 3  /* elementwise, for an activation that follows an LSTM */
+    STW_ACTIVATION = 3, /* elementwise, for an activation that follows a recurrent layer */
+    STW_GRU        = 4, /* gates r,z,n, reset after the product; state S int32 Q9.22 and h int16 Q0.15 */
+    STW_RNN        = 5  /* Elman, tanh; state h int16 Q0.15 */
 } stw_kind;
 
 typedef enum stw_activation {
@@ -75,13 +77,14 @@ typedef struct stw_row {
 } stw_row;
 
 typedef struct stw_layer {
-    uint8_t        kind; /* stw_kind */
-    uint8_t        act;  /* stw_activation; STW_NONE for STW_LSTM */
+    uint8_t        kind;  /* stw_kind */
+    uint8_t        act;   /* stw_activation; STW_NONE for recurrent layers */
     uint16_t       n_in;
-    uint16_t       n_out; /* hidden size for STW_LSTM */
-    const void    *w;     /* LSTM int8 [n_out][4][n_in]; dense int16 [n_out][n_in]; activation: null */
-    const int8_t  *r;     /* LSTM int8 [n_out][4][n_out], recurrent weights; others: null */
-    const stw_row *rows;  /* LSTM [n_out][4]; dense [n_out]; activation [1] */
+    uint16_t       n_out; /* hidden size of recurrent layers */
+    const void    *w;     /* recurrent int8 [n_out][gates][n_in]; dense int16 [n_out][n_in]; activation: null */
+    const int8_t  *r;     /* recurrent int8 [n_out][gates][n_out]; others: null */
+    const stw_row *rows;  /* LSTM [n_out][4]; GRU [n_out][4]: r, z, n's input part, n's hidden part; RNN and
+                             dense [n_out]; activation [1] */
 } stw_layer;
 
 typedef struct stw_model {
@@ -97,8 +100,8 @@ typedef struct stw_model {
 /* Fields are for stepwell.c; the size may change between versions. */
 typedef struct stw_stream {
     const stw_model *model;
-    int32_t         *c;          /* cell states of all LSTM layers, Q9.22 */
-    int16_t         *h;          /* hidden states of all LSTM layers, Q0.15 */
+    int32_t         *c;          /* cell states of all LSTM and GRU layers, Q9.22 */
+    int16_t         *h;          /* hidden states of all recurrent layers, Q0.15 */
     int16_t         *scratch[2]; /* free between steps */
 } stw_stream;
 
@@ -132,12 +135,12 @@ int      stw_save(const stw_stream *s, void *buf, size_t buf_bytes);
 int      stw_load(stw_stream *s, const void *buf, size_t buf_bytes);
 uint32_t stw_digest(const stw_stream *s); /* FNV-1a-32 over c[] then h[] as little-endian bytes */
 
-/* stw_probe.c (optional): what one unit of an LSTM layer would do next, for finding the first wrong gate.
+/* stw_probe.c (optional): what one unit of a recurrent layer would do next, for finding the first wrong gate.
  * x[n_in of that layer] is the layer's input; h and c come from the stream, which stays unchanged. */
 typedef struct stw_unit {
-    int16_t z[4];    /* pre-activations of i,f,g,o in Q4.11 */
-    int16_t gate[4]; /* i,f,g,o in Q0.15 */
-    int32_t c;       /* new cell state, Q9.22 */
+    int16_t z[4];    /* pre-activations in Q4.11: i,f,g,o; GRU r, z, n's two parts; RNN h in z[0] */
+    int16_t gate[4]; /* gates in Q0.15: i,f,g,o; GRU r, z, n; RNN none */
+    int32_t c;       /* new cell state, Q9.22; RNN 0 */
     int16_t h;       /* new hidden state, Q0.15 */
 } stw_unit;
 int stw_probe(const stw_stream *s, size_t layer, const int16_t *x, size_t unit, stw_unit *out);

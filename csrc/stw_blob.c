@@ -62,35 +62,31 @@ static const void *array_at(const uint8_t *blob, const uint8_t *field, uint64_t 
     return blob + offset;
 }
 
-static size_t n_rows_of(const stw_layer *l)
-{
-    return l->kind == STW_LSTM ? 4u * (size_t)l->n_out : l->kind == STW_DENSE ? l->n_out : 1u;
-}
-
 static int layer_open(stw_layer *l, const uint8_t *blob, const uint8_t *d, uint32_t first, uint32_t end)
 {
-    uint64_t n_rows;
+    uint64_t n_weight_rows;
 
     memset(l, 0, sizeof *l);
     l->kind  = d[0];
     l->act   = d[1];
     l->n_in  = stw_get16(d + 2);
     l->n_out = stw_get16(d + 4);
-    n_rows   = n_rows_of(l);
+    if (!stw_is_recurrent(l) && l->kind != STW_DENSE && l->kind != STW_ACTIVATION) {
+        return STW_E_LAYER;
+    }
     if (d[6] | d[7]) {
         return STW_E_FORMAT;
     }
-    l->rows = (const stw_row *)array_at(blob, d + 16, n_rows * sizeof(stw_row), first, end);
-    if (l->kind == STW_LSTM) {
-        l->w = array_at(blob, d + 8, n_rows * l->n_in, first, end);
-        l->r = (const int8_t *)array_at(blob, d + 12, n_rows * l->n_out, first, end);
-        return l->w && l->r && l->rows ? STW_OK : STW_E_SHAPE;
+    l->rows = (const stw_row *)array_at(blob, d + 16, stw_n_rows(l) * sizeof(stw_row), first, end);
+    if (l->kind == STW_ACTIVATION) {
+        return l->rows ? STW_OK : STW_E_SHAPE;
     }
-    if (l->kind == STW_DENSE) {
-        l->w = array_at(blob, d + 8, 2u * n_rows * l->n_in, first, end);
-        return l->w && l->rows ? STW_OK : STW_E_SHAPE;
+    n_weight_rows = stw_is_recurrent(l) ? stw_n_gates(l) * l->n_out : l->n_out;
+    l->w          = array_at(blob, d + 8, n_weight_rows * l->n_in * (stw_is_recurrent(l) ? 1u : 2u), first, end);
+    if (stw_is_recurrent(l)) {
+        l->r = (const int8_t *)array_at(blob, d + 12, n_weight_rows * l->n_out, first, end);
     }
-    return l->kind != STW_ACTIVATION ? STW_E_LAYER : l->rows ? STW_OK : STW_E_SHAPE;
+    return l->w && l->rows && (l->r || !stw_is_recurrent(l)) ? STW_OK : STW_E_SHAPE;
 }
 
 /* The overflow proof of docs/numerics.md for one row: sum_x = sum |w| over inputs up to 2^15, sum_h over hidden
@@ -130,22 +126,49 @@ static uint64_t sum_abs16(const int16_t *w, size_t n)
     return sum < 0x80000000u ? sum : 0x80000000u;
 }
 
+/* Sums of |w| of the weights that row record r scales: over the inputs and over the hidden state. */
+static void row_sums(const stw_layer *l, size_t r, uint64_t *sum_x, uint64_t *sum_h)
+{
+    size_t unit = r, gate = 0, n_gates = stw_n_gates(l);
+
+    *sum_x = 1; /* an activation's row: one input of weight 1 */
+    *sum_h = 0;
+    if (l->kind == STW_DENSE) {
+        *sum_x = sum_abs16((const int16_t *)l->w + r * l->n_in, l->n_in);
+    }
+    if (!stw_is_recurrent(l)) {
+        return;
+    }
+    if (l->kind != STW_RNN) {
+        unit = r >> 2;
+        gate = r & 3u;
+    }
+    /* a GRU's last gate has two records: gate 2 its inputs, gate 3 its hidden states */
+    *sum_x = 0;
+    if (gate < n_gates) {
+        *sum_x = sum_abs8((const int8_t *)l->w + (unit * n_gates + gate) * l->n_in, l->n_in);
+    }
+    if (l->kind != STW_GRU || gate != 2) {
+        gate   = gate < n_gates ? gate : 2;
+        *sum_h = sum_abs8(l->r + (unit * n_gates + gate) * l->n_out, l->n_out);
+    }
+}
+
+/* Only where input and hidden sums join has the input sum a scale of its own. */
+static int row_may_join(const stw_layer *l, size_t r)
+{
+    return stw_is_recurrent(l) && (l->kind != STW_GRU || (r & 3u) < 2);
+}
+
 static int layer_is_safe(const stw_layer *l)
 {
-    for (size_t r = 0; r < n_rows_of(l); r++) {
-        uint64_t sum_x = 1, sum_h = 0; /* an activation's row: one input of weight 1 */
+    for (size_t r = 0; r < stw_n_rows(l); r++) {
+        const stw_row *row = l->rows + r;
+        uint64_t       sum_x, sum_h;
 
-        if (l->kind == STW_LSTM) {
-            sum_x = sum_abs8((const int8_t *)l->w + r * l->n_in, l->n_in);
-            sum_h = sum_abs8(l->r + r * l->n_out, l->n_out);
-        } else if (l->kind == STW_DENSE) {
-            sum_x = sum_abs16((const int16_t *)l->w + r * l->n_in, l->n_in);
-        }
-        if (!row_is_safe(l->rows + r, sum_x, sum_h)) {
-            return 0;
-        }
-        /* only an LSTM's input sum has a scale of its own */
-        if (l->kind != STW_LSTM && (l->rows[r].kx != 0 || (l->kind == STW_ACTIVATION && l->rows[r].bias != 0))) {
+        row_sums(l, r, &sum_x, &sum_h);
+        if (!row_is_safe(row, sum_x, sum_h) || (row->kx != 0 && !row_may_join(l, r)) ||
+            (row->bias != 0 && l->kind == STW_ACTIVATION)) {
             return 0;
         }
     }

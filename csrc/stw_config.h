@@ -5,6 +5,15 @@
 
 /* Layer kinds that the build knows.  0 drops the code (and, for softmax, a table of 130 bytes);
  * a model that needs a kind left out is refused by stw_model_check with STW_E_LAYER. */
+#ifndef STW_WITH_LSTM
+#define STW_WITH_LSTM 1
+#endif
+#ifndef STW_WITH_GRU
+#define STW_WITH_GRU 1
+#endif
+#ifndef STW_WITH_RNN
+#define STW_WITH_RNN 1
+#endif
 #ifndef STW_WITH_DENSE
 #define STW_WITH_DENSE 1
 #endif

@@ -56,6 +56,13 @@ static inline int32_t stw_gate_mul(int32_t c, int32_t g)
     return (c >> 16) * g * 2 + (int32_t)((lo + (1u << 14)) >> 15);
 }
 
+/* An input sum brought to the scale of the hidden sum: ax * 2^kx, rounded when kx < 0.  -15 <= kx <= 15. */
+static inline int32_t stw_join(int32_t ax, int kx)
+{
+    STW_CHECK(kx >= -15 && kx <= 15);
+    return kx >= 0 ? ax * ((int32_t)1 << kx) : stw_rsh(ax, -kx);
+}
+
 /* SAT16(x) */
 static inline int16_t stw_sat16(int32_t x)
 {

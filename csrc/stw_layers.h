@@ -4,11 +4,41 @@
 
 #include "stepwell.h"
 
+static inline int stw_is_recurrent(const stw_layer *l)
+{
+    return l->kind == STW_LSTM || l->kind == STW_GRU || l->kind == STW_RNN;
+}
+
+/* Rows of weights for each unit of a recurrent layer. */
+static inline size_t stw_n_gates(const stw_layer *l)
+{
+    return l->kind == STW_LSTM ? 4u : l->kind == STW_GRU ? 3u : 1u;
+}
+
+/* Row records of a layer. */
+static inline size_t stw_n_rows(const stw_layer *l)
+{
+    return l->kind == STW_LSTM || l->kind == STW_GRU ? 4u * (size_t)l->n_out : l->kind == STW_ACTIVATION ? 1u : l->n_out;
+}
+
+/* Values of c and of h that a layer keeps from step to step. */
+static inline size_t stw_n_cells(const stw_layer *l)
+{
+    return l->kind == STW_LSTM || l->kind == STW_GRU ? l->n_out : 0u;
+}
+
+static inline size_t stw_n_hidden(const stw_layer *l)
+{
+    return stw_is_recurrent(l) ? l->n_out : 0u;
+}
+
 /* What unit u does for layer input x and previous hidden states h; c is the unit's cell state before the step. */
 void stw_lstm_unit(const stw_layer *l, const int16_t *x, const int16_t *h, int32_t c, size_t u, stw_unit *out);
+void stw_gru_unit(const stw_layer *l, const int16_t *x, const int16_t *h, int32_t c, size_t u, stw_unit *out);
+void stw_rnn_unit(const stw_layer *l, const int16_t *x, const int16_t *h, size_t u, stw_unit *out);
 
-/* One step of a whole layer: c[n_out] is updated in place, h_new[n_out] receives the hidden states that follow h. */
-void stw_lstm_step(const stw_layer *l, const int16_t *x, const int16_t *h, int32_t *c, int16_t *h_new);
+/* The unit function of the layer's kind. */
+void stw_recurrent_unit(const stw_layer *l, const int16_t *x, const int16_t *h, int32_t c, size_t u, stw_unit *out);
 
 /* y[r] before the activation, in the layer's output format; bounded by the overflow proof. */
 int32_t stw_dense_row(const stw_layer *l, const int16_t *x, size_t r);

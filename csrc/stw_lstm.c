@@ -13,8 +13,7 @@ static void unit_pre_activations(const stw_layer *l, const int16_t *x, const int
 
     stw_dot4(acc, w, x, l->n_in);
     for (int k = 0; k < 4; k++) {
-        int kx = row[k].kx;
-        acc[k] = (kx >= 0 ? acc[k] * ((int32_t)1 << kx) : stw_rsh(acc[k], -kx)) + row[k].bias;
+        acc[k] = stw_join(acc[k], row[k].kx) + row[k].bias;
     }
     stw_dot4(acc, r, h, l->n_out);
     for (int k = 0; k < 4; k++) {
@@ -34,15 +33,4 @@ void stw_lstm_unit(const stw_layer *l, const int16_t *x, const int16_t *h, int32
 
     out->c = stw_sat_add(stw_gate_mul(c, f), stw_rsh(i * g, 8));                 /* Q9.22 */
     out->h = (int16_t)stw_rsh(o * stw_tanh(stw_sat16(stw_rsh(out->c, 11))), 15); /* Q0.15 */
-}
-
-void stw_lstm_step(const stw_layer *l, const int16_t *x, const int16_t *h, int32_t *c, int16_t *h_new)
-{
-    stw_unit unit;
-
-    for (size_t u = 0; u < l->n_out; u++) {
-        stw_lstm_unit(l, x, h, c[u], u, &unit);
-        c[u]     = unit.c;
-        h_new[u] = unit.h;
-    }
 }

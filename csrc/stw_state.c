@@ -1,6 +1,6 @@
 /* stw_state.c - snapshots of a stream: magic, model id, c[] as int32, h[] as int16, CRC-32; all little endian. */
-#include "stepwell.h"
 #include "stw_bytes.h"
+#include "stw_layers.h"
 
 #define SNAPSHOT_MAGIC 0x53575453u /* "STWS" */
 #define HEADER_BYTES   8u
@@ -11,14 +11,24 @@ static size_t n_cells(const stw_model *m)
     size_t n = 0;
 
     for (size_t i = 0; i < m->n_layers; i++) {
-        n += m->layers[i].kind == STW_LSTM ? m->layers[i].n_out : 0u;
+        n += stw_n_cells(m->layers + i);
+    }
+    return n;
+}
+
+static size_t n_hidden(const stw_model *m)
+{
+    size_t n = 0;
+
+    for (size_t i = 0; i < m->n_layers; i++) {
+        n += stw_n_hidden(m->layers + i);
     }
     return n;
 }
 
 size_t stw_snapshot_bytes(const stw_model *m)
 {
-    return HEADER_BYTES + n_cells(m) * 6u + CRC_BYTES;
+    return HEADER_BYTES + n_cells(m) * 4u + n_hidden(m) * 2u + CRC_BYTES;
 }
 
 int stw_save(const stw_stream *s, void *buf, size_t buf_bytes)
@@ -40,7 +50,7 @@ int stw_save(const stw_stream *s, void *buf, size_t buf_bytes)
     for (size_t u = 0; u < n; u++, p += 4) {
         stw_put32(p, (uint32_t)s->c[u]);
     }
-    for (size_t u = 0; u < n; u++, p += 2) {
+    for (size_t u = 0; u < n_hidden(s->model); u++, p += 2) {
         stw_put16(p, (uint16_t)s->h[u]);
     }
     stw_put32(p, stw_crc32(0, buf, n_bytes - CRC_BYTES));
@@ -63,7 +73,7 @@ static int snapshot_check(const stw_model *m, const uint8_t *p, size_t n_bytes)
     if (stw_get32(p + 4) != m->id) {
         return STW_E_MISMATCH;
     }
-    for (size_t u = 0; u < n; u++) {
+    for (size_t u = 0; u < n_hidden(m); u++) {
         if (stw_get16(p + HEADER_BYTES + 4u * n + 2u * u) == 0x8000u) {
             return STW_E_FORMAT; /* h is never -32768; the overflow proof counts on it */
         }
@@ -89,7 +99,7 @@ int stw_load(stw_stream *s, const void *buf, size_t buf_bytes)
     for (size_t u = 0; u < n; u++, p += 4) {
         s->c[u] = (int32_t)stw_get32(p);
     }
-    for (size_t u = 0; u < n; u++, p += 2) {
+    for (size_t u = 0; u < n_hidden(s->model); u++, p += 2) {
         s->h[u] = (int16_t)stw_get16(p);
     }
     return STW_OK;
@@ -113,7 +123,7 @@ uint32_t stw_digest(const stw_stream *s)
         stw_put32(bytes, (uint32_t)s->c[u]);
         hash = fnv1a(hash, bytes, 4);
     }
-    for (size_t u = 0; u < n; u++) {
+    for (size_t u = 0; u < n_hidden(s->model); u++) {
         stw_put16(bytes, (uint16_t)s->h[u]);
         hash = fnv1a(hash, bytes, 2);
     }

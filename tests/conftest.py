@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import stepwell
-from stepwell.graph import Activation, Dense, Graph, Lstm
+from stepwell.graph import Activation, Dense, Graph, Gru, Lstm, Rnn
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "python" / "stepwell" / "demo"
@@ -20,6 +20,22 @@ def random_lstm(rng: np.random.Generator, n_in: int, n_out: int, gain: float = 2
         return rng.uniform(-bound, bound, shape)
 
     return Lstm(f"lstm{n_in}x{n_out}", uniform(4 * n_out, n_in), uniform(4 * n_out, n_out), uniform(4 * n_out))
+
+
+def random_gru(rng: np.random.Generator, n_in: int, n_out: int, gain: float = 2.0) -> Gru:
+    bound = gain / np.sqrt(n_out)
+
+    def uniform(*shape: int) -> np.ndarray:
+        return rng.uniform(-bound, bound, shape)
+
+    weights = uniform(3 * n_out, n_in), uniform(3 * n_out, n_out)
+    return Gru(f"gru{n_in}x{n_out}", *weights, uniform(3 * n_out), uniform(3 * n_out))
+
+
+def random_rnn(rng: np.random.Generator, n_in: int, n_out: int) -> Rnn:
+    bound = 1 / np.sqrt(n_out)  # a larger gain makes an Elman network chaotic: no two arithmetics agree for long
+    weights = rng.uniform(-bound, bound, (n_out, n_in)), rng.uniform(-bound, bound, (n_out, n_out))
+    return Rnn(f"rnn{n_in}x{n_out}", *weights, rng.uniform(-bound, bound, n_out))
 
 
 def random_dense(rng: np.random.Generator, n_in: int, n_out: int, activation: str = "none") -> Dense:
@@ -50,6 +66,16 @@ SHAPES = {
         random_lstm(r, 4, 8),
         Activation("act1", "tanh", 8),
         Activation("act2", "sigmoid", 8),
+    ),
+    "gru": lambda r: (random_gru(r, 3, 5), random_dense(r, 5, 2)),
+    "rnn": lambda r: (random_rnn(r, 4, 9), random_dense(r, 9, 2)),
+    "one unit of each": lambda r: (random_gru(r, 1, 1), random_rnn(r, 1, 1), random_lstm(r, 1, 1)),
+    "gru rnn lstm gru": lambda r: (
+        random_gru(r, 6, 7),
+        random_rnn(r, 7, 5),
+        random_lstm(r, 5, 9),
+        random_gru(r, 9, 4),
+        random_dense(r, 4, 3, "softmax"),
     ),
     "relu at the end": lambda r: (random_lstm(r, 4, 8), Activation("act", "relu", 8)),
 }

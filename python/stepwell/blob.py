@@ -15,19 +15,31 @@ import numpy as np
 
 from stepwell.errors import ModelError
 from stepwell.graph import ACTIVATIONS
-from stepwell.model import FORMAT, ActivationLayer, DenseLayer, IntLayer, LstmLayer, Model, Rows
+from stepwell.model import (
+    FORMAT,
+    ActivationLayer,
+    DenseLayer,
+    GruLayer,
+    IntLayer,
+    LstmLayer,
+    Model,
+    RecurrentLayer,
+    RnnLayer,
+    Rows,
+)
 
 MAGIC = b"STW1"
-KINDS = {"lstm": 1, "dense": 2, "activation": 3}
+KINDS = {"lstm": 1, "dense": 2, "activation": 3, "gru": 4, "rnn": 5}
+RECURRENT = {KINDS[layer.kind]: layer for layer in (LstmLayer, GruLayer, RnnLayer)}
 HEADER = struct.Struct("<4sHHIIIHHB7x")
 LAYER = struct.Struct("<BBHH2xIII")
 ID_FROM = 20
 ROW = np.dtype([("bias", "<i4"), ("mult", "<i2"), ("kx", "i1"), ("shift", "i1")])
 
 
-def unit_major(gate_major: np.ndarray) -> np.ndarray:
-    """[4H, ...] rows in canonical order -> [H, 4, ...]: the four gates of a unit side by side, as the kernel reads them."""
-    return np.ascontiguousarray(gate_major.reshape(4, -1, *gate_major.shape[1:]).swapaxes(0, 1))
+def unit_major(gate_major: np.ndarray, n_gates: int) -> np.ndarray:
+    """[G*H, ...] rows in canonical order -> [H, G, ...]: the gates of a unit side by side, as the kernel reads them."""
+    return np.ascontiguousarray(gate_major.reshape(n_gates, -1, *gate_major.shape[1:]).swapaxes(0, 1))
 
 
 def gate_major(unit_major_rows: np.ndarray) -> np.ndarray:
@@ -41,13 +53,14 @@ def packed_rows(layer: IntLayer) -> np.ndarray:
     records = np.empty(len(layer.rows), ROW)
     for name in ROW.names:
         records[name] = getattr(layer.rows, name)
-    return unit_major(records) if isinstance(layer, LstmLayer) else records
+    return unit_major(records, len(layer.records)) if isinstance(layer, RecurrentLayer) else records
 
 
 def packed_weights(layer: IntLayer) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Input and recurrent weights in the kernel's order; None where the layer kind has none."""
-    if isinstance(layer, LstmLayer):
-        return unit_major(layer.w_x), unit_major(layer.w_h)
+    if isinstance(layer, RecurrentLayer):
+        n_gates = len(layer.gates)
+        return unit_major(layer.w_x, n_gates), unit_major(layer.w_h, n_gates)
     if isinstance(layer, DenseLayer):
         return layer.weight.astype("<i2"), None
     return None, None
@@ -122,10 +135,12 @@ def _unpack_layer(blob: bytes, index: int, host: dict[str, Any]) -> IntLayer:
     def array(dtype: Any, offset: int, *shape: int) -> np.ndarray:
         return np.frombuffer(blob, dtype, int(np.prod(shape)), offset).reshape(shape)
 
-    if kind == KINDS["lstm"]:
-        w_x = gate_major(array(np.int8, w, n_out, 4, n_in))
-        w_h = gate_major(array(np.int8, r, n_out, 4, n_out))
-        return LstmLayer(name, w_x, w_h, _rows(gate_major(array(ROW, rows, n_out, 4))), x_scale)
+    if kind in RECURRENT:
+        recurrent = RECURRENT[kind]
+        w_x = gate_major(array(np.int8, w, n_out, len(recurrent.gates), n_in))
+        w_h = gate_major(array(np.int8, r, n_out, len(recurrent.gates), n_out))
+        records = gate_major(array(ROW, rows, n_out, len(recurrent.records)))
+        return recurrent(name, w_x, w_h, _rows(records), x_scale)
     if kind == KINDS["dense"]:
         weight = array("<i2", w, n_out, n_in).astype(np.int16)
         return DenseLayer(name, weight, _rows(array(ROW, rows, n_out)), activation, x_scale, y_scale)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stepwell.graph import FloatStream, Graph, Lstm
+from stepwell.graph import FloatStream, Graph, Recurrent
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
 
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Statistics of the vector a layer multiplies with its weights: x, or [x; h] for an LSTM.
+    """Statistics of the vector a layer multiplies with its weights: x, or [x; h] for a recurrent layer.
 
     ``mean`` [K], ``covariance`` [K, K].
     """
@@ -27,10 +27,14 @@ class Moments:
         """E[a_j^2], [K]."""
         return np.diag(self.covariance) + self.mean**2
 
+    def part(self, columns: slice) -> Moments:
+        """The statistics of some of the columns."""
+        return Moments(self.mean[columns], self.covariance[columns, columns])
+
 
 @dataclass(frozen=True, eq=False)
 class LayerStats:
-    """``peaks``: largest magnitude seen of x and, by layer kind, of h, z, c (LSTM) or y (dense: after the activation)."""
+    """``peaks``: largest magnitude seen of x and, by layer kind, of h, z, c (recurrent) or y (dense: after the activation)."""
 
     moments: Moments
     peaks: dict[str, float]
@@ -74,14 +78,14 @@ class _Accumulator:
 
 def calibrate(graph: Graph, sequences: Sequence[np.ndarray], progress: Progress | None = None) -> Calibration:
     """Run ``sequences`` ([T_i, n_in] each, every one from zero state) through the float graph and collect statistics."""
-    sums = [_Accumulator(layer.n_in + (layer.n_out if isinstance(layer, Lstm) else 0)) for layer in graph.layers]
+    sums = [_Accumulator(layer.n_in + (layer.n_out if isinstance(layer, Recurrent) else 0)) for layer in graph.layers]
     pending: dict[int, np.ndarray] = {}
 
     def observe(index: int, name: str, values: np.ndarray) -> None:
         sums[index].peak(name, values)
         if name == "x":
             pending[index] = values
-            if not isinstance(graph.layers[index], Lstm):
+            if not isinstance(graph.layers[index], Recurrent):
                 sums[index].add(values)
         elif name == "h":
             sums[index].add(np.concatenate([pending[index], values], axis=-1))

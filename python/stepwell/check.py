@@ -11,7 +11,7 @@ import numpy as np
 from stepwell.calibrate import Progress, length_groups
 from stepwell.errors import ModelError, SampleError
 from stepwell.graph import FloatStream, Graph
-from stepwell.model import GATES, LstmLayer, Model
+from stepwell.model import Model, RecurrentLayer
 from stepwell.reference import Reference
 from stepwell.samples import Samples
 
@@ -140,8 +140,8 @@ class _SaturationCounter:
     def observe(self, index: int, name: str, values: np.ndarray) -> None:
         layer = self._model.layers[index]
         place = f"layer {index} {layer.name}"
-        if isinstance(layer, LstmLayer) and name == "z":
-            for gate, z in zip(GATES, np.split(values, 4, axis=-1), strict=True):
+        if isinstance(layer, RecurrentLayer) and name == "z":
+            for gate, z in zip(layer.records, np.split(values, len(layer.records), axis=-1), strict=True):
                 self._add(f"{place}: z of gate {gate}", (z == 32767) | (z == -32768))
         elif name == "c_wide":
             self._add(f"{place}: cell c", np.abs(values + 0.5) > 2**31)

@@ -18,7 +18,7 @@ from stepwell.graph import ACTIVATIONS
 from stepwell.model import FORMAT, Model
 from stepwell.sources import csrc
 
-ENGINE_SOURCES = ("stepwell.c", "stw_lstm.c", "stw_dense.c", "stw_softmax.c", "stw_table.c")
+ENGINE_SOURCES = ("stepwell.c", "stw_lstm.c", "stw_gru.c", "stw_rnn.c", "stw_dense.c", "stw_softmax.c", "stw_table.c")
 OPTIONAL_SOURCES = ("stw_state.c", "stw_probe.c", "stw_blob.c", "stw_crc.c")
 C_KEYWORDS = frozenset(
     (
@@ -104,8 +104,9 @@ def _layer_facts(model: Model, index: int) -> dict[str, object]:
         "n_out": layer.n_out,
         "w": None if w is None else _numbers(w),
         "r": None if r is None else _numbers(r),
-        "w_type": "int8_t" if layer.kind == "lstm" else "int16_t",
-        "w_shape": f"{layer.n_out}][4][{layer.n_in}" if layer.kind == "lstm" else f"{layer.n_out}][{layer.n_in}",
+        "w_type": "int8_t" if r is not None else "int16_t",
+        "w_shape": "" if w is None else "][".join(map(str, w.shape)),
+        "r_shape": "" if r is None else "][".join(map(str, r.shape)),
         "n_w": 0 if w is None else w.size,
         "n_r": 0 if r is None else r.size,
         "n_rows": len(rows),

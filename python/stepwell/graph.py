@@ -9,14 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
 ACTIVATIONS = ("none", "relu", "tanh", "sigmoid", "softmax")
 
 
+class Recurrent:
+    """What the recurrent layers share: ``w_x`` [G*H, D] and ``w_h`` [G*H, H], rows stacked gate by gate."""
+
+    gates: ClassVar[tuple[str, ...]]
+    w_x: np.ndarray
+    w_h: np.ndarray
+
+    @property
+    def n_in(self) -> int:
+        return self.w_x.shape[1]
+
+    @property
+    def n_out(self) -> int:
+        return self.w_h.shape[1]
+
+
 @dataclass(frozen=True, eq=False)
-class Lstm:
+class Lstm(Recurrent):
     """One unidirectional LSTM layer (Hochreiter & Schmidhuber 1997, with forget gate: Gers et al. 2000).
 
     Shapes: ``w_x`` [4H, D], ``w_h`` [4H, H], ``bias`` [4H]: the sum of the input and the recurrent bias.
@@ -27,13 +44,36 @@ class Lstm:
     w_h: np.ndarray
     bias: np.ndarray
 
-    @property
-    def n_in(self) -> int:
-        return self.w_x.shape[1]
+    gates = ("i", "f", "g", "o")
 
-    @property
-    def n_out(self) -> int:
-        return self.w_h.shape[1]
+
+@dataclass(frozen=True, eq=False)
+class Gru(Recurrent):
+    """One unidirectional GRU layer (Cho et al. 2014), the reset gate applied after the recurrent product, as in torch and cuDNN.
+
+    Shapes: ``w_x`` [3H, D], ``w_h`` [3H, H], ``bias`` [3H] added to the inputs' part, ``bias_h`` [3H] to the hidden state's part:
+    n = tanh(W_n x + b_n + r * (U_n h + bh_n)); for r and z only the sum of both counts.
+    """
+
+    name: str
+    w_x: np.ndarray
+    w_h: np.ndarray
+    bias: np.ndarray
+    bias_h: np.ndarray
+
+    gates = ("r", "z", "n")
+
+
+@dataclass(frozen=True, eq=False)
+class Rnn(Recurrent):
+    """One unidirectional Elman layer (Elman 1990): h = tanh(w_x x + w_h h + bias); ``w_x`` [H, D], ``w_h`` [H, H], ``bias`` [H]."""
+
+    name: str
+    w_x: np.ndarray
+    w_h: np.ndarray
+    bias: np.ndarray
+
+    gates = ("h",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +107,7 @@ class Activation:
         return self.n_in
 
 
-Layer = Lstm | Dense | Activation
+Layer = Lstm | Gru | Rnn | Dense | Activation
 
 
 @dataclass(frozen=True)
@@ -121,12 +161,36 @@ def activate(z: np.ndarray, activation: str) -> np.ndarray:
     return z
 
 
+def lstm_step(layer: Lstm, x: np.ndarray, h: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """New hidden state, new cell state, pre-activations [..., 4H]."""
+    z = x @ layer.w_x.T + h @ layer.w_h.T + layer.bias
+    i, f, g, o = np.split(z, 4, axis=-1)
+    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+    return sigmoid(o) * np.tanh(c), c, z
+
+
+def gru_step(layer: Gru, x: np.ndarray, h: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """New hidden state (twice: a GRU's state is its h), pre-activations [..., 4H]: r, z, and the two parts of n."""
+    x_r, x_z, x_n = np.split(x @ layer.w_x.T + layer.bias, 3, axis=-1)
+    h_r, h_z, h_n = np.split(h @ layer.w_h.T + layer.bias_h, 3, axis=-1)
+    r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
+    n = np.tanh(x_n + r * h_n)
+    h = z * h + (1.0 - z) * n
+    return h, h, np.concatenate([x_r + h_r, x_z + h_z, x_n, h_n], axis=-1)
+
+
+def rnn_step(layer: Rnn, x: np.ndarray, h: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """New hidden state (twice), pre-activations [..., H]."""
+    z = x @ layer.w_x.T + h @ layer.w_h.T + layer.bias
+    return np.tanh(z), np.tanh(z), z
+
+
 class FloatStream:
     """The float graph as a stream of one or more parallel sequences; leading dimensions of ``x`` are sequences.
 
     ``observe(layer_index, name, values)`` is called for every quantity a calibration needs: "x" (the layer's input), and for
-    an LSTM "h" (the hidden state that enters the step), "z" (pre-activations [..., 4H]) and "c" (the new cell state), for
-    the others "y".
+    a recurrent layer "h" (the hidden state that enters the step), "z" (pre-activations) and "c" (the new cell state; for a GRU
+    or RNN its new h), for the others "y".
     """
 
     def __init__(self, graph: Graph, observe: Callable[[int, str, np.ndarray], None] | None = None):
@@ -142,8 +206,8 @@ class FloatStream:
         a = np.asarray(x, dtype=np.float64)
         for index, layer in enumerate(self.graph.layers):
             self._observe(index, "x", a)
-            if isinstance(layer, Lstm):
-                a = self._lstm(index, layer, a)
+            if isinstance(layer, Recurrent):
+                a = self._recurrent(index, layer, a)
             elif isinstance(layer, Dense):
                 a = activate(a @ layer.weight.T + layer.bias, layer.activation)
                 self._observe(index, "y", a)
@@ -152,15 +216,12 @@ class FloatStream:
                 self._observe(index, "y", a)
         return a
 
-    def _lstm(self, index: int, layer: Lstm, x: np.ndarray) -> np.ndarray:
-        n = layer.n_out
-        zero = np.zeros((*x.shape[:-1], n))
+    def _recurrent(self, index: int, layer: Lstm | Gru | Rnn, x: np.ndarray) -> np.ndarray:
+        zero = np.zeros((*x.shape[:-1], layer.n_out))
         h, c = self._state.get(index, (zero, zero))
         self._observe(index, "h", h)
-        z = x @ layer.w_x.T + h @ layer.w_h.T + layer.bias
-        i, f, g, o = (z[..., k * n : (k + 1) * n] for k in range(4))
-        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-        h = sigmoid(o) * np.tanh(c)
+        step = {Lstm: lstm_step, Gru: gru_step, Rnn: rnn_step}[type(layer)]
+        h, c, z = step(layer, x, h, c)
         self._observe(index, "z", z)
         self._observe(index, "c", c)
         self._state[index] = (h, c)

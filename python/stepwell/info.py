@@ -7,7 +7,7 @@ from typing import Any
 from stepwell import proof
 from stepwell.blob import ROW, packed_weights
 from stepwell.engine import OpenModel, lib
-from stepwell.model import FORMAT, IntLayer, LstmLayer, Model
+from stepwell.model import FORMAT, IntLayer, Model, RecurrentLayer
 
 # sizeof on a 32-bit target; emitted C asserts them when it is compiled for one
 MODEL_STRUCT_BYTES = 20
@@ -78,6 +78,8 @@ def _describe_layer(layer: IntLayer) -> dict[str, Any]:
         "flash_bytes": _layer_flash(layer),
         "overflow_margin_bits": round(proof.layer_margin_bits(layer), 2),
     }
-    if isinstance(layer, LstmLayer):
-        described["formats"] = {"w": "int8", "h": "int16 Q0.15", "z": "int16 Q4.11", "c": "int32 Q9.22"}
+    if isinstance(layer, RecurrentLayer):
+        described["formats"] = {"w": "int8", "h": "int16 Q0.15", "z": "int16 Q4.11"}
+        if layer.kind != "rnn":
+            described["formats"]["c"] = "int32 Q9.22"
     return described

@@ -1,17 +1,16 @@
 """The one integer model: canonical rows, scales and provenance; what every later stage reads.
 
-Canonical means gate-major rows (row = gate * H + unit, gates i, f, g, o), as docs/numerics.md writes them. The order in
+Canonical means gate-major rows (row = gate * H + unit), as docs/numerics.md writes them. The order in
 which a target stores rows in memory is the packing, and belongs to blob.py and emit.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from stepwell.reference import Reference
 
 FORMAT = 1  # STW_MODEL_FORMAT of stepwell.h; a test holds the two together
-GATES = ("i", "f", "g", "o")
 H_FRAC = 15  # hidden state h: int16 Q0.15
 Z_FRAC = 11  # pre-activation z: int16 Q4.11
 C_FRAC = 22  # cell state c: int32 Q9.22
@@ -44,8 +42,11 @@ class Rows:
 
 
 @dataclass(frozen=True, eq=False)
-class LstmLayer:
-    """``w_x`` int8 [4H, D], ``w_h`` int8 [4H, H], values -127..127; ``rows`` [4H]. ``x_scale``: real value of an input code."""
+class RecurrentLayer:
+    """``w_x`` int8 [G*H, D], ``w_h`` int8 [G*H, H], values -127..127, G ``gates``; ``rows`` [R*H], R ``records``, of each unit.
+
+    ``x_scale``: real value of an input code.
+    """
 
     name: str
     w_x: np.ndarray
@@ -53,9 +54,11 @@ class LstmLayer:
     rows: Rows
     x_scale: float
 
-    kind = "lstm"
-    activation = "none"
-    y_scale = 2.0**-H_FRAC
+    kind: ClassVar[str]
+    gates: ClassVar[tuple[str, ...]]
+    records: ClassVar[tuple[str, ...]]
+    activation: ClassVar[str] = "none"
+    y_scale: ClassVar[float] = 2.0**-H_FRAC
 
     @property
     def n_in(self) -> int:
@@ -64,6 +67,28 @@ class LstmLayer:
     @property
     def n_out(self) -> int:
         return self.w_h.shape[1]
+
+
+class LstmLayer(RecurrentLayer):
+    """State: h and the cell c."""
+
+    kind = "lstm"
+    gates = records = ("i", "f", "g", "o")
+
+
+class GruLayer(RecurrentLayer):
+    """State: h, and the same number in Q9.22 as S. The candidate n keeps the parts of input and hidden state apart."""
+
+    kind = "gru"
+    gates = ("r", "z", "n")
+    records = ("r", "z", "nx", "nh")
+
+
+class RnnLayer(RecurrentLayer):
+    """State: h alone."""
+
+    kind = "rnn"
+    gates = records = ("h",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +131,7 @@ class ActivationLayer:
         return self.n_in
 
 
-IntLayer = LstmLayer | DenseLayer | ActivationLayer
+IntLayer = RecurrentLayer | DenseLayer | ActivationLayer
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,8 +216,3 @@ class Model:
     def dequantize(self, y_q: np.ndarray) -> np.ndarray:
         """int32 outputs -> real numbers, exactly: ``y_q * 2^-y_frac``; any shape [..., n_out]."""
         return np.asarray(y_q, dtype=np.float64) * 2.0**-self.y_frac
-
-
-def cell_count(layers: Sequence[IntLayer]) -> int:
-    """Units of all LSTM layers."""
-    return sum(layer.n_out for layer in layers if isinstance(layer, LstmLayer))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stepwell.model import ActivationLayer, DenseLayer, IntLayer, LstmLayer, Rows
+from stepwell.model import ActivationLayer, DenseLayer, GruLayer, IntLayer, RecurrentLayer, Rows
 
 INT32_MAX = 2**31 - 1
 X_MAX = 2**15
@@ -40,7 +40,11 @@ def failing_rows(sum_x: np.ndarray, sum_h: np.ndarray, rows: Rows) -> np.ndarray
 
 def weight_sums(layer: IntLayer) -> tuple[np.ndarray, np.ndarray]:
     """Sums of |weight| per row: over the inputs and over the hidden state, int64 [n_rows] each."""
-    if isinstance(layer, LstmLayer):
+    if isinstance(layer, GruLayer):
+        n = layer.n_out  # the last gate's two parts are rows of their own: nx has no hidden state, nh no input
+        sum_x, sum_h, none = abs_sum(layer.w_x), abs_sum(layer.w_h), np.zeros(n, np.int64)
+        return np.concatenate([sum_x, none]), np.concatenate([sum_h[: 2 * n], none, sum_h[2 * n :]])
+    if isinstance(layer, RecurrentLayer):
         return abs_sum(layer.w_x), abs_sum(layer.w_h)
     if isinstance(layer, DenseLayer):
         return abs_sum(layer.weight), np.zeros(layer.n_out, np.int64)

@@ -5,6 +5,7 @@ The arithmetic this feeds is docs/numerics.md; the choices made here (scales, ro
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import log2
 
@@ -13,8 +14,20 @@ import numpy as np
 from stepwell import proof
 from stepwell.calibrate import Calibration, LayerStats, Moments
 from stepwell.errors import QuantizeError
-from stepwell.graph import Activation, Dense, Graph, Lstm
-from stepwell.model import C_FRAC, GATES, H_FRAC, Z_FRAC, ActivationLayer, DenseLayer, IntLayer, LstmLayer, Model, Rows
+from stepwell.graph import Activation, Dense, Graph, Gru, Lstm, Recurrent
+from stepwell.model import (
+    C_FRAC,
+    H_FRAC,
+    Z_FRAC,
+    ActivationLayer,
+    DenseLayer,
+    GruLayer,
+    IntLayer,
+    LstmLayer,
+    Model,
+    RnnLayer,
+    Rows,
+)
 
 X_HEADROOM = 2.0  # the calibrated maximum fills half the int16 range
 H_SCALE = 2.0**-H_FRAC
@@ -48,8 +61,10 @@ def quantize(graph: Graph, calibration: Calibration) -> Model:
     y_frac = H_FRAC
     for index, (layer, stats) in enumerate(zip(graph.layers, calibration.layers, strict=True)):
         is_last = index == len(graph.layers) - 1
-        if isinstance(layer, Lstm):
-            layers.append(_lstm(layer, stats, scale, report))
+        if isinstance(layer, Gru):
+            layers.append(_gru(layer, stats, scale, report))
+        elif isinstance(layer, Recurrent):
+            layers.append(_lstm_or_rnn(layer, stats, scale, report))
         elif isinstance(layer, Dense):
             layers.append(_dense(layer, stats, scale, is_last, report))
         else:
@@ -78,45 +93,103 @@ def _calibration_warnings(calibration: Calibration) -> list[str]:
 # ---- one layer of each kind ----
 
 
-def _lstm(layer: Lstm, stats: LayerStats, x_scale: float, report: Report) -> LstmLayer:
+def _lstm_or_rnn(layer: Recurrent, stats: LayerStats, x_scale: float, report: Report) -> LstmLayer | RnnLayer:
+    q_x, q_h, rows = _joined_rows(layer, slice(None), layer.bias, stats, x_scale, report)
+    kind = LstmLayer if isinstance(layer, Lstm) else RnnLayer
+    return kind(layer.name, q_x, q_h, rows, x_scale)
+
+
+def _gru(layer: Gru, stats: LayerStats, x_scale: float, report: Report) -> GruLayer:
+    """Gates r and z like an LSTM's; the candidate's two parts are rows of their own, with a scale each."""
+    gates, candidate = slice(0, 2 * layer.n_out), slice(2 * layer.n_out, None)
+    q_x, q_h, rows = _joined_rows(layer, gates, (layer.bias + layer.bias_h)[gates], stats, x_scale, report)
+    of_x, of_h = stats.moments.part(slice(0, layer.n_in)), stats.moments.part(slice(layer.n_in, None))
+
+    def name_of(part: str) -> Callable[[int], str]:
+        return lambda unit: f"layer '{layer.name}' unit {unit} (gate n, {part} part)"
+
+    q_nx, rows_nx = _single_rows(
+        layer.w_x[candidate], layer.bias[candidate], of_x, x_scale, Z_SCALE, 127, name_of("input"), report
+    )
+    q_nh, rows_nh = _single_rows(
+        layer.w_h[candidate], layer.bias_h[candidate], of_h, H_SCALE, Z_SCALE, 127, name_of("hidden"), report
+    )
+    q_x, q_h = np.vstack([q_x, q_nx.astype(np.int8)]), np.vstack([q_h, q_nh.astype(np.int8)])
+    return GruLayer(layer.name, q_x, q_h, _stacked(rows, rows_nx, rows_nh), x_scale)
+
+
+def _stacked(*parts: Rows) -> Rows:
+    return Rows(*(np.concatenate([getattr(p, f) for p in parts]) for f in ("bias", "mult", "kx", "shift")))
+
+
+def _joined_rows(
+    layer: Recurrent, which: slice, bias: np.ndarray, stats: LayerStats, x_scale: float, report: Report
+) -> tuple[np.ndarray, np.ndarray, Rows]:
+    """Rows in which input and hidden sums join: int8 [R, D], int8 [R, H], rows [R]."""
+    w_x, w_h = layer.w_x[which], layer.w_h[which]
     # scale of one accumulator unit by row, if inputs and hidden state each had their own
-    unit_x = np.abs(layer.w_x).max(axis=1) / 127 * x_scale
-    unit_h = np.abs(layer.w_h).max(axis=1) / 127 * H_SCALE
+    unit_x = np.abs(w_x).max(axis=1) / 127 * x_scale
+    unit_h = np.abs(w_h).max(axis=1) / 127 * H_SCALE
     energy = stats.moments.energy
     noise_x = energy[: layer.n_in].sum() / x_scale**2
     noise_h = energy[layer.n_in :].sum() / H_SCALE**2
-    unit, kx = _join_scales(unit_x, unit_h, noise_x, noise_h, layer.bias)
-    weights = np.hstack([layer.w_x, layer.w_h])
+    unit, kx = _join_scales(unit_x, unit_h, noise_x, noise_h, bias)
+    weights = np.hstack([w_x, w_h])
 
     def rounded(rows: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         step_x = unit * 2.0 ** kx[rows] / x_scale
         steps = np.hstack([np.tile(step_x[:, None], layer.n_in), np.tile(unit[:, None] / H_SCALE, layer.n_out)])
-        return _round_rows(weights[rows], layer.bias[rows], steps, unit, stats.moments, 127)
+        return _round_rows(weights[rows], bias[rows], steps, unit, stats.moments, 127)
 
     def row_name(row: int) -> str:
-        return f"layer '{layer.name}' row {row} (gate {GATES[row // layer.n_out]}, unit {row % layer.n_out})"
+        gate, unit = layer.gates[row // layer.n_out], row % layer.n_out
+        return f"layer '{layer.name}' row {row} (gate {gate}, unit {unit})"
 
     q, rows = _prove(rounded, unit, kx, Z_SCALE, layer.n_in, row_name, report)
-    return LstmLayer(layer.name, q[:, : layer.n_in].astype(np.int8), q[:, layer.n_in :].astype(np.int8), rows, x_scale)
+    return q[:, : layer.n_in].astype(np.int8), q[:, layer.n_in :].astype(np.int8), rows
+
+
+def _single_rows(
+    weights: np.ndarray,
+    bias: np.ndarray,
+    moments: Moments,
+    a_scale: float,
+    v_scale: float,
+    limit: int,
+    row_name: Callable[[int], str],
+    report: Report,
+) -> tuple[np.ndarray, Rows]:
+    """Rows over one vector with codes of ``a_scale``: integers up to ``limit``, as wide as the proof allows."""
+    unit = np.maximum(np.abs(weights).max(axis=1) / limit * a_scale, 1.01 * _reach(weights, bias, a_scale) / 2**31)
+    unit = np.maximum(np.where(unit > 0, unit, 2.0**-30), _smallest_unit(v_scale))
+
+    def rounded(rows: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        steps = np.tile(unit[:, None] / a_scale, weights.shape[1])
+        return _round_rows(weights[rows], bias[rows], steps, unit, moments, limit)
+
+    kx = np.zeros(len(weights), int)
+    return _prove(rounded, unit, kx, v_scale, weights.shape[1], row_name, report)
+
+
+def _reach(weights: np.ndarray, bias: np.ndarray, a_scale: float) -> np.ndarray:
+    """Largest magnitude that a row can give for any codes, [R]."""
+    return 32768 * a_scale * np.abs(weights).sum(axis=1) + np.abs(bias)
+
+
+def _smallest_unit(v_scale: float) -> float:
+    """The accumulator unit that the largest shift with a full multiplier brings to ``v_scale``."""
+    return 2.0**-SHIFT_MAX * 2**14 * v_scale
 
 
 def _dense(layer: Dense, stats: LayerStats, x_scale: float, is_last: bool, report: Report) -> DenseLayer:
-    # int16 weights, as wide as the proof allows: the row's bound must fit 31 bits (1.01 covers the rounding)
-    reach = 32768 * x_scale * np.abs(layer.weight).sum(axis=1) + np.abs(layer.bias)
-    unit = np.maximum(np.abs(layer.weight).max(axis=1) / 32767 * x_scale, 1.01 * reach / 2**31)
-    unit = np.where(unit > 0, unit, 2.0**-30)
-    scale_v, scale_y = _dense_formats(layer, stats, float(reach.max()), is_last)
-
-    def rounded(rows: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        steps = np.tile(unit[:, None] / x_scale, layer.n_in)
-        return _round_rows(layer.weight[rows], layer.bias[rows], steps, unit, stats.moments, 32767)
+    reach = float(_reach(layer.weight, layer.bias, x_scale).max())
+    v_scale, y_scale = _dense_formats(layer, stats, reach, is_last)
 
     def row_name(row: int) -> str:
         return f"layer '{layer.name}' row {row}"
 
-    kx = np.zeros(layer.n_out, int)
-    q, rows = _prove(rounded, unit, kx, scale_v, layer.n_in, row_name, report)
-    return DenseLayer(layer.name, q.astype(np.int16), rows, layer.activation, x_scale, scale_y)
+    q, rows = _single_rows(layer.weight, layer.bias, stats.moments, x_scale, v_scale, 32767, row_name, report)
+    return DenseLayer(layer.name, q.astype(np.int16), rows, layer.activation, x_scale, y_scale)
 
 
 def _dense_formats(layer: Dense, stats: LayerStats, reach: float, is_last: bool) -> tuple[float, float]:
@@ -173,7 +246,7 @@ def _join_scales(
     widen_h = ((cost_h < cost_x) & (ratio >= -KX_MAX)) | (ratio > KX_MAX)
     kx = np.where(widen_h, wider_h, wider_x)
     unit = np.where(widen_h, unit_x * 2.0**-wider_h, unit_h)
-    return np.maximum(unit, 2.0**-SHIFT_MAX * 2**14 * Z_SCALE), kx.astype(int)
+    return np.maximum(unit, _smallest_unit(Z_SCALE)), kx.astype(int)
 
 
 def multipliers(ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from functools import cache
 import numpy as np
 
 from stepwell.errors import SampleError
-from stepwell.model import ActivationLayer, DenseLayer, LstmLayer, Model, Rows
+from stepwell.model import ActivationLayer, DenseLayer, GruLayer, LstmLayer, Model, RecurrentLayer, RnnLayer, Rows
 
 Array = np.ndarray
 
@@ -92,12 +92,57 @@ def activate(v: Array, activation: str) -> Array:
     return softmax(v) if activation == "softmax" else v
 
 
+def joined(layer: RecurrentLayer, x: Array, h: Array, n_rows: int) -> Array:
+    """acc of the first ``n_rows`` rows: shift_kx(Wx x) + Wh h + bias, [..., n_rows]."""
+    ax = x @ layer.w_x[:n_rows].T.astype(np.int64)
+    kx = layer.rows.kx[:n_rows].astype(np.int64)
+    ax = np.where(kx >= 0, ax << np.maximum(kx, 0), rsh(ax, np.maximum(-kx, 0)))
+    return ax + h @ layer.w_h[:n_rows].T.astype(np.int64) + layer.rows.bias[:n_rows].astype(np.int64)
+
+
+def lstm_step(layer: LstmLayer, x: Array, h: Array, c: Array) -> dict[str, Array]:
+    """docs/numerics.md, "One LSTM step"."""
+    acc = joined(layer, x, h, len(layer.rows))
+    z = sat(rq(acc, layer.rows), 16)
+    z_i, z_f, z_g, z_o = np.split(z, 4, axis=-1)
+    i, f, g, o = sig(z_i), sig(z_f), tanh(z_g), sig(z_o)
+    c_wide = rsh(f * c, 15) + rsh(i * g, 8)
+    c = sat(c_wide, 32)
+    h_new = rsh(o * tanh(sat(rsh(c, 11), 16)), 15)
+    return {"acc": acc, "z": z, "gates": np.stack([i, f, g, o], axis=-2), "c_wide": c_wide, "c": c, "h_new": h_new}
+
+
+def gru_step(layer: GruLayer, x: Array, h: Array, s: Array) -> dict[str, Array]:
+    """docs/numerics.md, "One GRU step"; S stands for the cell."""
+    n_out = layer.n_out
+    bias = layer.rows.bias.astype(np.int64)
+    acc_nx = x @ layer.w_x[2 * n_out :].T.astype(np.int64) + bias[2 * n_out : 3 * n_out]
+    acc_nh = h @ layer.w_h[2 * n_out :].T.astype(np.int64) + bias[3 * n_out :]
+    acc = np.concatenate([joined(layer, x, h, 2 * n_out), acc_nx, acc_nh], axis=-1)
+    z_all = sat(rq(acc, layer.rows), 16)
+    z_r, z_z, nx, nh = np.split(z_all, 4, axis=-1)
+    r, z = sig(z_r), sig(z_z)
+    n = tanh(sat(nx + rsh(r * nh, 15), 16))
+    s_wide = rsh(z * s, 15) + rsh(np.minimum(32767, 32768 - z) * n, 8)
+    s = sat(s_wide, 32)
+    h_new = np.clip(rsh(s, 7), -32767, 32767)
+    return {"acc": acc, "z": z_all, "gates": np.stack([r, z, n], axis=-2), "c_wide": s_wide, "c": s, "h_new": h_new}
+
+
+def rnn_step(layer: RnnLayer, x: Array, h: Array, c: Array) -> dict[str, Array]:
+    """docs/numerics.md, "One RNN step"."""
+    acc = joined(layer, x, h, len(layer.rows))
+    z = sat(rq(acc, layer.rows), 16)
+    h_new = tanh(z)
+    return {"acc": acc, "z": z, "gates": h_new[..., None, :], "c": c, "h_new": h_new}
+
+
 class Reference:
     """One stream (or many side by side) of the integer model; the methods of ``engine.Stream``.
 
-    ``observe(layer_index, name, values)`` is called with the integer values of every step. For an LSTM: "x", "h" (the hidden
-    state that enters), "acc" (what RQ takes), "z" [..., 4H], "gates" (i, f, g, o stacked: [..., 4, H]), "c_wide" (the cell before
-    it saturates), "c" and "h_new"; for the others "x", "v" (before the activation) and "y".
+    ``observe(layer_index, name, values)`` is called with the integer values of every step. For a recurrent layer: "x", "h" (the
+    hidden state that enters), "acc" (what RQ takes), "z" [..., records*H], "gates" (stacked: [..., gates, H]), "c_wide" (the cell
+    before it saturates), "c" and "h_new"; for the others "x", "v" (before the activation) and "y".
     """
 
     def __init__(self, model: Model, observe: Callable[[int, str, Array], None] | None = None):
@@ -115,8 +160,8 @@ class Reference:
         last = len(self.model.layers) - 1
         for index, layer in enumerate(self.model.layers):
             self._observe(index, "x", a)
-            if isinstance(layer, LstmLayer):
-                a = self._lstm(index, layer, a)
+            if isinstance(layer, RecurrentLayer):
+                a = self._recurrent(index, layer, a)
             else:
                 v = self._dense(layer, a) if isinstance(layer, DenseLayer) else self._scaled(layer, a)
                 self._observe(index, "v", v)
@@ -125,26 +170,15 @@ class Reference:
                 self._observe(index, "y", a)
         return a.astype(np.int32)
 
-    def _lstm(self, index: int, layer: LstmLayer, x: Array) -> Array:
-        n, rows = layer.n_out, layer.rows
-        zero = np.zeros((*x.shape[:-1], n), np.int64)
+    def _recurrent(self, index: int, layer: RecurrentLayer, x: Array) -> Array:
+        zero = np.zeros((*x.shape[:-1], layer.n_out), np.int64)
         h, c = self.state.get(index, (zero, zero))
-        ax = x @ layer.w_x.T.astype(np.int64)
-        kx = rows.kx.astype(np.int64)
-        ax = np.where(kx >= 0, ax << np.maximum(kx, 0), rsh(ax, np.maximum(-kx, 0)))
-        acc = ax + h @ layer.w_h.T.astype(np.int64) + rows.bias.astype(np.int64)
-        z = sat(rq(acc, rows), 16)
-        z_i, z_f, z_g, z_o = (z[..., k * n : (k + 1) * n] for k in range(4))
-        i, f, g, o = sig(z_i), sig(z_f), tanh(z_g), sig(z_o)
-        c_wide = rsh(f * c, 15) + rsh(i * g, 8)
-        c = sat(c_wide, 32)
-        h_new = rsh(o * tanh(sat(rsh(c, 11), 16)), 15)
-        gates = np.stack([i, f, g, o], axis=-2)
-        seen = {"h": h, "acc": acc, "z": z, "gates": gates, "c_wide": c_wide, "c": c, "h_new": h_new}
-        for name, values in seen.items():
+        step = {LstmLayer: lstm_step, GruLayer: gru_step, RnnLayer: rnn_step}[type(layer)]
+        seen = step(layer, x, h, c)
+        for name, values in {"h": h, **seen}.items():
             self._observe(index, name, values)
-        self.state[index] = (h_new, c)
-        return h_new
+        self.state[index] = (seen["h_new"], seen["c"])
+        return seen["h_new"]
 
     @staticmethod
     def _dense(layer: DenseLayer, x: Array) -> Array:
