@@ -10,10 +10,12 @@ from pathlib import Path
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 README = CSRC / "README.md"
 CORES = {"Cortex-M0": "-mcpu=cortex-m0", "Cortex-M4": "-mcpu=cortex-m4"}
+REST = ["ACTIVATION", "SOFTMAX", "STRINGS"]
+EVERYTHING = ["stepwell.c", "stw_lstm.c", "stw_gru.c", "stw_rnn.c", "stw_dense.c", "stw_softmax.c", "stw_table.c"]
 LEVELS = {
-    "core, LSTM only": (["stepwell.c", "stw_lstm.c", "stw_table.c"], ["DENSE", "ACTIVATION", "SOFTMAX", "STRINGS"]),
-    "core, LSTM + dense": (["stepwell.c", "stw_lstm.c", "stw_dense.c", "stw_table.c"], ["ACTIVATION", "SOFTMAX", "STRINGS"]),
-    "core, everything": (["stepwell.c", "stw_lstm.c", "stw_dense.c", "stw_softmax.c", "stw_table.c"], []),
+    "core, LSTM + dense": (["stepwell.c", "stw_lstm.c", "stw_dense.c", "stw_table.c"], ["GRU", "RNN", *REST]),
+    "core, GRU + dense": (["stepwell.c", "stw_gru.c", "stw_dense.c", "stw_table.c"], ["LSTM", "RNN", *REST]),
+    "core, everything": (EVERYTHING, []),
     "+ state": (["stw_state.c", "stw_crc.c"], []),
     "+ blob": (["stw_blob.c"], []),
     "+ probe": (["stw_probe.c"], []),
