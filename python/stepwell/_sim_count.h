@@ -6,9 +6,16 @@
 
 /* @cdef-begin */
 
-/* A UC_HOOK_CODE callback of unicorn (uc, address, size, user data): one call for each instruction; count is a uint64_t *.
- * As a C function it runs at 60 MIPS and more; the same in Python takes a microsecond a call. */
-void stw_sim_count(void *uc, uint64_t address, uint32_t size, void *count);
+typedef struct stw_sim_counter {
+    uint64_t       count;   /* instructions so far */
+    uint64_t       origin;  /* address of code[0] */
+    uint64_t       n_bytes; /* of code */
+    const uint8_t *code;    /* Thumb code as the guest sees it */
+} stw_sim_counter;
+
+/* A UC_HOOK_BLOCK callback of unicorn (uc, address, size, user data): adds a straight run of instructions before it
+ * executes.  An instruction that an IT block skips counts, as in QEMU and as it takes its cycle on a core. */
+void stw_sim_count(void *uc, uint64_t address, uint32_t size, void *counter);
 
 /* @cdef-end */
 

@@ -77,8 +77,10 @@ static void init_ticks(void)
 
     DEMCR |= 1u << 24; /* trace on */
     DWT_CTRL |= 1u;
-    before     = DWT_CYCCNT;
-    has_cycles = DWT_CYCCNT != before;
+    before = DWT_CYCCNT;
+    for (uint32_t i = 0; i < 16 && !has_cycles; i++) {
+        has_cycles = DWT_CYCCNT != before;
+    }
     RCC_APB1ENR |= 1u; /* TIM2 */
     TIM2_ARR = 0xFFFFFFFFu;
     TIM2_EGR = 1u;

@@ -72,10 +72,10 @@ def c_header() -> str:
     messages = {f"TYPE_{m.name}": m.value for m in Message} | {"TYPE_LOG": LOG, "TYPE_ERROR": ERROR}
     errors = {f"ERROR_{e.name}": e.value for e in Error}
     sizes = {"INFO_BYTES": INFO_REPLY.size, "UNIT_BYTES": UNIT.size}
-    lines = [
-        f"#define LINK_{name} {value}u" for name, value in (constants | messages | errors | sizes).items()
-    ]
-    top = "/* messages.h - written by python -m stepwell.link.messages; the table is python/stepwell/link/messages.py. */"
+    lines = [f"#define LINK_{name} {value}u" for name, value in (constants | messages | errors | sizes).items()]
+    top = (
+        "/* messages.h - written by python -m stepwell.link.messages; the table is python/stepwell/link/messages.py. */"
+    )
     guard = ["#ifndef LINK_MESSAGES_H", "#define LINK_MESSAGES_H", ""]
     return "\n".join([top, *guard, *lines, "", "#endif /* LINK_MESSAGES_H */", ""])
 

@@ -8,6 +8,8 @@ the exact number of executed instructions. Other registers read as zero or as th
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 import select
 import socket
 import struct
@@ -18,6 +20,8 @@ from pathlib import Path
 from elftools.elf.elffile import ELFFile
 
 from stepwell.boards import Board, load_board
+from stepwell.errors import LinkError
+from stepwell.link.emulator import Emulator, failed, module_command
 from stepwell.link.leash import exit_with_parent
 
 PAGE = 0x1000
@@ -32,8 +36,29 @@ PLAIN = {
     "nrf51": [(0x40000000, 0x1000), (0x50000000, 0x1000)],
     "cmsdk": [],
 }
+INSTALL = 'pip install "stepwell[sim]"'
 Read = Callable[[int], int]
 Write = Callable[[int, int], None]
+
+
+def why_not(board: Board) -> str | None:
+    """The reason why ``board`` cannot be simulated here, with what to install; None when it can."""
+    if not board.words("SIM_CPU"):
+        return f"there is no simulator for {board.name}"
+    return None if importlib.util.find_spec("unicorn") else f"unicorn is not installed: {INSTALL}"
+
+
+def start_sim(board: Board, image: Path) -> Emulator:
+    """Run ``image`` in a process of its own; the UART waits for one client on ``Emulator.url``. LinkError when it cannot."""
+    reason = why_not(board)
+    if reason:
+        raise LinkError(reason)
+    emulator = Emulator(module_command("stepwell.link.sim", board.name, image), ticks_per_instruction=1.0)
+    line = emulator.read_line().split()
+    if not line:
+        raise failed(emulator, f"the simulator of {board.name}")
+    emulator.port = int(line[1])
+    return emulator
 
 
 class Line:
@@ -137,6 +162,14 @@ UARTS = {"stm32": stm32_uart, "cmsdk": cmsdk_uart, "nrf51": nrf51_uart}
 TIMERS = {"dwt": dwt_ticks, "cmsdk": cmsdk_ticks, "nrf51": nrf51_ticks}
 
 
+class Memory:
+    """Bytes of the guest that this process sees, too."""
+
+    def __init__(self, origin: int, n_bytes: int):
+        self.origin = origin
+        self.content = (ctypes.c_uint8 * n_bytes)()
+
+
 class Machine:
     """CPU, memories and peripherals of ``board`` with the image ``elf`` in flash."""
 
@@ -150,13 +183,13 @@ class Machine:
         self.uc = uc = unicorn.Uc(unicorn.UC_ARCH_ARM, unicorn.UC_MODE_THUMB)
         # not UC_MODE_MCLASS: that would make it a Cortex-M33
         uc.ctl_set_cpu_model(getattr(arm_const, f"UC_CPU_ARM_CORTEX_{board.text('SIM_CPU').upper()}"))
-        flash = board.number("FLASH_ORIGIN")
-        uc.mem_map(flash, board.number("FLASH_BYTES"))
+        flash = self._flash = Memory(board.number("FLASH_ORIGIN"), board.number("FLASH_BYTES"))
+        uc.mem_map_ptr(flash.origin, len(flash.content), unicorn.UC_PROT_ALL, ctypes.addressof(flash.content))
         uc.mem_map(board.number("RAM_ORIGIN"), board.number("RAM_BYTES"))
         self._load(elf)
-        self._count = instruction_counter(uc)
+        self._count = instruction_counter(uc, flash)
         self._map_peripherals(board)
-        stack, self._entry = struct.unpack("<II", uc.mem_read(flash, 8))
+        stack, self._entry = struct.unpack("<II", uc.mem_read(flash.origin, 8))
         uc.reg_write(arm_const.UC_ARM_REG_SP, stack)
         if board.text("SIM_CPU") != "m0":
             uc.reg_write(arm_const.UC_ARM_REG_FPEXC, 1 << 30)  # CPACR is not modelled: the FPU is on from the start
@@ -217,23 +250,26 @@ class Machine:
                 raise
 
 
-def instruction_counter(uc) -> Callable[[], int]:
-    """Count every instruction that ``uc`` executes; the result gives the count."""
+def instruction_counter(uc, code: Memory) -> Callable[[], int]:
+    """Count every instruction that ``uc`` executes in ``code``; the result gives the count.
+
+    Runs of instructions are counted when they begin, so two reads differ by the exact number when they come from the same
+    place: the firmware reads ticks in one function, board_ticks.
+    """
     from stepwell._engine import ffi, lib
 
     if hasattr(lib, "stw_sim_count"):
-        return _count_in_c(uc, ffi, lib)
-    return _count_in_python(uc)
+        return _count_in_c(uc, code, ffi, lib)
+    return _count_in_python(uc, code)
 
 
-def _count_in_c(uc, ffi, lib) -> Callable[[], int]:
+def _count_in_c(uc, code: Memory, ffi, lib) -> Callable[[], int]:
     """The hook as a C function: unicorn's Python layer would wrap a Python one, so its C library is called directly."""
-    import ctypes
-
     import unicorn
     from unicorn.unicorn_py3.unicorn import uclib
 
-    count = ffi.new("uint64_t *")
+    bytes_at = ffi.cast("uint8_t *", ctypes.addressof(code.content))
+    counter = ffi.new("stw_sim_counter *", {"origin": code.origin, "n_bytes": len(code.content), "code": bytes_at})
 
     def address(pointer) -> ctypes.c_void_p:
         return ctypes.c_void_p(int(ffi.cast("uintptr_t", pointer)))
@@ -242,24 +278,36 @@ def _count_in_c(uc, ffi, lib) -> Callable[[], int]:
     hook = address(ffi.addressof(lib, "stw_sim_count"))
     everywhere = (ctypes.c_uint64(1), ctypes.c_uint64(0))
     status = uclib.uc_hook_add(
-        uc._uch, ctypes.byref(handle), unicorn.UC_HOOK_CODE, hook, address(count), *everywhere
+        uc._uch, ctypes.byref(handle), unicorn.UC_HOOK_BLOCK, hook, address(counter), *everywhere
     )
     if status != unicorn.UC_ERR_OK:
         raise unicorn.UcError(status)
-    return lambda: count[0]
+    return lambda: counter.count
 
 
-def _count_in_python(uc) -> Callable[[], int]:
-    """The same without the C hook, exact and about 100 times slower."""
+def _count_in_python(uc, code: Memory) -> Callable[[], int]:
+    """The same for an engine that was built without the C hook: as exact, about ten times slower."""
     import unicorn
 
-    count = [0]
+    count, known = [0], {}
 
-    def on_instruction(uc, address: int, size: int, data) -> None:
-        count[0] += 1
+    def on_block(uc, address: int, size: int, data) -> None:
+        n = known.get((address, size))
+        if n is None:
+            at = address - code.origin
+            n = known[address, size] = _thumb_instructions(bytes(code.content[at : at + size]))
+        count[0] += n
 
-    uc.hook_add(unicorn.UC_HOOK_CODE, on_instruction)
+    uc.hook_add(unicorn.UC_HOOK_BLOCK, on_block)
     return lambda: count[0]
+
+
+def _thumb_instructions(code: bytes) -> int:
+    n = at = 0
+    while at < len(code):
+        at += 4 if code[at + 1] >> 3 >= 0x1D else 2
+        n += 1
+    return n
 
 
 def serve(board: Board, elf: Path) -> None:

@@ -1,0 +1,198 @@
+"""build: a model and a board become an image (.elf, .bin, .hex), with arm-none-eabi-gcc or with ziglang from PyPI."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from elftools.elf.elffile import ELFFile
+
+from stepwell.boards import Board, flags, load_board
+from stepwell.emit import emit
+from stepwell.errors import BuildError
+from stepwell.files import write_whole
+from stepwell.link.messages import PAYLOAD_BYTES, STEP_REPLY, STEP_REQUEST
+from stepwell.model import Model
+from stepwell.sources import firmware
+
+NAME = "app_model"  # C name of the model in an image
+COMPILERS = ("gcc", "zig")
+INSTALL = "apt-get install gcc-arm-none-eabi, or pip install ziglang"
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes. ``flash``: everything stored; ``ram``: .data + .bss, without the stack; ``constants``: the model's arrays and
+    structs in flash; ``stream_ram``: of one stream; ``stack``: reserved.
+    """
+
+    flash: int
+    ram: int
+    stack: int
+    constants: int
+    stream_ram: int
+
+
+@dataclass(frozen=True)
+class Image:
+    """A built image. ``elf`` for emulators and debuggers, ``bin`` (from the start of flash) and ``hex`` for flash tools."""
+
+    board: str
+    compiler: str
+    model_id: int
+    elf: Path
+    bin: Path
+    hex: Path
+    sizes: Sizes
+
+    def to_json(self) -> dict[str, Any]:
+        paths = {"elf": str(self.elf), "bin": str(self.bin), "hex": str(self.hex)}
+        return asdict(self) | paths | {"model_id": f"{self.model_id:08x}"}
+
+
+def build(model: Model, board: str, out_dir: str | Path, compiler: str | None = None) -> Image:
+    """Build the test program with ``model`` for ``board`` into ``out_dir``; the files appear whole or not at all.
+
+    ``compiler``: "gcc", "zig", or None for the first that is installed. BuildError: unknown board, no compiler, a model that
+    does not fit, or the compiler's own words.
+    """
+    facts = load_board(board)
+    _check_fits_link(model)
+    kind = _pick(compiler)
+    out_dir = Path(out_dir)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="stepwell-build-") as folder:
+        work = Path(folder)
+        emit(model, work / "model", NAME)
+        elf = _compile(facts, kind, work)
+        sizes = image_sizes(elf, facts)
+        binary = flash_bytes(elf)
+        origin = facts.number("FLASH_ORIGIN")
+        stem = out_dir / board
+        return Image(
+            board=board,
+            compiler=kind,
+            model_id=model.id,
+            elf=write_whole(stem.with_suffix(".elf"), elf.read_bytes()),
+            bin=write_whole(stem.with_suffix(".bin"), binary),
+            hex=write_whole(stem.with_suffix(".hex"), intel_hex(binary, origin)),
+            sizes=sizes,
+        )
+
+
+def _check_fits_link(model: Model) -> None:
+    """One step must fit a frame; service.c refuses to compile otherwise."""
+    most_in, most_out = (PAYLOAD_BYTES - STEP_REQUEST.size) // 2, (PAYLOAD_BYTES - STEP_REPLY.size) // 4
+    if model.n_in > most_in or model.n_out > most_out:
+        raise BuildError(
+            f"the model has {model.n_in} inputs and {model.n_out} outputs; the test program's link carries at most "
+            f"{most_in} and {most_out} a step: use `stepwell emit` and your own program"
+        )
+
+
+def why_not(compiler: str) -> str | None:
+    """The reason why ``compiler`` cannot be used, with what to install; None when it can."""
+    if compiler not in COMPILERS:
+        return f"unknown compiler '{compiler}'; there are: {', '.join(COMPILERS)}"
+    if compiler == "gcc":
+        program = flags()["GCC"]
+        return None if shutil.which(program) else f"{program} is not installed: apt-get install gcc-arm-none-eabi"
+    return None if importlib.util.find_spec("ziglang") else "ziglang is not installed: pip install ziglang"
+
+
+def _pick(compiler: str | None) -> str:
+    if compiler is not None:
+        reason = why_not(compiler)
+        if reason:
+            raise BuildError(reason)
+        return compiler
+    for candidate in COMPILERS:
+        if why_not(candidate) is None:
+            return candidate
+    raise BuildError(f"no compiler for boards: {INSTALL}")
+
+
+def _driver(kind: str) -> list[str]:
+    """How to call the compiler; ziglang is a program inside a Python package."""
+    words = flags()[kind.upper()].split()
+    return [sys.executable, "-m", "ziglang", *words[1:]] if kind == "zig" else words
+
+
+def _defines(board: Board, keys: Iterable[str]) -> list[str]:
+    return [f"-DBOARD_{key}={board.text(key)}" for key in keys]
+
+
+def _compile(board: Board, kind: str, work: Path) -> Path:
+    """What firmware/Makefile does, from the same facts."""
+    facts, root = flags(), firmware()
+    cpu_dir = root / "cpu" / board.text("CPU")
+    cpu = board.words(f"CPU_{kind.upper()}")
+    layout, elf = work / "link.ld", work / "image.elf"
+    defines = _defines(board, facts["LD_FACTS"].split())
+    _run([*_driver(kind), *cpu, "-E", "-P", "-x", "c", *defines, cpu_dir / "link.ld.in", "-o", layout], work)
+    options = " ".join(facts[key] for key in ("CFLAGS", f"{kind.upper()}_FLAGS", "WARNINGS")).split()
+    folders = [work / "model", *(root / folder for folder in facts["APP_DIRS"].split()), cpu_dir]
+    includes = [f"-I{folder}" for folder in folders] + ["-isystem", root / "cpu" / "freestanding"]
+    model_sources = sorted(path for path in (work / "model").glob("*.c") if path.name != "main.c")
+    own = [root / source for source in facts["APP"].split()]
+    sources = [*model_sources, *own, *sorted(cpu_dir.glob("*.c")), board.folder / "board.c"]
+    link = [*facts["LDFLAGS"].split(), "-T", layout, *sources, *facts[f"{kind.upper()}_LIBS"].split(), "-o", elf]
+    _run([*_driver(kind), *cpu, *options, *_defines(board, facts["C_FACTS"].split()), *includes, *link], work)
+    return elf
+
+
+def _run(command: list[str | Path], work: Path) -> None:
+    words = [str(word) for word in command]
+    done = subprocess.run(words, cwd=work, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if "error" in line or "overflow" in line or "ASSERT" in line]
+        reason = "\n  ".join(said[:6]) or done.stderr.strip()[-600:] or f"exit code {done.returncode}"
+        raise BuildError(f"{words[0]} failed:\n  {reason}")
+
+
+def image_sizes(elf: Path, board: Board) -> Sizes:
+    """Sizes of an ELF, from its segments and symbols."""
+    with elf.open("rb") as file:
+        parsed = ELFFile(file)
+        segments = [s for s in parsed.iter_segments("PT_LOAD") if s["p_memsz"]]
+        in_ram = board.number("RAM_ORIGIN")
+        ram = sum(s["p_memsz"] for s in segments if s["p_vaddr"] >= in_ram)
+        stored = sum(s["p_filesz"] for s in segments)
+        symbols = {s.name: s["st_size"] for s in parsed.get_section_by_name(".symtab").iter_symbols()}
+    constants = sum(size for name, size in symbols.items() if name == NAME or name.startswith(f"{NAME}_"))
+    return Sizes(stored, ram, board.number("STACK_BYTES"), constants, symbols.get("stream_ram", 0))
+
+
+def flash_bytes(elf: Path) -> bytes:
+    """Flash contents from the first stored byte on, gaps filled with 0xFF."""
+    with elf.open("rb") as file:
+        stored = [(s["p_paddr"], s.data()) for s in ELFFile(file).iter_segments("PT_LOAD") if s["p_filesz"]]
+    start, end = min(at for at, _ in stored), max(at + len(data) for at, data in stored)
+    flash = bytearray(b"\xff" * (end - start))
+    for at, data in stored:
+        flash[at - start : at - start + len(data)] = data
+    return bytes(flash)
+
+
+def intel_hex(data: bytes, origin: int) -> str:
+    """``data`` at ``origin`` as Intel HEX, 16 bytes a line."""
+    lines, upper = [], None
+    for offset in range(0, len(data), 16):
+        address = origin + offset
+        if address >> 16 != upper:
+            upper = address >> 16
+            lines.append(_hex_record(0, 4, upper.to_bytes(2, "big")))
+        lines.append(_hex_record(address & 0xFFFF, 0, data[offset : offset + 16]))
+    return "\n".join([*lines, _hex_record(0, 1, b""), ""])
+
+
+def _hex_record(address: int, kind: int, data: bytes) -> str:
+    record = bytes([len(data), address >> 8, address & 0xFF, kind]) + data
+    return ":" + (record + bytes([-sum(record) & 0xFF])).hex().upper()

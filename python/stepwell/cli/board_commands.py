@@ -1,0 +1,173 @@
+"""build, flash, hil: everything that ends on a board, real or emulated."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+
+import stepwell
+from stepwell.cli.output import examples, json_option, kilo, print_json, progress
+
+MISMATCH = 1
+
+
+@click.command(
+    epilog=examples(
+        "stepwell build --board microbit motor.stw",
+        "stepwell build --board netduinoplus2 motor.stw -o build/ --compiler zig",
+    )
+)
+@click.argument("model_file", metavar="MODEL.stw")
+@click.option("--board", required=True, help="Board name; a wrong one lists them all.")
+@click.option("-o", "--output", default=".", show_default=True, help="Folder for BOARD.elf, .bin and .hex.")
+@click.option("--compiler", help="gcc or zig (default: the first that is installed).")
+@json_option
+def build(model_file: str, board: str, output: str, compiler: str | None, as_json: bool) -> None:
+    """Build the test program with MODEL for a board."""
+    from stepwell.boards import load_board
+    from stepwell.build import build as build_image
+
+    model = stepwell.load(model_file)
+    image = build_image(model, board, output, compiler)
+    label = load_board(board).label
+    if as_json:
+        print_json(image.to_json() | {"label": label})
+        return
+    sizes = image.sizes
+    click.echo(f"{image.elf}, .bin, .hex: {model.name}, id {model.id:08x}, by {image.compiler}; {board} is *{label}*")
+    click.echo(f"  flash       {kilo(sizes.flash)}, of which the model's constants {kilo(sizes.constants)}")
+    click.echo(
+        f"  RAM         {kilo(sizes.ram)}, of which the stream {sizes.stream_ram} B; {sizes.stack} B stack reserved"
+    )
+
+
+@click.command(
+    epilog=examples(
+        "stepwell flash --board microbit --dry-run",
+        "stepwell flash --board netduinoplus2 --image build/netduinoplus2.elf --runner openocd",
+    )
+)
+@click.option("--board", required=True, help="Board name; a wrong one lists them all.")
+@click.option("--image", help="The .elf; .bin and .hex are beside it (default: BOARD.elf in this folder).")
+@click.option("--runner", help="The program to use (default: the first of the board's that is installed).")
+@click.option("--port", help="Which probe, when there are several: its serial number (drive: where it is mounted).")
+@click.option("--dry-run", is_flag=True, help="Print the commands of all runners (or of --runner) and do nothing.")
+@json_option
+def flash(board: str, image: str | None, runner: str | None, port: str | None, dry_run: bool, as_json: bool) -> None:
+    """Write an image to a board with the program that can."""
+    from stepwell.boards import load_board
+    from stepwell.flash import RUNNERS, Files, choose
+    from stepwell.flash import flash as run_runner
+
+    facts = load_board(board)
+    elf = Path(image or f"{board}.elf")
+    files = Files(elf, elf.with_suffix(".bin"), elf.with_suffix(".hex"))
+    if dry_run:
+        names = [choose(facts, runner)] if runner else facts.words("FLASH_RUNNERS") or [choose(facts, None)]
+        commands = {name: RUNNERS[name](facts, files, port) for name in names}
+        if as_json:
+            print_json({"board": board, "commands": commands})
+        else:
+            for name, command in commands.items():
+                click.echo(f"{name + ':':<10} {shlex.join(command)}")
+        return
+    missing = [str(path) for path in (files.elf, files.bin, files.hex) if not path.is_file()]
+    if missing:
+        raise click.ClickException(
+            f"no {missing[0]}: run stepwell build --board {board} MODEL.stw first, or give --image"
+        )
+    chosen = choose(facts, runner)
+    run_runner(facts, files, chosen, port)
+    if as_json:
+        print_json({"board": board, "runner": chosen, "image": str(elf)})
+    else:
+        click.echo(f"{elf} written to {board} by {chosen}")
+
+
+@click.command(
+    epilog=examples(
+        "stepwell hil --port sim:netduinoplus2 motor.stw --data test.npz",
+        "stepwell hil --port qemu:mps2-an386 motor.stw --data test.npz --image mps2-an386.elf",
+        "stepwell hil --port /dev/ttyACM0 --baud 115200 motor.stw --data test.npz --json",
+        "stepwell hil --port host: motor.stw --data test.npz",
+    )
+)
+@click.argument("model_file", metavar="MODEL.stw")
+@click.option(
+    "--port", required=True, envvar="HIL_PORT", help="Serial port, pyserial URL, qemu:BOARD, sim:BOARD or host:."
+)
+@click.option("--data", required=True, help="Test sequences: .npz (x), .npy or .csv.")
+@click.option("--image", help="ELF for the emulator (default: built from MODEL, in a temporary folder).")
+@click.option("--baud", default=115200, show_default=True, help="Baud rate of a serial port.")
+@click.option("--steps", type=click.IntRange(min=1), help="Use the first STEPS timesteps only.")
+@click.option("--log", type=click.File("a"), help="Append the board's own messages to this file.")
+@json_option
+def hil(
+    model_file: str,
+    port: str,
+    data: str,
+    image: str | None,
+    baud: int,
+    steps: int | None,
+    log: click.utils.LazyFile | None,
+    as_json: bool,
+) -> None:
+    """Stream data through a board and compare every output bit with this machine.
+
+    On a difference: the first wrong step, layer, gate and unit, and exit code 1.
+    """
+    from stepwell.hil import run_hil
+    from stepwell.link import connect
+    from stepwell.samples import load_samples
+
+    model = stepwell.load(model_file)
+    sequences = first_steps(load_samples(data, model.n_in).sequences, steps)
+    with (
+        connect(port, model=model, image=image, baud=baud, log=log) as link,
+        progress(f"{port}", quiet=as_json) as tick,
+    ):
+        report = run_hil(link, model, sequences, tick)
+    if as_json:
+        print_json(report.to_json())
+    else:
+        _print_report(report)
+    if not report.ok:
+        raise SystemExit(MISMATCH)
+
+
+def first_steps(sequences, steps: int | None) -> list:
+    """``sequences`` cut so that they hold ``steps`` timesteps together (None: all)."""
+    if steps is None:
+        return list(sequences)
+    kept = []
+    for sequence in sequences:
+        if steps > 0:
+            kept.append(sequence[:steps])
+        steps -= len(sequence)
+    return kept
+
+
+def _print_report(report) -> None:
+    rate = report.steps / report.seconds if report.seconds else 0.0
+    click.echo(f"{report.board} ({report.url}) runs {report.model}, id {report.model_id}")
+    click.echo(
+        f"  data        {report.sequences} sequences, {report.steps} steps in {report.seconds:.1f} s ({rate:.0f}/s)"
+    )
+    if report.cost_unit:
+        note = " (executed instructions, not cycles)" if report.cost_unit == "instructions" else ""
+        click.echo(f"  cost        {report.cost_per_step:g} {report.cost_unit} a step{note}")
+        click.echo(
+            f"  stack       {report.stack_bytes} B for a step, {report.stack_peak_bytes} B for the whole program"
+        )
+    click.echo(
+        f"  RAM         {report.ram_bytes} B the stream"
+        + (f", {report.static_bytes} B in all" if report.static_bytes else "")
+    )
+    if report.retries:
+        click.echo(f"  line        {report.retries} requests were sent again")
+    if report.ok:
+        click.echo("  outputs     equal, bit for bit")
+    else:
+        click.echo(f"  outputs     DIFFERENT in {report.mismatches} values\n  {report.first}")

@@ -1,0 +1,272 @@
+"""Hardware in the loop: the same data through a board and through the host engine, every output bit compared.
+
+When they differ, the first wrong step is found by bisection and the board's units are probed against the trace of the NumPy
+reference: the report names the layer, gate and unit that went wrong first, with both values.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from stepwell.errors import LinkError
+from stepwell.link import HostLink, Link, Unit
+from stepwell.model import GATES, LstmLayer, Model, cell_count
+from stepwell.reference import Reference
+
+SNAPSHOT_HEADER = 8  # magic, model id
+BATCH = 256  # steps between two calls of progress
+
+Progress = Callable[[int, int], object]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The first value that differs. ``quantity``: "z", "gate", "c", "h" (with ``layer``, ``unit``) or "y" (``unit``: output).
+
+    ``before``: the state differed already before the step, so an earlier step or the memory is to blame.
+    """
+
+    sequence: int
+    step: int
+    layer: str
+    quantity: str
+    gate: str | None
+    unit: int
+    board: int
+    expected: int
+    before: bool
+    note: str = ""
+
+    def __str__(self) -> str:
+        gate = f" of gate {self.gate}" if self.gate else ""
+        when = "the state before this step: " if self.before else ""
+        place = f"{when}layer {self.layer}, unit {self.unit}, {self.quantity}{gate}"
+        note = f" ({self.note})" if self.note else ""
+        values = f"board {self.board}, expected {self.expected}"
+        return f"first wrong step {self.step} of sequence {self.sequence}: {place}: {values}{note}"
+
+
+@dataclass(frozen=True)
+class HilReport:
+    """Result of ``run_hil``. ``mismatches``: wrong output values, plus one for each sequence that ended in a wrong state.
+
+    ``cost_per_step`` is in ``cost_unit``: "instructions" (emulators, exact), "cycles" (hardware), "ticks", or None (host).
+    """
+
+    board: str
+    url: str
+    model: str
+    model_id: str
+    sequences: int
+    steps: int
+    mismatches: int
+    first: Difference | None
+    cost_unit: str | None
+    cost_per_step: float | None
+    step_cost: float | None
+    stack_bytes: int | None
+    stack_peak_bytes: int
+    ram_bytes: int
+    static_bytes: int
+    retries: int
+    seconds: float
+
+    @property
+    def ok(self) -> bool:
+        return self.mismatches == 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types; the cost appears under its unit (``instructions_per_step`` or ``cycles_per_step``), too."""
+        cost = {f"{unit}_per_step": None for unit in ("instructions", "cycles")}
+        if self.cost_unit:
+            cost[f"{self.cost_unit}_per_step"] = self.cost_per_step
+        speed = round(self.steps / self.seconds, 1) if self.seconds else None
+        return asdict(self) | cost | {"steps_per_second": speed, "equal": self.ok}
+
+
+def run_hil(
+    link: Link | HostLink,
+    model: Model,
+    sequences: Sequence[np.ndarray],
+    progress: Progress = lambda done, total: None,
+) -> HilReport:
+    """Stream ``sequences`` (float [T_i, n_in] each, quantised by the model; the state is reset between them) through the board.
+
+    Compares all outputs and the state after each sequence with the host engine. ``progress(done, total)`` counts steps.
+    Raises LinkError when the board fails to answer or runs another model, SampleError on bad data.
+    """
+    info = link.connect(model)
+    codes = [model.quantize(sequence) for sequence in sequences]
+    total, done = sum(map(len, codes)), 0
+    mismatches, first = 0, None
+    stream = model.stream()
+    started = time.monotonic()
+    for index, x_q in enumerate(codes):
+        link.reset()
+        stream.reset()
+        parts = []
+        for start in range(0, len(x_q), BATCH):
+            parts.append(link.step(x_q[start : start + BATCH]))
+            done += len(parts[-1])
+            progress(done, total)
+        wrong = int(np.count_nonzero(np.concatenate(parts) != stream.run_q(x_q))) if parts else 0
+        wrong += wrong == 0 and link.get_state() != stream.save()
+        if wrong and first is None:
+            first = find_first(link, model, x_q, index)
+        mismatches += wrong
+    seconds = time.monotonic() - started
+    bench, mem = link.bench(), link.mem()
+    return HilReport(
+        board=info.board,
+        url=link.url,
+        model=model.name,
+        model_id=f"{model.id:08x}",
+        sequences=len(codes),
+        steps=total,
+        mismatches=int(mismatches),
+        first=first,
+        cost_unit=link.cost_unit,
+        cost_per_step=link.cost_per_step,
+        step_cost=bench.cost,
+        stack_bytes=bench.stack_bytes,
+        stack_peak_bytes=mem.stack_used,
+        ram_bytes=info.ram_bytes,
+        static_bytes=mem.static_bytes,
+        retries=link.retries,
+        seconds=round(seconds, 3),
+    )
+
+
+# ---- finding the first wrong value ----
+
+
+def find_first(link: Link | HostLink, model: Model, x_q: np.ndarray, sequence: int = 0) -> Difference:
+    """Where the board first leaves the host engine on the codes ``x_q`` int16 [T, n_in], replayed from a reset."""
+    after = _Replay(link, model, x_q)
+    difference = state_difference(model, after.board(0)[0], after.host(0)[0])
+    if difference:
+        return _located(difference, sequence, 0, before=True, note="right after the reset")
+    if after.equal(len(x_q)):
+        return Difference(
+            sequence, 0, "-", "y", None, 0, 0, 0, before=False,
+            note="the replay of the sequence was right: the fault comes and goes, look at power, clock and memory",
+        )  # fmt: skip
+    good, bad = 0, len(x_q)  # equal after `good` steps, different after `bad`
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if after.equal(middle) else (good, middle)
+    return _blame(link, model, after, x_q, good, sequence)
+
+
+class _Replay:
+    """State and last outputs after n steps from a reset, on the board and on the host."""
+
+    def __init__(self, link: Link | HostLink, model: Model, x_q: np.ndarray):
+        self._link, self._x_q = link, x_q
+        self._stream = model.stream()
+
+    def board(self, n: int) -> tuple[bytes, np.ndarray]:
+        self._link.reset()
+        y_q = self._link.step(self._x_q[:n])
+        return self._link.get_state(), y_q[-1:]
+
+    def host(self, n: int) -> tuple[bytes, np.ndarray]:
+        self._stream.reset()
+        y_q = self._stream.run_q(self._x_q[:n])
+        return self._stream.save(), y_q[-1:]
+
+    def equal(self, n: int) -> bool:
+        (state_a, y_a), (state_b, y_b) = self.board(n), self.host(n)
+        return state_a == state_b and np.array_equal(y_a, y_b)
+
+
+def _blame(
+    link: Link | HostLink, model: Model, after: _Replay, x_q: np.ndarray, step: int, sequence: int
+) -> Difference:
+    """What goes wrong in ``step``, before which the states are equal: units by PROBE, then the stored state, then outputs."""
+    before = after.host(step)[0]
+    traced = _Trace(model, before)
+    traced.reference.step_q(x_q[step])
+    link.set_state(before)
+    for index, layer in enumerate(model.layers):
+        if isinstance(layer, LstmLayer):
+            units = link.probe(index, traced.seen[index]["x"], 0, layer.n_out)
+            difference = _unit_difference(layer, units, traced.seen[index])
+            if difference:
+                return _located(difference, sequence, step)
+    (state, y), (expected_state, expected_y) = after.board(step + 1), after.host(step + 1)
+    difference = state_difference(model, state, expected_state)
+    if difference:
+        return _located(difference, sequence, step, note="the units compute it right, but the stored state is wrong")
+    output = int(np.argmax(y[0] != expected_y[0]))
+    values = (int(y[0][output]), int(expected_y[0][output]))
+    last = model.layers[-1].name
+    return Difference(sequence, step, last, "y", None, output, *values, before=False, note="all LSTM units are right")
+
+
+class _Trace:
+    """The reference at the state of a snapshot; ``seen[layer][name]`` holds the values of its next step."""
+
+    def __init__(self, model: Model, snapshot: bytes):
+        self.seen: dict[int, dict[str, np.ndarray]] = {}
+        self.reference = Reference(model, self._observe)
+        for index, _, c, h in layer_states(model, snapshot):
+            self.reference.state[index] = (h.astype(np.int64), c.astype(np.int64))
+
+    def _observe(self, index: int, name: str, values: np.ndarray) -> None:
+        self.seen.setdefault(index, {})[name] = values
+
+
+def layer_states(model: Model, snapshot: bytes) -> list[tuple[int, LstmLayer, np.ndarray, np.ndarray]]:
+    """(index, layer, c int32 [H], h int16 [H]) of each LSTM layer in a snapshot of ``model``. LinkError when its size is wrong."""
+    n_cells = cell_count(model.layers)
+    if len(snapshot) != SNAPSHOT_HEADER + 6 * n_cells + 4:
+        raise LinkError(f"a snapshot of this model has {SNAPSHOT_HEADER + 6 * n_cells + 4} bytes, not {len(snapshot)}")
+    c = np.frombuffer(snapshot, "<i4", n_cells, SNAPSHOT_HEADER)
+    h = np.frombuffer(snapshot, "<i2", n_cells, SNAPSHOT_HEADER + 4 * n_cells)
+    states, first = [], 0
+    for index, layer in enumerate(model.layers):
+        if isinstance(layer, LstmLayer):
+            cells = slice(first, first + layer.n_out)
+            states.append((index, layer, c[cells], h[cells]))
+            first += layer.n_out
+    return states
+
+
+_Found = tuple[str, str, str | None, int, int, int]  # layer, quantity, gate, unit, board, expected
+
+
+def state_difference(model: Model, board: bytes, expected: bytes) -> _Found | None:
+    """The first cell that differs between two snapshots: (layer, "c" or "h", None, unit, board's value, expected)."""
+    pairs = zip(layer_states(model, board), layer_states(model, expected), strict=True)
+    for (_, layer, c, h), (_, _, expected_c, expected_h) in pairs:
+        for quantity, values, wanted in (("c", c, expected_c), ("h", h, expected_h)):
+            if not np.array_equal(values, wanted):
+                unit = int(np.argmax(values != wanted))
+                return layer.name, quantity, None, unit, int(values[unit]), int(wanted[unit])
+    return None
+
+
+def _unit_difference(layer: LstmLayer, units: list[Unit], seen: dict[str, np.ndarray]) -> _Found | None:
+    """The first unit of a layer that differs from the trace, and in it the first quantity in order of computation."""
+    z = seen["z"].reshape(4, layer.n_out)
+    for unit, board in enumerate(units):
+        expected_z, expected_gates = z[:, unit], seen["gates"][:, unit]
+        for quantity, values, wanted in (("z", board.z, expected_z), ("gate", board.gates, expected_gates)):
+            for k, gate in enumerate(GATES):
+                if values[k] != wanted[k]:
+                    return layer.name, quantity, gate, unit, values[k], int(wanted[k])
+        for quantity, value, wanted in (("c", board.c, seen["c"][unit]), ("h", board.h, seen["h_new"][unit])):
+            if value != wanted:
+                return layer.name, quantity, None, unit, value, int(wanted)
+    return None
+
+
+def _located(found: _Found, sequence: int, step: int, before: bool = False, note: str = "") -> Difference:
+    layer, quantity, gate, unit, board, expected = found
+    return Difference(sequence, step, layer, quantity, gate, unit, board, expected, before, note)

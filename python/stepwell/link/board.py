@@ -1,0 +1,399 @@
+"""Link: a board that runs a model, behind any byte line. Requests are repeated until answered; a step happens once."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TextIO
+
+import numpy as np
+
+from stepwell.errors import LinkError
+from stepwell.link import messages
+from stepwell.link.emulator import Emulator
+from stepwell.link.frame import Frame, FrameReader, encode
+from stepwell.link.messages import PAYLOAD_BYTES, Error, Message
+from stepwell.model import Model
+
+WAIT_FIRST = 0.3  # seconds for an answer when nothing is known about the line yet
+WAIT_MOST = 2.0
+WAIT_LEAST = 0.1
+POLL = 0.02  # seconds that one read may block
+NOISE_PAUSE = 0.003  # before asking again after a damaged frame
+
+CAUSES = {
+    Error.TYPE: "the board does not know this message: its firmware is older than this stepwell; build and flash it again",
+    Error.LENGTH: "the board refused the length of the message: firmware and stepwell do not fit; build and flash again",
+    Error.SESSION: "the board has restarted since the last reset, or another host has reset it: its state is lost",
+    Error.RANGE: "index, offset or count outside the model or the frame",
+    Error.ORDER: "messages in the wrong order",
+    Error.STATE: "the board refused the snapshot",
+    Error.MODEL: "the board cannot run its model",
+}
+
+
+class Port(Protocol):
+    """What a line must do; pyserial's ports do."""
+
+    timeout: float | None
+
+    @property
+    def in_waiting(self) -> int: ...
+    def read(self, size: int = 1) -> bytes: ...
+    def write(self, data: bytes) -> int | None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Info:
+    """What a board says about itself. ``tick_hz``: its cost counter; ``ram_bytes``: of one stream."""
+
+    board: str
+    protocol: int
+    mtu: int
+    n_in: int
+    n_out: int
+    y_frac: int
+    tick_hz: int
+    cpu_hz: int
+    engine_version: int
+    model_id: int
+    ram_bytes: int
+    snapshot_bytes: int
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One LSTM unit's next step: z of i, f, g, o (Q4.11), gates (Q0.15), c (Q9.22), h (Q0.15)."""
+
+    z: tuple[int, ...]
+    gates: tuple[int, ...]
+    c: int
+    h: int
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One step: ``cost`` in the link's cost unit (None: not counted), ``stack_bytes`` below the caller's frame."""
+
+    cost: float | None
+    stack_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes: deepest use of the stack since the start, its size, .data + .bss (with the stream's RAM), the stream's RAM."""
+
+    stack_used: int
+    stack_size: int
+    static_bytes: int
+    ram_bytes: int
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Counters of the board since its start."""
+
+    frames: int
+    damaged: int
+    steps: int
+    repeats: int
+
+
+def wrong_model(url: str, runs: int, expected: int) -> LinkError:
+    return LinkError(
+        f"{url}: board runs model {runs:08x}, test expects {expected:08x}: build and flash the image of this model"
+    )
+
+
+class Link:
+    """A connection to a board. Every method raises LinkError when the board is silent, refuses, or lost its state.
+
+    ``patience``: seconds of asking until the board counts as silent. ``log``: a text file for the board's messages.
+    ``emulator`` belongs to the link and ends with it. ``cycles``: the board's ticks may be called cycles when they run at CPU
+    speed, which is true of hardware alone.
+    """
+
+    def __init__(
+        self,
+        port: Port,
+        url: str,
+        *,
+        baud: int = 115200,
+        patience: float = 6.0,
+        log: TextIO | None = None,
+        emulator: Emulator | None = None,
+        cycles: bool = False,
+    ):
+        self.url = url
+        self.retries = 0  # requests that were sent again
+        self.cost_ticks = 0  # of all steps so far
+        self.cost_steps = 0
+        self._port, self._emulator, self._log, self._cycles = port, emulator, log, cycles
+        self._patience = patience
+        self._reader = FrameReader()
+        self._seq = secrets.randbelow(256)
+        self._session = 0
+        self._wire_seconds = 2 * messages.MTU * 10 / baud if emulator is None else 0.0
+        self._slowest: dict[int, float] = {}  # message -> longest time until its answer
+        self._info: Info | None = None
+
+    # ---- life ----
+
+    def __enter__(self) -> Link:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the line and end the emulator, if there is one."""
+        self._port.close()
+        if self._emulator:
+            self._emulator.close()
+
+    def connect(self, model: Model | None = None) -> Info:
+        """Find the board and check that it speaks this protocol and, when given, runs ``model``."""
+        info = self.info()
+        if model is not None and info.model_id != model.id:
+            raise wrong_model(self.url, info.model_id, model.id)
+        return info
+
+    # ---- messages ----
+
+    def info(self) -> Info:
+        """Ask the board who it is. LinkError when it speaks another protocol."""
+        payload = self._request(Message.INFO)
+        if not payload or payload[0] != messages.PROTOCOL:
+            spoken = payload[0] if payload else "unknown"
+            raise LinkError(
+                f"{self.url}: the board speaks protocol {spoken}, this stepwell {messages.PROTOCOL}: build and flash again"
+            )
+        if len(payload) < messages.INFO_REPLY.size:
+            raise LinkError(f"{self.url}: the board's INFO is cut short ({len(payload)} bytes)")
+        protocol, mtu, n_in, n_out, y_frac, status, *rest = messages.INFO_REPLY.unpack_from(payload)
+        if status:
+            raise LinkError(f"{self.url}: the board cannot run its model: {_status_text(status)}")
+        name = payload[messages.INFO_REPLY.size :].decode("ascii", "replace")
+        self._info = Info(name, protocol, mtu, n_in, n_out, y_frac, *rest)
+        return self._info
+
+    def reset(self) -> None:
+        """h = 0, c = 0, and a new session: the board refuses steps of older ones, and of none after it restarts."""
+        session = secrets.randbelow(2**32 - 1) + 1
+        self._request(Message.RESET, messages.SESSION.pack(session))
+        self._session = session
+
+    def step(self, x_q: np.ndarray, progress: Callable[[int], object] = lambda steps: None) -> np.ndarray:
+        """Timesteps on codes: int16 [n, n_in] -> int32 [n, n_out], as many at a time as a frame carries.
+
+        ``progress`` is called with the number of steps done. Call ``reset`` first.
+        """
+        info = self._known()
+        x_q = _codes(x_q, info.n_in)
+        y_q = np.empty((len(x_q), info.n_out), np.int32)
+        batch = self.steps_in_a_frame()
+        for start in range(0, len(x_q), batch):
+            part = x_q[start : start + batch]
+            y_q[start : start + len(part)] = self._step_batch(part, info)
+            progress(start + len(part))
+        return y_q
+
+    def steps_in_a_frame(self) -> int:
+        info = self._known()
+        asked = (PAYLOAD_BYTES - messages.STEP_REQUEST.size) // (2 * info.n_in)
+        return min(asked, (PAYLOAD_BYTES - messages.STEP_REPLY.size) // (4 * info.n_out))
+
+    def _step_batch(self, x_q: np.ndarray, info: Info) -> np.ndarray:
+        request = messages.STEP_REQUEST.pack(self._session, len(x_q)) + x_q.astype("<i2").tobytes()
+        payload = self._request(Message.STEP, request)
+        self._expect(payload, messages.STEP_REPLY.size + 4 * len(x_q) * info.n_out, Message.STEP)
+        _, cost = messages.STEP_REPLY.unpack_from(payload)
+        self.cost_ticks += cost
+        self.cost_steps += len(x_q)
+        return np.frombuffer(payload, "<i4", offset=messages.STEP_REPLY.size).reshape(len(x_q), info.n_out)
+
+    def get_state(self) -> bytes:
+        """The snapshot that stw_save makes; ``engine.Stream.load`` takes it."""
+        snapshot, total = b"", self._known().snapshot_bytes
+        while len(snapshot) < total:
+            piece = self._request(Message.GET_STATE, messages.CHUNK.pack(self._session, len(snapshot)))
+            self._expect(piece, min(PAYLOAD_BYTES, total - len(snapshot)), Message.GET_STATE)
+            snapshot += piece
+        return snapshot
+
+    def set_state(self, snapshot: bytes) -> None:
+        """Load a snapshot. LinkError when it is damaged or of another model; then the state is unchanged."""
+        self._send_pieces(Message.SET_STATE, bytes(snapshot), 1)
+
+    def probe(self, layer: int, x_q: np.ndarray, first: int = 0, n: int | None = None) -> list[Unit]:
+        """What the units ``first`` .. of LSTM ``layer`` would do next for the layer's input ``x_q`` (int16); the state stays."""
+        codes = np.asarray(x_q)
+        self._send_pieces(Message.PROBE_INPUT, codes.astype("<i2").tobytes(), 2)
+        units: list[Unit] = []
+        most = PAYLOAD_BYTES // messages.UNIT.size
+        wanted = 1 if n is None else n
+        while len(units) < wanted:
+            count = min(most, wanted - len(units))
+            request = messages.PROBE_REQUEST.pack(self._session, layer, first + len(units), count)
+            payload = self._request(Message.PROBE, request)
+            self._expect(payload, count * messages.UNIT.size, Message.PROBE)
+            units += [Unit(v[:4], v[4:8], v[8], v[9]) for v in messages.UNIT.iter_unpack(payload)]
+        return units
+
+    def bench(self) -> Bench:
+        """Cost and stack of one step, measured by the board; the state stays as it was."""
+        payload = self._request(Message.BENCH, messages.SESSION.pack(self._session))
+        self._expect(payload, messages.BENCH_REPLY.size, Message.BENCH)
+        ticks, stack = messages.BENCH_REPLY.unpack(payload)
+        return Bench(self._cost(ticks), stack)
+
+    def mem(self) -> Memory:
+        """Stack high-water mark and RAM."""
+        payload = self._request(Message.MEM)
+        self._expect(payload, messages.MEM_REPLY.size, Message.MEM)
+        return Memory(*messages.MEM_REPLY.unpack(payload))
+
+    def echo(self, data: bytes) -> bytes:
+        """The board sends ``data`` (at most PAYLOAD_BYTES) back."""
+        return self._request(Message.ECHO, bytes(data))
+
+    def stat(self) -> Stat:
+        """Counters of the board since its start."""
+        payload = self._request(Message.STAT)
+        self._expect(payload, messages.STAT_REPLY.size, Message.STAT)
+        return Stat(*messages.STAT_REPLY.unpack(payload))
+
+    # ---- cost ----
+
+    @property
+    def cost_unit(self) -> str | None:
+        """ "instructions" (emulator, exact), "cycles" (hardware that counts them), "ticks" of the board's timer otherwise."""
+        if self._emulator:
+            return "instructions"
+        info = self._known()
+        return "cycles" if self._cycles and info.tick_hz == info.cpu_hz else "ticks"
+
+    @property
+    def cost_per_step(self) -> float | None:
+        """Mean over all steps so far, in ``cost_unit``."""
+        if not self.cost_steps:
+            return None
+        ticks = self.cost_ticks / (self._emulator.ticks_per_instruction if self._emulator else 1)
+        return round(ticks / self.cost_steps, 1)
+
+    def _cost(self, ticks: int) -> float:
+        return round(ticks / self._emulator.ticks_per_instruction) if self._emulator else ticks
+
+    # ---- requests ----
+
+    def _known(self) -> Info:
+        return self._info or self.info()
+
+    def _send_pieces(self, message: Message, data: bytes, unit_bytes: int) -> None:
+        """``data`` in messages that begin with session and offset, counted in units of ``unit_bytes``."""
+        most = (PAYLOAD_BYTES - messages.CHUNK.size) // unit_bytes * unit_bytes
+        for start in range(0, len(data), most):
+            head = messages.CHUNK.pack(self._session, start // unit_bytes)
+            self._request(message, head + data[start : start + most])
+
+    def _expect(self, payload: bytes, n_bytes: int, message: Message) -> None:
+        if len(payload) != n_bytes:
+            raise LinkError(f"{self.url}: {message.name} answered with {len(payload)} bytes, expected {n_bytes}")
+
+    def _request(self, message: Message, payload: bytes = b"") -> bytes:
+        self._seq = (self._seq + 1) % 256
+        wire = encode(Frame(message, self._seq, payload))
+        wait = self._first_wait(message)
+        damaged_before = self._reader.damaged
+        first = started = time.monotonic()
+        while True:
+            self._write(wire)
+            reply = self._await(message, min(started + wait, first + self._patience))
+            now = time.monotonic()
+            if reply is not None:
+                if started == first:
+                    self._slowest[message] = max(self._slowest.get(message, 0.0), now - first)
+                return reply
+            if now >= first + self._patience:
+                raise LinkError(self._silence(message, self._reader.damaged - damaged_before))
+            if now >= started + wait:
+                wait = min(2 * wait, WAIT_MOST)
+            else:
+                time.sleep(NOISE_PAUSE)
+            started = time.monotonic()
+            self.retries += 1
+
+    def _first_wait(self, message: Message) -> float:
+        known = self._slowest.get(message)
+        wait = WAIT_FIRST if known is None else 4 * known
+        return min(max(wait, WAIT_LEAST) + self._wire_seconds, WAIT_MOST)
+
+    def _silence(self, message: Message, n_damaged: int) -> str:
+        name = f"{self.url}: no answer to {message.name} within {self._patience:g} s"
+        if self._emulator and not self._emulator.alive():
+            return f"{name}: the emulator has ended: {self._emulator.last_words()}"
+        if n_damaged:
+            return f"{name}, but {n_damaged} damaged frames: wrong baud rate, noise, or another program on the line?"
+        return f"{name}: is the board powered, flashed with a stepwell image, and on this port?"
+
+    def _await(self, message: Message, deadline: float) -> bytes | None:
+        """The payload of the answer to the current request; None when it does not come or comes damaged."""
+        damaged = self._reader.damaged
+        while time.monotonic() < deadline:
+            for frame in self._reader.feed(self._read()):
+                if frame.type == messages.LOG:
+                    self._note(frame.payload)
+                elif frame.seq == self._seq and frame.type == message | messages.REPLY:
+                    return frame.payload
+                elif frame.seq == self._seq and frame.type == messages.ERROR:
+                    raise LinkError(self._cause(message, frame.payload))
+            if self._reader.damaged > damaged:
+                return None  # most likely the answer: ask again at once
+        return None
+
+    def _cause(self, message: Message, payload: bytes) -> str:
+        if len(payload) != messages.ERROR_REPLY.size:
+            return f"{self.url}: {message.name} refused without a reason"
+        code, status, _ = messages.ERROR_REPLY.unpack(payload)
+        cause = CAUSES.get(code, f"error code {code}")
+        return f"{self.url}: {message.name}: {cause}" + (f": {_status_text(status)}" if status else "")
+
+    def _read(self) -> bytes:
+        try:
+            self._port.timeout = POLL
+            return self._port.read(max(1, self._port.in_waiting))  # socket:// reports 0 or 1 byte waiting
+        except OSError as error:  # serial.SerialException is one
+            raise self._broken(error) from error
+
+    def _write(self, wire: bytes) -> None:
+        try:
+            self._port.write(wire)
+        except OSError as error:
+            raise self._broken(error) from error
+
+    def _broken(self, error: OSError) -> LinkError:
+        if self._emulator:
+            self._emulator.wait(1)
+            return LinkError(f"{self.url}: the emulator has ended: {self._emulator.last_words() or error}")
+        return LinkError(f"{self.url}: the line broke: {error}")
+
+    def _note(self, text: bytes) -> None:
+        if self._log:
+            self._log.write(f"{self.url}: {text.decode('utf-8', 'replace')}\n")
+            self._log.flush()
+
+
+def _codes(x_q: np.ndarray, n_in: int) -> np.ndarray:
+    codes = np.asarray(x_q)
+    if codes.ndim != 2 or codes.shape[1] != n_in:
+        raise LinkError(f"input codes have shape {list(codes.shape)}, the board's model takes [n, {n_in}]")
+    return codes
+
+
+def _status_text(status: int) -> str:
+    from stepwell.engine import status_text
+
+    return f"{status_text(status)} (stw_status {status})"

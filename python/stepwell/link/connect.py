@@ -1,0 +1,77 @@
+"""connect: a URL becomes a link."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TextIO
+
+import serial
+
+from stepwell.boards import Board, load_board
+from stepwell.errors import LinkError
+from stepwell.link.board import Link
+from stepwell.link.host import HostLink
+from stepwell.link.qemu import start_qemu
+from stepwell.link.sim import start_sim
+from stepwell.model import Model
+
+EMULATORS = {"qemu": start_qemu, "sim": start_sim}
+WRITE_SECONDS = 5
+
+
+def connect(
+    url: str,
+    *,
+    model: Model | None = None,
+    image: str | Path | None = None,
+    baud: int = 115200,
+    log: TextIO | None = None,
+) -> Link | HostLink:
+    """A link to the board at ``url``, ready to use; close it, or use it in a ``with`` statement.
+
+    ``url``: a serial port (/dev/ttyACM0, COM5) or any other pyserial URL (socket://host:port, rfc2217://host:port);
+    qemu:BOARD or sim:BOARD, which start an emulator with ``image`` (an ELF) or with one built from ``model``;
+    host: for the engine in this process. With ``model`` the board must run that very model.
+
+    Raises LinkError (no such port, silent board, another model, no emulator) or BuildError.
+    """
+    kind, _, name = url.partition(":")
+    if kind == "host":
+        if model is None:
+            raise LinkError("host: needs a model")
+        return HostLink(model, url)
+    with ExitStack() as on_error, tempfile.TemporaryDirectory(prefix="stepwell-") as folder:  # images are loaded late
+        emulator = None
+        if kind in EMULATORS:
+            board = load_board(name)
+            emulator = EMULATORS[kind](board, _image(board, image, model, folder))
+            on_error.callback(emulator.close)
+        port = _open(emulator.url if emulator else url, baud)
+        on_error.callback(port.close)
+        hardware = emulator is None and "://" not in url
+        link = Link(port, url, baud=baud, log=log, emulator=emulator, cycles=hardware)
+        link.connect(model)
+        on_error.pop_all()
+    return link
+
+
+def _image(board: Board, image: str | Path | None, model: Model | None, folder: str) -> Path:
+    """The image to run: as given, or built from the model into ``folder``."""
+    if image is not None:
+        if not Path(image).is_file():
+            raise LinkError(f"no image {image}")
+        return Path(image)
+    if model is None:
+        raise LinkError(f"an emulated {board.name} needs an image, or a model to build one from")
+    from stepwell.build import build
+
+    return build(model, board.name, folder).elf
+
+
+def _open(url: str, baud: int) -> serial.SerialBase:
+    try:
+        return serial.serial_for_url(url, baudrate=baud, timeout=1, write_timeout=WRITE_SECONDS)
+    except (OSError, ValueError) as error:
+        raise LinkError(f"{url}: cannot be opened: {error}") from error

@@ -1,0 +1,96 @@
+"""A running emulator: a process that serves a board's UART on a TCP port, and how to get rid of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from pathlib import Path
+
+from stepwell.errors import LinkError
+
+STOP_SECONDS = 5
+
+
+class Emulator:
+    """``command`` as a child process. It holds the other end of a pipe (see leash.py), so it ends with this process at the latest.
+
+    ``ticks_per_instruction``: how far the board's tick counter moves for each executed instruction; exact.
+    """
+
+    def __init__(self, command: list[str], ticks_per_instruction: float):
+        self.ticks_per_instruction = ticks_per_instruction
+        self.port = 0
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=environment
+        )
+        self._end = weakref.finalize(self, _stop, self._process, self._errors)
+
+    @property
+    def url(self) -> str:
+        """For pyserial."""
+        return f"socket://127.0.0.1:{self.port}"
+
+    def read_line(self) -> str:
+        """One line of its standard output; empty when it has ended."""
+        assert self._process.stdout is not None
+        return self._process.stdout.readline().decode(errors="replace")
+
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def wait(self, seconds: float) -> None:
+        """Give a process that is ending the time to say why."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+
+    def last_words(self) -> str:
+        """The end of what it wrote to stderr."""
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        return "; ".join(lines[-3:])
+
+    def close(self) -> None:
+        """End the process and wait for it."""
+        self._end()
+
+
+def _stop(process: subprocess.Popen, errors) -> None:
+    with contextlib.suppress(OSError):
+        process.stdin.close()  # the leash: the child goes, and takes QEMU along
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    process.stdout.close()
+    errors.close()
+
+
+def module_command(module: str, *arguments: str | Path) -> list[str]:
+    """``python -m module arguments`` with this interpreter."""
+    return [sys.executable, "-m", module, *(str(argument) for argument in arguments)]
+
+
+def failed(emulator: Emulator, what: str) -> LinkError:
+    """Close the emulator; the error that says why it did not come up."""
+    emulator.wait(1)
+    words = emulator.last_words() or "it said nothing"
+    emulator.close()
+    return LinkError(f"{what} did not start: {words}")
+
+
+def wait_until(condition, seconds: float) -> bool:
+    """Poll ``condition`` for at most ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
