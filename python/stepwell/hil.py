@@ -15,7 +15,7 @@ import numpy as np
 
 from stepwell.errors import LinkError
 from stepwell.link import HostLink, Link, Unit
-from stepwell.model import GATES, LstmLayer, Model, cell_count
+from stepwell.model import Model, RecurrentLayer
 from stepwell.reference import Reference
 
 SNAPSHOT_HEADER = 8  # magic, model id
@@ -194,7 +194,7 @@ def _blame(
     traced.reference.step_q(x_q[step])
     link.set_state(before)
     for index, layer in enumerate(model.layers):
-        if isinstance(layer, LstmLayer):
+        if isinstance(layer, RecurrentLayer):
             units = link.probe(index, traced.seen[index]["x"], 0, layer.n_out)
             difference = _unit_difference(layer, units, traced.seen[index])
             if difference:
@@ -206,7 +206,7 @@ def _blame(
     output = int(np.argmax(y[0] != expected_y[0]))
     values = (int(y[0][output]), int(expected_y[0][output]))
     last = model.layers[-1].name
-    return Difference(sequence, step, last, "y", None, output, *values, before=False, note="all LSTM units are right")
+    return Difference(sequence, step, last, "y", None, output, *values, before=False, note="all recurrent units are right")
 
 
 class _Trace:
@@ -222,19 +222,20 @@ class _Trace:
         self.seen.setdefault(index, {})[name] = values
 
 
-def layer_states(model: Model, snapshot: bytes) -> list[tuple[int, LstmLayer, np.ndarray, np.ndarray]]:
-    """(index, layer, c int32 [H], h int16 [H]) of each LSTM layer in a snapshot of ``model``. LinkError when its size is wrong."""
-    n_cells = cell_count(model.layers)
-    if len(snapshot) != SNAPSHOT_HEADER + 6 * n_cells + 4:
-        raise LinkError(f"a snapshot of this model has {SNAPSHOT_HEADER + 6 * n_cells + 4} bytes, not {len(snapshot)}")
+def layer_states(model: Model, snapshot: bytes) -> list[tuple[int, RecurrentLayer, np.ndarray, np.ndarray]]:
+    """(index, layer, c int32 [n_cells], h int16 [H]) of each recurrent layer in a snapshot. LinkError when its size is wrong."""
+    recurrent = [(k, layer) for k, layer in enumerate(model.layers) if isinstance(layer, RecurrentLayer)]
+    n_cells = sum(layer.n_cells for _, layer in recurrent)
+    n_hidden = sum(layer.n_out for _, layer in recurrent)
+    expected_bytes = SNAPSHOT_HEADER + 4 * n_cells + 2 * n_hidden + 4
+    if len(snapshot) != expected_bytes:
+        raise LinkError(f"a snapshot of this model has {expected_bytes} bytes, not {len(snapshot)}")
     c = np.frombuffer(snapshot, "<i4", n_cells, SNAPSHOT_HEADER)
-    h = np.frombuffer(snapshot, "<i2", n_cells, SNAPSHOT_HEADER + 4 * n_cells)
-    states, first = [], 0
-    for index, layer in enumerate(model.layers):
-        if isinstance(layer, LstmLayer):
-            cells = slice(first, first + layer.n_out)
-            states.append((index, layer, c[cells], h[cells]))
-            first += layer.n_out
+    h = np.frombuffer(snapshot, "<i2", n_hidden, SNAPSHOT_HEADER + 4 * n_cells)
+    states = []
+    for index, layer in recurrent:
+        states.append((index, layer, c[: layer.n_cells], h[: layer.n_out]))
+        c, h = c[layer.n_cells :], h[layer.n_out :]
     return states
 
 
@@ -252,15 +253,18 @@ def state_difference(model: Model, board: bytes, expected: bytes) -> _Found | No
     return None
 
 
-def _unit_difference(layer: LstmLayer, units: list[Unit], seen: dict[str, np.ndarray]) -> _Found | None:
+def _unit_difference(layer: RecurrentLayer, units: list[Unit], seen: dict[str, np.ndarray]) -> _Found | None:
     """The first unit of a layer that differs from the trace, and in it the first quantity in order of computation."""
-    z = seen["z"].reshape(4, layer.n_out)
+    z = seen["z"].reshape(-1, layer.n_out)
+    gates = seen.get("gates", np.empty((0, layer.n_out)))  # an RNN has none
     for unit, board in enumerate(units):
-        expected_z, expected_gates = z[:, unit], seen["gates"][:, unit]
-        for quantity, values, wanted in (("z", board.z, expected_z), ("gate", board.gates, expected_gates)):
-            for k, gate in enumerate(GATES):
-                if values[k] != wanted[k]:
-                    return layer.name, quantity, gate, unit, values[k], int(wanted[k])
+        for quantity, names, values, wanted in (
+            ("z", layer.records, board.z, z[:, unit]),
+            ("gate", layer.gates, board.gates, gates[:, unit]),
+        ):
+            for name, value, right in zip(names, values, wanted, strict=False):
+                if value != right:
+                    return layer.name, quantity, name, unit, value, int(right)
         for quantity, value, wanted in (("c", board.c, seen["c"][unit]), ("h", board.h, seen["h_new"][unit])):
             if value != wanted:
                 return layer.name, quantity, None, unit, value, int(wanted)

@@ -59,6 +59,7 @@ class RecurrentLayer:
     records: ClassVar[tuple[str, ...]]
     activation: ClassVar[str] = "none"
     y_scale: ClassVar[float] = 2.0**-H_FRAC
+    has_cell: ClassVar[bool] = True
 
     @property
     def n_in(self) -> int:
@@ -67,6 +68,11 @@ class RecurrentLayer:
     @property
     def n_out(self) -> int:
         return self.w_h.shape[1]
+
+    @property
+    def n_cells(self) -> int:
+        """Values of c that the layer keeps from step to step, besides h [n_out]."""
+        return self.n_out if self.has_cell else 0
 
 
 class LstmLayer(RecurrentLayer):
@@ -89,6 +95,7 @@ class RnnLayer(RecurrentLayer):
 
     kind = "rnn"
     gates = records = ("h",)
+    has_cell = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -134,7 +134,7 @@ def rnn_step(layer: RnnLayer, x: Array, h: Array, c: Array) -> dict[str, Array]:
     acc = joined(layer, x, h, len(layer.rows))
     z = sat(rq(acc, layer.rows), 16)
     h_new = tanh(z)
-    return {"acc": acc, "z": z, "gates": h_new[..., None, :], "c": c, "h_new": h_new}
+    return {"acc": acc, "z": z, "c": c, "h_new": h_new}
 
 
 class Reference:

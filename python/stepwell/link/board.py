@@ -66,7 +66,7 @@ class Info:
 
 @dataclass(frozen=True)
 class Unit:
-    """One LSTM unit's next step: z of i, f, g, o (Q4.11), gates (Q0.15), c (Q9.22), h (Q0.15)."""
+    """One recurrent unit's next step, as stw_unit: z (Q4.11), gates (Q0.15), c (Q9.22), h (Q0.15)."""
 
     z: tuple[int, ...]
     gates: tuple[int, ...]
@@ -229,7 +229,7 @@ class Link:
         self._send_pieces(Message.SET_STATE, bytes(snapshot), 1)
 
     def probe(self, layer: int, x_q: np.ndarray, first: int = 0, n: int | None = None) -> list[Unit]:
-        """What the units ``first`` .. of LSTM ``layer`` would do next for the layer's input ``x_q`` (int16); the state stays."""
+        """What the units ``first`` .. of recurrent ``layer`` would do next for the layer's input ``x_q`` (int16); the state stays."""
         codes = np.asarray(x_q)
         self._send_pieces(Message.PROBE_INPUT, codes.astype("<i2").tobytes(), 2)
         units: list[Unit] = []
