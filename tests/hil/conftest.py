@@ -10,9 +10,9 @@ from conftest import DEMO
 from stepwell.boards import load_board
 from stepwell.build import COMPILERS, INSTALL, Image, build, why_not
 from stepwell.link import messages, qemu, sim
-from stepwell.link.connect import EMULATORS
 from stepwell.link.emulator import Emulator
 from stepwell.link.frame import Frame, FrameReader, encode
+from stepwell.link.urls import EMULATORS
 from stepwell.samples import load_samples
 
 BOARDS = ("mps2-an386", "microbit", "netduinoplus2")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from stepwell.boards import load_board
 from stepwell.link import connect
-from stepwell.link.connect import EMULATORS
+from stepwell.link.urls import EMULATORS
 
 from .conftest import need
 
