@@ -66,8 +66,6 @@ def build(model: Model, board: str, out_dir: str | Path, compiler: str | None = 
     facts = load_board(board)
     _check_fits_link(model)
     kind = _pick(compiler)
-    out_dir = Path(out_dir)
-    out_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="stepwell-build-") as folder:
         work = Path(folder)
         emit(model, work / "model", NAME)
@@ -75,7 +73,8 @@ def build(model: Model, board: str, out_dir: str | Path, compiler: str | None = 
         sizes = image_sizes(elf, facts)
         binary = flash_bytes(elf)
         origin = facts.number("FLASH_ORIGIN")
-        stem = out_dir / board
+        stem = Path(out_dir) / board
+        stem.parent.mkdir(parents=True, exist_ok=True)
         return Image(
             board=board,
             compiler=kind,

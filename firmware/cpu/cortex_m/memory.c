@@ -1,9 +1,13 @@
-/* memory.c - the only libc the program links.  The empty asm keeps compilers from turning a loop into a call of itself. */
+/* memory.c - the only libc the program links, also under the names that clang calls on Arm (run-time ABI, section 4.3.4).
+ * The empty asm keeps compilers from turning a loop into a call of itself. */
 #include <stddef.h>
 #include <stdint.h>
 
 void *memcpy(void *to, const void *from, size_t n);
 void *memset(void *to, int value, size_t n);
+void  __aeabi_memcpy(void *to, const void *from, size_t n);
+void  __aeabi_memset(void *to, size_t n, int value);
+void  __aeabi_memclr(void *to, size_t n);
 
 void *memcpy(void *to, const void *from, size_t n)
 {
@@ -27,3 +31,27 @@ void *memset(void *to, int value, size_t n)
     }
     return to;
 }
+
+void __aeabi_memcpy(void *to, const void *from, size_t n)
+{
+    (void)memcpy(to, from, n);
+}
+
+void __aeabi_memset(void *to, size_t n, int value)
+{
+    (void)memset(to, value, n);
+}
+
+void __aeabi_memclr(void *to, size_t n)
+{
+    (void)memset(to, 0, n);
+}
+
+/* The same for pointers that are known to be aligned to 4 or 8 bytes. */
+#define ALIAS(name, of, arguments) void name arguments __attribute__((alias(#of)))
+ALIAS(__aeabi_memcpy4, __aeabi_memcpy, (void *to, const void *from, size_t n));
+ALIAS(__aeabi_memcpy8, __aeabi_memcpy, (void *to, const void *from, size_t n));
+ALIAS(__aeabi_memset4, __aeabi_memset, (void *to, size_t n, int value));
+ALIAS(__aeabi_memset8, __aeabi_memset, (void *to, size_t n, int value));
+ALIAS(__aeabi_memclr4, __aeabi_memclr, (void *to, size_t n));
+ALIAS(__aeabi_memclr8, __aeabi_memclr, (void *to, size_t n));

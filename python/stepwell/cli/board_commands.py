@@ -73,12 +73,12 @@ def flash(board: str, image: str | None, runner: str | None, port: str | None, d
             for name, command in commands.items():
                 click.echo(f"{name + ':':<10} {shlex.join(command)}")
         return
+    chosen = choose(facts, runner)
     missing = [str(path) for path in (files.elf, files.bin, files.hex) if not path.is_file()]
     if missing:
         raise click.ClickException(
             f"no {missing[0]}: run stepwell build --board {board} MODEL.stw first, or give --image"
         )
-    chosen = choose(facts, runner)
     run_runner(facts, files, chosen, port)
     if as_json:
         print_json({"board": board, "runner": chosen, "image": str(elf)})

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
-from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor, uses_external_data
 
 from stepwell.errors import ImportRefused
 from stepwell.graph import Source
@@ -38,12 +38,15 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, list[str]]:
             model = onnx.inliner.inline_local_functions(model)
     except Exception as error:
         raise ImportRefused(f"{path}: its local functions cannot be inlined ({error}): export without them") from error
-    notes = []
-    for tensor in model.graph.initializer:
+    tensors = [*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute if a.HasField("t"))]
+    for tensor in tensors:
         _load_external(tensor, path)
-        _check_weights(tensor, path)
-        if tensor.data_type in NARROW:
-            notes.append(f"tensor '{tensor.name}' is {NARROW[tensor.data_type]}: converted")
+    for tensor in model.graph.initializer:
+        to_array(tensor)
+    kinds = sorted({NARROW[tensor.data_type] for tensor in tensors if tensor.data_type in NARROW})
+    notes = (
+        [f"weights are {', '.join(kinds)}: converted to float64, compared with the source in float32"] if kinds else []
+    )
     return model, notes
 
 
@@ -62,36 +65,94 @@ def _parse(path: Path) -> onnx.ModelProto:
         raise ImportRefused(f"{path}: not an ONNX file, or a truncated one: {error}") from error
     if not model.graph.node or not model.graph.output:
         raise ImportRefused(f"{path}: holds no graph: not an ONNX file, or a truncated one")
+    if not all(isinstance(text, str) for text in _texts(model)):  # protobuf gives bytes for what is not UTF-8
+        raise ImportRefused(f"{path}: holds names that are not text: the file is damaged, copy or export it again")
     return model
 
 
+def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
+    """Every name that the importer looks at."""
+    graph = model.graph
+    yield from (model.producer_name, model.producer_version)
+    yield from (entry.domain for entry in model.opset_import)
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+    yield from (value.name for values in (graph.input, graph.output, graph.initializer) for value in values)
+
+
 def _load_external(tensor: onnx.TensorProto, path: Path) -> None:
-    if not uses_external_data(tensor):
+    """Bring an external tensor's bytes into the message; nothing outside the model's folder is read. Raises ImportRefused."""
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
         return
-    location = ExternalDataInfo(tensor).location
+    entries = {str(entry.key): str(entry.value) for entry in tensor.external_data}
+    location = entries.get("location", "")
+    where = f"{path}: tensor '{tensor.name}'"
     folder = path.resolve().parent
-    target = (folder / location).resolve()
-    if folder not in target.parents:
-        raise ImportRefused(f"{path}: tensor '{tensor.name}' points outside the model's folder ('{location}')")
-    if not target.is_file():
-        raise ImportRefused(
-            f"{path}: tensor '{tensor.name}' is in '{location}', which is missing: keep it beside the model"
-        )
     try:
-        load_external_data_for_tensor(tensor, str(folder))
-        tensor.data_location = onnx.TensorProto.DEFAULT
-        del tensor.external_data[:]
+        target = (folder / location).resolve()
+        if folder not in target.parents:
+            raise ImportRefused(
+                f"{where} points outside the model's folder ('{location}'): put both files into one folder"
+            )
+        if not target.is_file():
+            raise ImportRefused(f"{where} is in '{location}', which is missing: keep it beside the model")
+        tensor.raw_data = _range_of(target, entries)
+    except (OSError, ValueError) as error:
+        raise ImportRefused(f"{where} does not fit its file '{location}': {error}: copy both files again") from error
+    del tensor.external_data[:]
+    tensor.data_location = onnx.TensorProto.DEFAULT
+    try:
         numpy_helper.to_array(tensor)
     except Exception as error:
-        raise ImportRefused(f"{path}: tensor '{tensor.name}' does not fit its file '{location}': {error}") from error
+        raise ImportRefused(f"{where} does not fit its file '{location}': {error}: copy both files again") from error
 
 
-def _check_weights(tensor: onnx.TensorProto, path: Path) -> None:
+def _range_of(file: Path, entries: dict[str, str]) -> bytes:
+    """The bytes from ``offset``, ``length`` of them. ValueError when the file does not have them."""
+    size = file.stat().st_size
+    offset = int(entries.get("offset", 0))
+    length = int(entries.get("length", size - offset))
+    if offset < 0 or length < 0 or offset + length > size:
+        raise ValueError(f"{length} bytes from {offset} on are needed, it has {size}")
+    if length > SIZE_LIMIT:
+        raise ValueError("larger than 1 GB")
+    with open(file, "rb") as content:
+        content.seek(offset)
+        return content.read(length)
+
+
+def to_array(tensor: onnx.TensorProto) -> np.ndarray:
+    """A tensor's values, half precision widened to float32. Raises ImportRefused, naming it, for damage, NaN and infinity."""
     if any(size < 0 for size in tensor.dims):
-        raise ImportRefused(f"{path}: tensor '{tensor.name}' has shape {list(tensor.dims)}")
+        raise ImportRefused(f"tensor '{tensor.name}' has shape {list(tensor.dims)}: export the model again")
     try:
         values = numpy_helper.to_array(tensor)
+        if tensor.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16):
+            values = values.astype(np.float32)
     except Exception as error:
-        raise ImportRefused(f"{path}: tensor '{tensor.name}' is damaged: {error}") from error
-    if values.dtype.kind == "f" and not np.isfinite(values.astype(np.float64)).all():
-        raise ImportRefused(f"{path}: tensor '{tensor.name}' holds NaN or infinity: the training has diverged")
+        raise ImportRefused(f"tensor '{tensor.name}' is damaged: {error}: copy or export the model again") from error
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ImportRefused(f"tensor '{tensor.name}' holds NaN or infinity: the training has diverged")
+    return values
+
+
+def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model with every float16, bfloat16 and double as float32, so that no rounding hides a mistake in a replay."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.value_info[:]
+    for value in (*copy.graph.input, *copy.graph.output):
+        if value.type.tensor_type.elem_type in NARROW:
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    tensors = list(copy.graph.initializer)
+    for node in copy.graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                tensors.append(attribute.t)
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in NARROW:
+                attribute.i = onnx.TensorProto.FLOAT
+    for tensor in tensors:
+        if tensor.data_type in NARROW:
+            tensor.CopyFrom(numpy_helper.from_array(to_array(tensor).astype(np.float32), tensor.name))
+    return copy

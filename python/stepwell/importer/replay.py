@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,13 +10,14 @@ import onnx
 
 from stepwell.errors import ImportRefused
 from stepwell.graph import FloatStream, Graph
+from stepwell.importer.reader import in_float32
 from stepwell.importer.walk import Axis, Walked
 
 TOLERANCE = 1e-5  # of the output's range
 STEPS = 17  # where time is dynamic
 STREAMS = 2  # where the batch is
 SINGLE_STEPS = 6  # calls of a model exported for one step, state handed on
-ORT_TYPES = {"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16}
+Run = Callable[[list[str], dict[str, np.ndarray]], list]  # (output names, feeds) -> outputs
 
 
 @dataclass(frozen=True)
@@ -28,21 +30,20 @@ class Replay:
 
 def replay(model: onnx.ModelProto, walked: Walked, graph: Graph) -> Replay:
     """Run both on random sequences. Raises ImportRefused when they differ by more than TOLERANCE."""
-    run, oracle = _oracle(model)
+    model = in_float32(model)
     sizes = [size or (STEPS if f"in{k}" == walked.time else STREAMS) for k, size in enumerate(walked.input_shape)]
     rng = np.random.default_rng(20)
-    n_calls = SINGLE_STEPS if walked.state_inputs and len(walked.state_inputs) == len(walked.state_outputs) else 1
+    hands_state_on = walked.state_inputs and len(walked.state_inputs) == len(walked.state_outputs)
+    chunks = [rng.normal(size=sizes) for _ in range(SINGLE_STEPS if hands_state_on else 1)]
+    wanted, oracle = _source_outputs(model, walked, chunks, _zero_states(model, walked, sizes))
     stream = FloatStream(graph)
-    states = _zero_states(model, walked, sizes)
-    worst, span = 0.0, 0.0
-    for _ in range(n_calls):
-        x = rng.normal(size=sizes)
-        outputs = run({walked.input_name: x, **states}, [walked.output_name, *walked.state_outputs])
-        states = dict(zip(walked.state_inputs, outputs[1:], strict=False)) if n_calls > 1 else states
-        expected = np.asarray(outputs[0], dtype=np.float64)
+    worst, low, high = 0.0, np.inf, -np.inf
+    for x, expected in zip(chunks, wanted, strict=True):
         ours = _stream_outputs(stream, walked, x, expected.shape)
         worst = max(worst, float(np.abs(ours - expected).max()))
-        span = max(span, float(np.abs(expected).max()))
+        low, high = min(low, float(expected.min())), max(high, float(expected.max()))
+    # a tenth of the magnitude at least: a large offset costs a float32 source more than its range tells
+    span = max(high - low, abs(low) / 10, abs(high) / 10)
     error = worst / span if span > 0 else worst
     if not error <= TOLERANCE:
         raise ImportRefused(
@@ -52,50 +53,56 @@ def replay(model: onnx.ModelProto, walked: Walked, graph: Graph) -> Replay:
     return Replay(error, oracle)
 
 
-def _oracle(model: onnx.ModelProto):
-    """A function (feeds, output names) -> outputs, and its name: onnxruntime when installed, else onnx's reference evaluator."""
+def _source_outputs(
+    model: onnx.ModelProto, walked: Walked, chunks: list[np.ndarray], zero: dict[str, np.ndarray]
+) -> tuple[list[np.ndarray], str]:
+    """The source's output for each chunk, its state handed on if it gives it, and what ran it: onnxruntime, else onnx itself."""
     types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
-
-    def typed(feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return {name: np.asarray(v, onnx.helper.tensor_dtype_to_np_dtype(types[name])) for name, v in feeds.items()}
-
-    layout = any(a.name == "layout" and a.i for node in model.graph.node for a in node.attribute)
-    try:
-        import onnxruntime
-    except ImportError:
-        onnxruntime = None
-    if onnxruntime is not None and not layout:  # onnxruntime refuses layout = 1
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
+    reasons = []
+    for prepare in (_onnxruntime, _reference_evaluator):
         try:
-            session = onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-            return lambda feeds, names: session.run(names, typed(feeds)), f"onnxruntime {onnxruntime.__version__}"
-        except Exception:  # a model it cannot load: the reference evaluator decides
-            pass
-    try:
-        evaluator = onnx.reference.ReferenceEvaluator(model)
-    except Exception as error:
-        raise ImportRefused(
-            f"the source cannot be run to compare with: {type(error).__name__}: {str(error)[:200]}"
-        ) from error
+            run, oracle = prepare(model)
+            outputs, states = [], zero
+            for x in chunks:
+                feeds = {walked.input_name: x, **states}
+                typed = {k: np.asarray(v, onnx.helper.tensor_dtype_to_np_dtype(types[k])) for k, v in feeds.items()}
+                y, *states_after = run([walked.output_name, *walked.state_outputs], typed)
+                outputs.append(np.asarray(y, dtype=np.float64))
+                states = zero | dict(zip(walked.state_inputs, states_after, strict=False))
+            return outputs, oracle
+        except ImportError:
+            continue
+        except Exception as error:  # neither tells what it raises; what one cannot run (layout = 1) the other may
+            reasons.append(f"{type(error).__name__}: {str(error)[:200]}")
+    raise ImportRefused(f"the source itself cannot be run to compare with: {'; '.join(reasons)}")
 
-    def run(feeds: dict[str, np.ndarray], names: list[str]) -> list:
-        try:
-            return evaluator.run(names, typed(feeds))
-        except Exception as error:
-            raise ImportRefused(f"the source cannot be run: {type(error).__name__}: {str(error)[:200]}") from error
 
-    return run, f"onnx reference evaluator {onnx.__version__}"
+def _onnxruntime(model: onnx.ModelProto) -> tuple[Run, str]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run, f"onnxruntime {onnxruntime.__version__}"
+
+
+def _reference_evaluator(model: onnx.ModelProto) -> tuple[Run, str]:
+    from onnx.reference import ReferenceEvaluator
+
+    return ReferenceEvaluator(model).run, f"onnx reference evaluator {onnx.__version__}"
 
 
 def _zero_states(model: onnx.ModelProto, walked: Walked, sizes: list[int]) -> dict[str, np.ndarray]:
+    """Zeros for every input but the data."""
     batch = next((s for k, s in enumerate(sizes[:-1]) if f"in{k}" != walked.time), 1)
-    declared = {value.name: value.type.tensor_type.shape.dim for value in model.graph.input}
+    stored = {tensor.name for tensor in model.graph.initializer} | {walked.input_name}
     return {
-        name: np.zeros([dim.dim_value if dim.HasField("dim_value") else batch for dim in declared[name]])
-        for name in walked.state_inputs
+        value.name: np.zeros(
+            [d.dim_value if d.HasField("dim_value") else batch for d in value.type.tensor_type.shape.dim]
+        )
+        for value in model.graph.input
+        if value.name not in stored
     }
 
 
@@ -110,7 +117,13 @@ def _stream_outputs(stream: FloatStream, walked: Walked, x: np.ndarray, shape: t
         order = [walked.time, *order]
     else:
         outputs = outputs[-1]
-    return _arranged(outputs, [*order, "feature"], walked.output_axes).reshape(shape)
+    arranged = _arranged(outputs, [*order, "feature"], walked.output_axes)
+    if arranged.size != np.prod(shape):
+        raise ImportRefused(
+            f"the source gives {list(shape)} for an input of {list(x.shape)}, the stream {arranged.size} values: "
+            "its readout depends on the length of the sequence; read out every step or the last one"
+        )
+    return arranged.reshape(shape)
 
 
 def _arranged(outputs: np.ndarray, order: list[str], axes: tuple[Axis, ...]) -> np.ndarray:

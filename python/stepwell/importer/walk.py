@@ -15,14 +15,16 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from stepwell.errors import ImportRefused
 from stepwell.graph import Activation, Dense, Layer, Lstm
+from stepwell.importer.reader import to_array
 
 CONSTANT_LIMIT = 1 << 24  # values: more is not shape plumbing
-DYNAMIC_SIZES = (3, 5, 7)  # what dynamic dimensions 0, 1, 2 stand for
+DYNAMIC_SIZES = (23, 29, 31)  # what dynamic dimensions 0, 1, 2 stand for: a fixed step is hardly ever the last of these
+RECURRENT = ("LSTM", "GRU", "RNN")
 
 HINTS = {
     "GRU": "GRU layers are not supported yet; LSTM layers are",
@@ -101,6 +103,7 @@ class _Walk:
     model: onnx.ModelProto
     values: dict[str, Value] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    stray_inputs: set[str] = field(default_factory=set)  # graph inputs that are neither data nor state
     node: onnx.NodeProto | None = None
 
     def refuse(self, reason: str) -> ImportRefused:
@@ -119,6 +122,11 @@ class _Walk:
     def inputs(self) -> list[Value]:
         found = []
         for name in self.node.input:
+            if name in self.stray_inputs:
+                raise self.refuse(
+                    f"it reads '{name}', an input of the graph that is neither the data nor an initial state: "
+                    "store weights in the file"
+                )
             if name and name not in self.values:
                 raise self.refuse(
                     f"its input '{name}' does not exist or is made later: the graph has a cycle or is not sorted"
@@ -129,6 +137,8 @@ class _Walk:
     def constant(self, value: Value, what: str) -> np.ndarray:
         if not isinstance(value, np.ndarray):
             raise self.refuse(f"{what} must be a constant: store it as an initializer")
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise self.refuse(f"{what} holds NaN or infinity: the training has diverged")
         return value
 
 
@@ -138,9 +148,10 @@ def walk(model: onnx.ModelProto) -> Walked:
     w = _Walk(model)
     w.values[""] = None
     for tensor in graph.initializer:
-        w.values[tensor.name] = numpy_helper.to_array(tensor)
+        w.values[tensor.name] = to_array(tensor)
     inputs = [value for value in graph.input if value.name not in w.values]
     data, states = _split_inputs(graph, inputs)
+    w.stray_inputs = {value.name for value in inputs} - {data.name, *(state.name for state in states)}
     shape = _declared_shape(data)
     atoms = [Atom(f"in{k}", size or DYNAMIC_SIZES[k]) for k, size in enumerate(shape)]
     atoms[-1] = replace(atoms[-1], label="feature")
@@ -149,35 +160,52 @@ def walk(model: onnx.ModelProto) -> Walked:
         sizes = _declared_shape(state, what="initial state")
         w.values[state.name] = np.zeros([size or DYNAMIC_SIZES[k] for k, size in enumerate(sizes)], np.float32)
         w.notes.append(f"input '{state.name}' is an initial state: the stream carries it, starting at zero")
+    needed = _upstream(graph, [output.name for output in graph.output])
     for node in graph.node:
-        w.node = node
-        _visit(w, w.inputs())
+        if not needed.isdisjoint(node.output):
+            w.node = node
+            try:
+                _visit(w, w.inputs())
+            except (ValueError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError) as error:
+                # a damaged node: wrong number of inputs, attributes of the wrong type, axes that do not exist
+                raise w.refuse(
+                    f"its inputs or attributes do not fit together ({error}): export the model again"
+                ) from error
     return _result(w, data.name, shape, [state.name for state in states])
 
 
 def _split_inputs(graph: onnx.GraphProto, inputs: list) -> tuple[onnx.ValueInfoProto, list]:
-    """The data input is the one that the first LSTM's X comes from; what feeds only initial states is a state input."""
-    producers = {name: node for node in graph.node for name in node.output}
-    recurrent = next((node for node in graph.node if node.op_type in ("LSTM", "GRU", "RNN")), None)
-    if recurrent is None:
+    """The data input is the one that an LSTM's X comes from; what leads only to initial states is a state input."""
+    recurrent = [node for node in graph.node if node.op_type in RECURRENT]
+    if not recurrent:
         found = ", ".join(sorted({node.op_type for node in graph.node}))[:300]
         hint = next(
             (HINTS[n.op_type] for n in graph.node if n.op_type in ("Loop", "Scan", "Split", "DynamicQuantizeLSTM")), ""
         )
         raise ImportRefused(f"the graph has no LSTM node, only {found}. {hint or 'Is the recurrence unrolled?'}")
-    reached, todo = set(), [recurrent.input[0]]
-    while todo:
-        name = todo.pop()
-        if name not in reached:
-            reached.add(name)
-            todo.extend(producers[name].input if name in producers else ())
-    data = [value for value in inputs if value.name in reached]
+    to_data = _upstream(graph, [name for node in recurrent for name in node.input[:1]], passing_states=False)
+    to_state = _upstream(graph, [name for node in recurrent for name in node.input[5:7]])
+    data = [value for value in inputs if value.name in to_data]
     if len(data) != 1:
         names = [value.name for value in inputs]
         raise ImportRefused(
             f"the LSTM's input must come from exactly one of the graph's inputs {names}, it comes from {len(data)}"
         )
-    return data[0], [value for value in inputs if value.name not in reached]
+    return data[0], [value for value in inputs if value.name in to_state - to_data]
+
+
+def _upstream(graph: onnx.GraphProto, names: list[str], passing_states: bool = True) -> set[str]:
+    """All tensors that the named ones are computed from, themselves included; not by way of initial states if so wished."""
+    producers = {name: node for node in graph.node for name in node.output if name}
+    reached: set[str] = set()
+    todo = list(names)
+    while todo:
+        name = todo.pop()
+        if name and name not in reached:
+            reached.add(name)
+            node = producers.get(name, onnx.NodeProto())
+            todo.extend(node.input[:5] if node.op_type in RECURRENT and not passing_states else node.input)
+    return reached
 
 
 def _declared_shape(value: onnx.ValueInfoProto, what: str = "input") -> tuple[int | None, ...]:
@@ -222,8 +250,7 @@ def _visit(w: _Walk, inputs: list[Value]) -> None:
 def _constant_node(w: _Walk) -> np.ndarray:
     for attribute in w.node.attribute:
         value = helper.get_attribute_value(attribute)
-        array = numpy_helper.to_array(value) if attribute.name == "value" else np.asarray(value)
-        return array
+        return to_array(value) if attribute.name == "value" else np.asarray(value)
     raise w.refuse("it has no value")
 
 
@@ -277,9 +304,10 @@ def _lstm(w: _Walk, x: Value, weights: Value, recurrent: Value, *rest: Value) ->
     bias, lengths, h0, c0, peepholes = rest[:5]
     if not isinstance(x, Signal):
         raise w.refuse("its input X is not the data")
-    n = _check_lstm(w, x)
+    _check_lstm(w, x)
     matrix = w.constant(weights, "W").astype(np.float64)
     square = w.constant(recurrent, "R").astype(np.float64)
+    n = w.attribute("hidden_size") or square.shape[-1]
     n_in = x.shape[2]
     if matrix.shape != (1, 4 * n, n_in) or square.shape != (1, 4 * n, n):
         raise w.refuse(
@@ -300,7 +328,7 @@ def _ifgo(rows: np.ndarray) -> np.ndarray:
     return np.concatenate([i, f, g, o])
 
 
-def _check_lstm(w: _Walk, x: Signal) -> int:
+def _check_lstm(w: _Walk, x: Signal) -> None:
     direction = w.attribute("direction", b"forward").decode()
     if direction != "forward":
         raise w.refuse(f"direction '{direction}' needs the whole sequence and cannot be streamed: train a forward LSTM")
@@ -313,7 +341,6 @@ def _check_lstm(w: _Walk, x: Signal) -> int:
         raise w.refuse("coupled input and forget gates (input_forget) are not supported")
     if len(x.axes) != 3 or len(x.axes[2]) != 1 or x.axes[2][0].label != "feature":
         raise w.refuse(f"its input must have axes time, batch, features; it has shape {list(x.shape)}")
-    return int(w.attribute("hidden_size", 0)) or 0
 
 
 def _check_states(w: _Walk, lengths: Value, h0: Value, c0: Value, peepholes: Value, x: Signal) -> None:
@@ -390,8 +417,8 @@ def _matmul(w: _Walk, a: Value, b: Value) -> tuple[Signal]:
 
 
 def _gemm(w: _Walk, a: Value, b: Value, c: Value = None) -> tuple[Signal]:
-    if w.attribute("transA", 0):
-        raise w.refuse("transA is not supported: the data must not be transposed")
+    if w.attribute("transA", 0) and isinstance(a, Signal):
+        a = replace(a, axes=a.axes[::-1])
     weight = w.constant(b, "B").astype(np.float64) * w.attribute("alpha", 1.0)
     weight = weight if w.attribute("transB", 0) else weight.T
     if weight.ndim != 2:
@@ -484,6 +511,12 @@ def _softmax(w: _Walk, x: Value) -> tuple[Signal]:
 
 
 def _same(w: _Walk, x: Value, *rest: Value) -> tuple[Value]:
+    return (x,)
+
+
+def _dropout(w: _Walk, x: Value, ratio: Value = None, training: Value = None) -> tuple[Value]:
+    if training is not None and np.any(w.constant(training, "training_mode")):
+        raise w.refuse("it is in training mode: export with model.eval()")
     return (x,)
 
 
@@ -657,7 +690,7 @@ HANDLERS: dict[str, Callable[..., tuple]] = {
     "Sigmoid": _activation("sigmoid"),
     "Softmax": _softmax,
     "Identity": _same,
-    "Dropout": _same,
+    "Dropout": _dropout,
     "Cast": _cast,
     "Transpose": _transpose,
     "Squeeze": _squeeze,
@@ -692,5 +725,11 @@ def _result(w: _Walk, data: str, shape: tuple[int | None, ...], states: list[str
     if others:
         w.notes.append(f"outputs {', '.join(others)} are final states: the stream keeps them")
     readout = "last" if y.last else "every"
+    window = next((size for k, size in enumerate(shape) if f"in{k}" == y.time), None)
+    if readout == "last" and window:
+        w.notes.append(
+            f"the source reads windows of {window} steps from a zero state, the stream remembers everything since its reset: "
+            "reset it where a window starts to get the same outputs"
+        )
     labels = (data, main, shape, tuple(states), tuple(others))
     return Walked(y.chain, readout, tuple(w.notes), *labels, y.time, y.axes)

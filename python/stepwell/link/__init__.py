@@ -6,7 +6,7 @@ with connect("sim:microbit", model=model) as link:
 """
 
 from stepwell.link.board import Bench, Info, Link, Memory, Stat, Unit
-from stepwell.link.connect import connect
 from stepwell.link.host import HostLink
+from stepwell.link.urls import connect
 
 __all__ = ["Bench", "HostLink", "Info", "Link", "Memory", "Stat", "Unit", "connect"]

@@ -1,4 +1,4 @@
-"""connect: a URL becomes a link."""
+"""connect: a port, a network address or an emulator, given as a URL, becomes a link."""
 
 from __future__ import annotations
 

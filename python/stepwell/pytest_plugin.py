@@ -1,0 +1,147 @@
+"""pytest plugin: tests that run on a board, an emulator, or the host engine, chosen on the command line.
+
+    def test_motor(dut):
+        report = dut.run([recorded_x])       # equal to the host engine in every bit, or the test fails and says where
+        assert report.stack_bytes < 512
+
+    pytest --hil-port /dev/ttyACM0 --hil-model motor.stw
+    pytest --hil-port sim:microbit --hil-model motor.stw
+
+Without a port the tests that need one are skipped, with the reason; with a port that does not work they are errors.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from stepwell.hil import HilReport
+    from stepwell.link import HostLink, Link
+    from stepwell.model import Model
+
+NO_PORT = "no board: give --hil-port URL, qemu:BOARD, sim:BOARD or host: (or set HIL_PORT)"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("stepwell", "hardware in the loop (stepwell)")
+    group.addoption(
+        "--hil-port", metavar="URL", help="Serial port, pyserial URL, qemu:BOARD, sim:BOARD or host: [HIL_PORT]"
+    )
+    group.addoption("--hil-baud", type=int, default=115200, help="Baud rate of a serial port (default: 115200)")
+    group.addoption("--hil-board", metavar="NAME", help="The board must be this one, by its own words")
+    group.addoption("--hil-image", metavar="ELF", help="Image for an emulator (default: built from the model)")
+    group.addoption("--hil-model", metavar="FILE", help="The .stw file of the model that the board must run")
+    group.addoption("--hil-required", action="store_true", help="Missing --hil-port is an error, not a skip")
+    group.addoption("--hil-log", metavar="FILE", help="Append the board's own messages to this file")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "hil: needs a board or emulator (--hil-port)")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Marked tests are skipped without a port, even when they use none of the fixtures."""
+    if item.get_closest_marker("hil"):
+        _port(item.config)
+
+
+def _port(config: pytest.Config) -> str:
+    port = config.getoption("--hil-port") or os.environ.get("HIL_PORT", "")
+    if not port and config.getoption("--hil-required"):
+        raise pytest.UsageError(f"--hil-required, but {NO_PORT}")
+    if not port:
+        pytest.skip(NO_PORT)
+    return port
+
+
+@pytest.fixture(scope="session")
+def hil_model(request: pytest.FixtureRequest) -> Model | None:
+    """The model of --hil-model; override this fixture to take it from elsewhere. None: whatever the board runs."""
+    import stepwell
+
+    path = request.config.getoption("--hil-model")
+    return stepwell.load(path) if path else None
+
+
+@pytest.fixture(scope="session")
+def hil_link(request: pytest.FixtureRequest, hil_model: Model | None) -> Iterator[Link | HostLink]:
+    """The connection of this session. No port: skip. A port that fails, another board, another model: error."""
+    from stepwell.errors import LinkError
+    from stepwell.link import connect
+
+    option = request.config.getoption
+    port = _port(request.config)
+    log = open(option("--hil-log"), "a") if option("--hil-log") else None  # noqa: SIM115 - closed below
+    try:
+        with connect(port, model=hil_model, image=option("--hil-image"), baud=option("--hil-baud"), log=log) as link:
+            found, wanted = link.info().board, option("--hil-board")
+            if wanted and found != wanted:
+                raise LinkError(f"{port}: this is a {found}, the tests are for {wanted} (--hil-board)")
+            yield link
+    finally:
+        if log:
+            log.close()
+
+
+class Dut:
+    """The device under test: one model on one board, reset before each test."""
+
+    def __init__(self, link: Link | HostLink, model: Model | None):
+        self.link, self._model = link, model
+        self.steps = 0
+
+    @property
+    def model(self) -> Model:
+        """The model of --hil-model; without one the test cannot know scales or expected values."""
+        if self._model is None:
+            pytest.fail("give --hil-model FILE.stw (or override the hil_model fixture)", pytrace=False)
+        return self._model
+
+    def reset(self) -> None:
+        """A new sequence."""
+        self.link.reset()
+
+    def step_q(self, x_q: np.ndarray) -> np.ndarray:
+        """Codes int16 [n, n_in] -> int32 [n, n_out]."""
+        y_q = self.link.step(x_q)
+        self.steps += len(y_q)
+        return y_q
+
+    def step(self, x: np.ndarray) -> np.ndarray:
+        """Real numbers [n, n_in] -> [n, n_out]."""
+        return self.model.dequantize(self.step_q(self.model.quantize(x)))
+
+    def run(self, sequences: Sequence[np.ndarray]) -> HilReport:
+        """Stream float sequences [T_i, n_in] and compare every bit with the host engine; the test fails on a difference."""
+        from stepwell.hil import run_hil
+
+        report = run_hil(self.link, self.model, sequences)
+        self.steps += report.steps
+        if not report.ok:
+            pytest.fail(
+                f"{report.board} differs from the host engine in {report.mismatches} values; {report.first}",
+                pytrace=False,
+            )
+        return report
+
+
+@pytest.fixture
+def dut(
+    hil_link: Link | HostLink, hil_model: Model | None, record_property: Callable[[str, Any], None]
+) -> Iterator[Dut]:
+    """The device under test after a reset. Board, model, steps and cost go into the JUnit report."""
+    info = hil_link.info()
+    hil_link.reset()
+    device = Dut(hil_link, hil_model)
+    yield device
+    record_property("board", info.board)
+    record_property("model", f"{info.model_id:08x}")
+    record_property("steps", device.steps)
+    if hil_link.cost_unit:
+        record_property(f"{hil_link.cost_unit}_per_step", hil_link.cost_per_step)

@@ -1,0 +1,86 @@
+"""What the tests on emulated boards share: images built once, real data, and raw access to a board."""
+
+from __future__ import annotations
+
+import socket
+
+import numpy as np
+import pytest
+from conftest import DEMO
+from stepwell.boards import load_board
+from stepwell.build import COMPILERS, INSTALL, Image, build, why_not
+from stepwell.link import messages, qemu, sim
+from stepwell.link.emulator import Emulator
+from stepwell.link.frame import Frame, FrameReader, encode
+from stepwell.link.urls import EMULATORS
+from stepwell.samples import load_samples
+
+BOARDS = ("mps2-an386", "microbit", "netduinoplus2")
+WHY_NOT = {"qemu": qemu.why_not, "sim": sim.why_not}
+PORTS = [f"{emulator}:{board}" for board in BOARDS for emulator in EMULATORS]
+
+
+def need(port: str) -> None:
+    """Skip, with the reason and the install line, when the emulator of ``port`` or every compiler is missing."""
+    emulator, _, board = port.partition(":")
+    reason = WHY_NOT[emulator](load_board(board))
+    if reason:
+        pytest.skip(reason)
+    if all(why_not(compiler) for compiler in COMPILERS):
+        pytest.skip(f"no compiler for boards: {INSTALL}")
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory):
+    """(model, board) -> Image, built when first asked for."""
+    built: dict[tuple[int, str], Image] = {}
+
+    def image(model, board: str) -> Image:
+        if (model.id, board) not in built:
+            built[model.id, board] = build(model, board, tmp_path_factory.mktemp(board))
+        return built[model.id, board]
+
+    return image
+
+
+@pytest.fixture(scope="session")
+def flights(turbofan) -> list[np.ndarray]:
+    """Real sequences of the demo's data, more than 2,000 steps."""
+    sequences, steps = [], 0
+    for sequence in load_samples(DEMO / "turbofan_test.npz", turbofan.n_in).sequences:
+        sequences.append(sequence)
+        steps += len(sequence)
+        if steps > 2000:
+            break
+    return sequences
+
+
+class RawBoard:
+    """A board behind a plain socket: sends any bytes, collects frames."""
+
+    def __init__(self, emulator: Emulator):
+        self.emulator = emulator
+        self.socket = socket.create_connection(("127.0.0.1", emulator.port))
+        self._reader = FrameReader()
+
+    def ask(self, type_: int, payload: bytes = b"", seq: int = 1) -> Frame:
+        """Send a frame and return the answer to it. TimeoutError after ten seconds."""
+        self.socket.settimeout(10)
+        self.socket.sendall(encode(Frame(type_, seq, payload)))
+        while data := self.socket.recv(4096):
+            for frame in self._reader.feed(data):
+                if frame.type != messages.LOG and frame.seq == seq:
+                    return frame
+        raise EOFError("the board has gone")
+
+    def close(self) -> None:
+        self.socket.close()
+        self.emulator.close()
+
+
+@pytest.fixture
+def raw_board(images, small_model):
+    need("sim:microbit")
+    board = RawBoard(sim.start_sim(load_board("microbit"), images(small_model, "microbit").elf))
+    yield board
+    board.close()

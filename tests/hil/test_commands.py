@@ -1,0 +1,112 @@
+"""stepwell build, flash and hil as a user calls them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from stepwell.cli import cli
+from stepwell.errors import StepwellError
+
+from .conftest import need
+from .test_faults import with_bit_flipped
+
+
+@pytest.fixture
+def folder(tmp_path, small_model, monkeypatch):
+    """The current folder, with a model and data."""
+    monkeypatch.chdir(tmp_path)
+    small_model.save("m.stw")
+    np.savez("test.npz", x=np.sin(np.arange(2 * 40 * small_model.n_in)).reshape(2, 40, -1))
+    return tmp_path
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    done = CliRunner().invoke(cli, arguments)
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+def test_build_then_hil_on_that_image(folder, small_model):
+    need("sim:microbit")
+    facts = json.loads(run("build", "--board", "microbit", "m.stw", "-o", "out", "--json"))
+    assert facts["board"] == "microbit" and facts["label"] == "emulated" and facts["sizes"]["flash"] > 5000
+    text = run("hil", "--port", "sim:microbit", "m.stw", "--data", "test.npz", "--image", facts["elf"])
+    assert (
+        "equal, bit for bit" in text and "2 sequences, 80 steps" in text and "executed instructions, not cycles" in text
+    )
+    report = json.loads(
+        run(
+            "hil",
+            "--port",
+            "sim:microbit",
+            "m.stw",
+            "--data",
+            "test.npz",
+            "--image",
+            facts["elf"],
+            "--steps",
+            "50",
+            "--json",
+        )
+    )
+    assert (report["steps"], report["mismatches"], report["board"]) == (50, 0, "microbit")
+    assert report["instructions_per_step"] > 100 and report["ram_bytes"] == small_model.info()["ram_bytes"]
+
+
+def test_hil_builds_its_own_image(folder):
+    need("sim:netduinoplus2")
+    assert "equal, bit for bit" in run("hil", "--port", "sim:netduinoplus2", "m.stw", "--data", "test.npz")
+
+
+def test_mismatch_is_exit_code_1(folder, images, small_model):
+    need("sim:microbit")
+    bad = with_bit_flipped(images(small_model, "microbit").elf, folder / "bad.elf", "app_model_w0", 0)
+    text = run("hil", "--port", "sim:microbit", "m.stw", "--data", "test.npz", "--image", str(bad), code=1)
+    assert "DIFFERENT in" in text and "unit 0, z of gate i: board" in text
+    as_json = run("hil", "--port", "sim:microbit", "m.stw", "--data", "test.npz", "--image", str(bad), "--json", code=1)
+    first = json.loads(as_json)["first"]
+    assert (first["unit"], first["gate"], first["quantity"]) == (0, "i", "z")
+
+
+def test_host_port(folder):
+    assert "equal, bit for bit" in run("hil", "--port", "host:", "m.stw", "--data", "test.npz")
+
+
+def test_flash_dry_run(folder, monkeypatch):
+    text = run("flash", "--board", "netduinoplus2", "--dry-run")
+    assert [line.split(":")[0] for line in text.splitlines()] == ["openocd", "pyocd", "st-flash", "dfu-util"]
+    commands = json.loads(run("flash", "--board", "microbit", "--runner", "pyocd", "--dry-run", "--json"))["commands"]
+    assert commands == {"pyocd": ["pyocd", "flash", "--target", "nrf51", "microbit.hex"]}
+    monkeypatch.setattr("shutil.which", lambda program: program)
+    assert "no microbit.elf: run stepwell build" in run("flash", "--board", "microbit", code=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["build", "--board", "uno", "m.stw"], "no board 'uno'; there are:"),
+        (["flash", "--board", "mps2-an386"], "nothing to flash"),
+        (["hil", "--port", "/dev/no-such-port", "m.stw", "--data", "test.npz"], "cannot be opened"),
+        (["hil", "--port", "host:", "m.stw", "--data", "nowhere.npz"], "nowhere.npz: cannot be read"),
+        (["hil", "--port", "host:", "nowhere.stw", "--data", "test.npz"], "nowhere.stw: cannot be read"),
+    ],
+)
+def test_refusals(folder, arguments, words):
+    with pytest.raises((StepwellError, AssertionError), match=words):
+        run(*arguments)
+
+
+def test_wrong_use_is_exit_code_2(folder):
+    for arguments in (["build", "m.stw"], ["hil", "m.stw"], ["hil", "--steps", "0", "--port", "host:", "m.stw"]):
+        run(*arguments, code=2)
+
+
+@pytest.mark.parametrize("command", ["build", "flash", "hil"])
+def test_help_has_examples(command):
+    _, _, examples = run(command, "--help").partition("Examples:\n")
+    assert examples.split()[:2] == ["stepwell", command]

@@ -1,0 +1,151 @@
+"""Injected faults: the report must name the layer, gate and unit that is wrong."""
+
+from __future__ import annotations
+
+import shutil
+import zlib
+
+import numpy as np
+import pytest
+import stepwell
+from conftest import ROOT, random_sequences
+from elftools.elf.elffile import ELFFile
+from stepwell.hil import run_hil
+from stepwell.link import HostLink, connect
+from stepwell.model import GATES
+
+from .conftest import need
+
+BIT = 6  # of the weight's byte: 64 of 127
+
+
+@pytest.fixture(scope="module")
+def deep_model() -> stepwell.Model:
+    """Two LSTM layers and three dense ones."""
+    return stepwell.load(ROOT / "tests" / "golden" / "two_lstm_three_dense.stw")
+
+
+@pytest.fixture(scope="module")
+def data(deep_model) -> list[np.ndarray]:
+    scale = deep_model.x_scale * 8000
+    return [x * scale for x in random_sequences(np.random.default_rng(5), 2, 60, deep_model.n_in)]
+
+
+def with_bit_flipped(elf, target, symbol: str, offset: int, bit: int = BIT):
+    """A copy of an ELF with one bit of a constant changed."""
+    shutil.copyfile(elf, target)
+    with open(target, "r+b") as file:
+        parsed = ELFFile(file)
+        found = parsed.get_section_by_name(".symtab").get_symbol_by_name(symbol)[0]
+        assert offset < found["st_size"]
+        address = found["st_value"] + offset
+        position = next(iter(parsed.address_offsets(address)))
+        file.seek(position)
+        byte = file.read(1)[0]
+        file.seek(position)
+        file.write(bytes([byte ^ 1 << bit]))
+    return target
+
+
+def report_on(port, model, data, image):
+    with connect(port, model=model, image=image) as link:
+        return run_hil(link, model, data)
+
+
+@pytest.mark.parametrize(
+    ("symbol", "layer", "gate", "unit", "column"),
+    [
+        ("app_model_w0", 0, 0, 3, 2),
+        ("app_model_r0", 0, 3, 11, 0),
+        ("app_model_w1", 1, 1, 8, 5),
+        ("app_model_r1", 1, 2, 0, 8),
+    ],
+)
+def test_flipped_weight_is_found(symbol, layer, gate, unit, column, images, deep_model, data, tmp_path):
+    need("sim:netduinoplus2")
+    lstm = deep_model.layers[layer]
+    width = lstm.n_in if symbol[-2] == "w" else lstm.n_out
+    good = images(deep_model, "netduinoplus2").elf
+    bad = with_bit_flipped(good, tmp_path / "bad.elf", symbol, (unit * 4 + gate) * width + column)
+    report = report_on("sim:netduinoplus2", deep_model, data, bad)
+    assert not report.ok and report.mismatches > 0
+    first = report.first
+    assert (first.layer, first.quantity, first.gate, first.unit) == (lstm.name, "z", GATES[gate], unit)
+    assert not first.before and first.board != first.expected and first.step >= 0
+    assert f"layer {lstm.name}, unit {unit}, z of gate {GATES[gate]}: board {first.board}" in str(first)
+
+
+def test_flipped_table_entry_is_found_behind_z(images, deep_model, data, tmp_path):
+    """z is right; a gate made of it, or h made of tanh(c), is not."""
+    need("sim:netduinoplus2")
+    good = images(deep_model, "netduinoplus2").elf
+    bad = with_bit_flipped(good, tmp_path / "bad.elf", "stw_sigmoid_table", 2 * 3 + 1)
+    first = report_on("sim:netduinoplus2", deep_model, data, bad).first
+    assert (first.quantity, first.gate in GATES) in (("gate", True), ("h", False))
+
+
+def test_flipped_dense_weight_is_found_in_the_outputs(images, deep_model, data, tmp_path):
+    need("qemu:microbit")
+    good = images(deep_model, "microbit").elf
+    bad = with_bit_flipped(good, tmp_path / "bad.elf", "app_model_w4", 1)
+    first = report_on("qemu:microbit", deep_model, data, bad).first
+    assert (first.layer, first.quantity, first.note) == (deep_model.layers[-1].name, "y", "all LSTM units are right")
+
+
+class Sick(HostLink):
+    """The host engine with a fault of the kind that only memory has; ``spoil`` gets the snapshot's bytes."""
+
+    def spoil_state(self, offset: int) -> None:
+        state = bytearray(self.get_state()[:-4])
+        state[offset] ^= 1 << 4
+        self.set_state(bytes(state) + zlib.crc32(state).to_bytes(4, "little"))
+
+
+class ResetsBadly(Sick):
+    def reset(self) -> None:
+        super().reset()
+        self.spoil_state(8 + 4 * 5)
+
+
+def test_wrong_state_before_the_first_step_is_said(deep_model, data):
+    first = run_hil(ResetsBadly(deep_model), deep_model, data).first
+    assert first.before and (first.quantity, first.unit, first.step) == ("c", 5, 0)
+    assert "the state before this step: layer" in str(first)
+
+
+class StoresBadly(Sick):
+    """From the 30th step of a sequence on, h of one unit of the second layer is stored wrong."""
+
+    def reset(self) -> None:
+        super().reset()
+        self.done = 0
+
+    def step(self, x_q, progress=lambda steps: None):
+        y_q = []
+        for row in x_q:
+            y_q.append(super().step(row[None])[0])
+            self.done += 1
+            if self.done == 30:
+                self.spoil_state(8 + 4 * 21 + 2 * (12 + 4) + 1)
+        return np.array(y_q).reshape(len(x_q), self._model.n_out)
+
+
+def test_state_that_is_stored_wrong_is_told_from_one_computed_wrong(deep_model, data):
+    first = run_hil(StoresBadly(deep_model), deep_model, data).first
+    assert (first.step, first.quantity, first.unit) == (29, "h", 4)
+    assert first.layer == deep_model.layers[1].name and "stored state is wrong" in first.note
+
+
+class Glitch(Sick):
+    glitches = 1
+
+    def step(self, x_q, progress=lambda steps: None):
+        y_q = super().step(x_q)
+        y_q[-1:, 0] += self.glitches
+        self.glitches = 0
+        return y_q
+
+
+def test_fault_that_does_not_come_back_is_said(deep_model, data):
+    report = run_hil(Glitch(deep_model), deep_model, data)
+    assert report.mismatches == 1 and "the fault comes and goes" in str(report.first)

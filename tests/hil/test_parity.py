@@ -1,0 +1,176 @@
+"""Reference = engine = every emulated board, equal and not close, on real data; and what a board says about itself."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from stepwell.errors import LinkError
+from stepwell.hil import layer_states, run_hil
+from stepwell.link import connect, messages
+from stepwell.link.messages import Error, Message
+from stepwell.model import LstmLayer
+from stepwell.reference import Reference
+
+from .conftest import BOARDS, PORTS, need
+
+costs: dict[str, dict[str, float]] = {}
+
+
+@pytest.fixture(params=PORTS)
+def port(request) -> str:
+    need(request.param)
+    return request.param
+
+
+@pytest.fixture
+def link(port, images, turbofan):
+    with connect(port, model=turbofan, image=images(turbofan, port.partition(":")[2]).elf) as link:
+        yield link
+
+
+@pytest.fixture(scope="module")
+def expected(turbofan, flights) -> list[np.ndarray]:
+    """The NumPy reference's outputs."""
+    codes = [turbofan.quantize(flight) for flight in flights]
+    reference = [Reference(turbofan).run_q(x_q) for x_q in codes]
+    for x_q, y_q in zip(codes, reference, strict=True):
+        assert np.array_equal(turbofan.stream().run_q(x_q), y_q)
+    return reference
+
+
+def test_board_equals_engine_and_reference(port, link, turbofan, flights, expected):
+    for flight, y_q in zip(flights[:2], expected[:2], strict=True):
+        link.reset()
+        assert np.array_equal(link.step(turbofan.quantize(flight)), y_q)
+    calls = []
+    report = run_hil(link, turbofan, flights, lambda done, total: calls.append((done, total)))
+    assert report.ok and report.mismatches == 0 and report.first is None
+    assert report.steps >= 2000 and calls[-1] == (report.steps, report.steps)
+    assert report.cost_unit == "instructions" and report.cost_per_step > 5 * 1000
+    assert 50 < report.stack_bytes < 400 < report.static_bytes < 2000
+    as_json = report.to_json()
+    assert as_json["instructions_per_step"] == report.cost_per_step and as_json["cycles_per_step"] is None
+    assert {"board", "model", "steps", "mismatches", "stack_bytes", "ram_bytes"} <= set(as_json)
+    emulator, _, board = port.partition(":")
+    costs.setdefault(board, {})[emulator] = report.cost_per_step
+
+
+def test_both_emulators_count_the_same_instructions():
+    """Two independent counters: QEMU's virtual clock and the hook in unicorn."""
+    pairs = [c for c in costs.values() if len(c) == 2]
+    if not pairs:
+        pytest.skip("needs both emulators: apt-get install qemu-system-arm")
+    for cost in pairs:
+        assert cost["qemu"] == pytest.approx(cost["sim"], abs=0.2)
+
+
+def test_state_probe_bench_and_memory(link, turbofan, flights):
+    codes, stream = turbofan.quantize(flights[0]), turbofan.stream()
+    link.reset()
+    assert np.array_equal(link.step(codes[:20]), stream.run_q(codes[:20]))
+    state = link.get_state()
+    assert state == stream.save()
+    first, second = link.bench(), link.bench()
+    assert first == second and link.get_state() == state
+    memory = link.mem()
+    assert first.stack_bytes < memory.stack_used < memory.stack_size and memory.ram_bytes < memory.static_bytes
+    lstm = next(k for k, layer in enumerate(turbofan.layers) if isinstance(layer, LstmLayer))
+    n = turbofan.layers[lstm].n_out
+    units = link.probe(lstm, codes[20], 0, n)
+    for unit, seen in enumerate(units):
+        assert seen.__dict__ == {
+            k: tuple(v) if isinstance(v, list) else v for k, v in stream.probe(lstm, codes[20], unit).items()
+        }
+    link.step(codes[20:21])
+    (_, _, c, h), *_ = layer_states(turbofan, link.get_state())
+    assert [u.c for u in units] == c.tolist() and [u.h for u in units] == h.tolist()
+    link.set_state(state)
+    assert link.get_state() == state
+    damaged = bytearray(state)
+    damaged[12] ^= 1
+    with pytest.raises(LinkError, match="refused the snapshot: checksum mismatch"):
+        link.set_state(bytes(damaged))
+    assert link.get_state() == state
+    assert link.echo(bytes(messages.PAYLOAD_BYTES)) == bytes(messages.PAYLOAD_BYTES)
+    assert link.stat().damaged == 0
+
+
+def test_board_runs_another_model(images, turbofan, small_model):
+    need("sim:microbit")
+    image = images(small_model, "microbit").elf
+    with pytest.raises(LinkError, match=f"board runs model {small_model.id:08x}, test expects {turbofan.id:08x}"):
+        connect("sim:microbit", model=turbofan, image=image)
+
+
+def test_steps_need_a_session(raw_board, small_model):
+    step = messages.STEP_REQUEST.pack(5, 1) + bytes(2 * small_model.n_in)
+    refused = raw_board.ask(Message.STEP, step)
+    assert refused.type == messages.ERROR and refused.payload[0] == Error.SESSION
+    assert raw_board.ask(Message.RESET, messages.SESSION.pack(5), seq=2).payload == b""
+    done = raw_board.ask(Message.STEP, step, seq=3)
+    assert raw_board.ask(Message.STEP, step, seq=3) == done  # repeated: answered, not done again
+    assert messages.STAT_REPLY.unpack(raw_board.ask(Message.STAT, seq=4).payload)[2:] == (1, 1)
+    raw_board.ask(Message.RESET, messages.SESSION.pack(6), seq=5)
+    assert raw_board.ask(Message.STEP, step, seq=6).payload[0] == Error.SESSION
+
+
+def test_any_request_is_answered(raw_board, small_model):
+    """Wild types, lengths, offsets and counts: always an answer, and the board still works afterwards."""
+    rng = random.Random(4)
+    raw_board.ask(Message.RESET, messages.SESSION.pack(5))
+    session = messages.SESSION.pack(5)
+    for k in range(1500):
+        type_ = rng.choice([*Message, rng.randrange(1, 128)])
+        if type_ == Message.RESET:
+            continue
+        extreme = bytes(rng.choice([0, 1, 2, 127, 128, 254, 255]) for _ in range(rng.randrange(12)))
+        payload = session[: rng.choice([0, 3, 4, 4, 4, 4])] + extreme + rng.randbytes(rng.choice([0, 0, 1, 30, 200]))
+        answer = raw_board.ask(type_, payload, seq=k % 256)
+        assert answer.type in (type_ | messages.REPLY, messages.ERROR)
+        if answer.type == messages.ERROR:
+            assert answer.payload[0] in list(Error) and answer.payload[2] == type_
+    raw_board.ask(Message.RESET, session, seq=7)
+    x_q = np.arange(small_model.n_in, dtype="<i2")
+    done = raw_board.ask(Message.STEP, messages.STEP_REQUEST.pack(5, 1) + x_q.tobytes(), seq=8)
+    y_q = np.frombuffer(done.payload, "<i4", offset=messages.STEP_REPLY.size)
+    assert np.array_equal(y_q, small_model.stream().step_q(x_q))
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for the emulator in /proc")
+@pytest.mark.parametrize("port", ["sim:microbit", "qemu:microbit"])
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "sys.exit(3)", "raise RuntimeError"])
+def test_emulators_end_with_their_parent(port, end, images, small_model):
+    need(port)
+    image = str(images(small_model, "microbit").elf)
+    code = f"import os, sys; from stepwell.link import connect; link = connect({port!r}, image={image!r}); {end}"
+    environment = {"PYTHONPATH": ":".join(path for path in sys.path if path)}
+    subprocess.run([sys.executable, "-c", code], env=environment | {"PATH": "/usr/bin:/bin"}, capture_output=True)
+    deadline = time.monotonic() + 5
+    while (left := processes_with(image)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left
+
+
+def processes_with(argument: str) -> list[str]:
+    """Running processes that have ``argument`` on their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            continue
+        if argument in words:
+            found.append(" ".join(words))
+    return found
+
+
+def test_board_list_is_complete():
+    from stepwell.boards import board_names
+
+    assert set(BOARDS) == set(board_names())

@@ -1,0 +1,117 @@
+"""The pytest plugin, used from a project that is not ours: skips, errors, failures, JUnit properties."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import pytest
+
+from .conftest import need
+
+USER_TEST = """
+import numpy as np
+import pytest
+
+@pytest.mark.hil
+def test_marked():
+    pass
+
+def test_equal(dut, hil_model):
+    x = np.sin(np.arange(300).reshape(50, -1)[:, :hil_model.n_in])
+    report = dut.run([x])
+    assert report.steps == 50 and report.ok
+
+def test_starts_reset(dut, hil_model):
+    x = np.ones((3, hil_model.n_in))
+    assert np.array_equal(dut.step(x), hil_model.stream().run(x))
+
+def test_plain():
+    pass
+"""
+
+
+class Project:
+    """A folder with one test file; ``run`` gives the summary counts and the whole output."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        (folder / "test_motor.py").write_text(USER_TEST)
+
+    def run(self, *options: str, port: str | None = None) -> tuple[dict[str, str], str]:
+        environment = {key: value for key, value in os.environ.items() if key != "HIL_PORT"}
+        environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+        if port:
+            environment["HIL_PORT"] = port
+        command = [sys.executable, "-m", "pytest", "-q", "-rsEf", "--junit-xml=report.xml", *options]
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
+        report = self.folder / "report.xml"
+        counts = dict(next(ElementTree.parse(report).iter("testsuite")).items()) if report.exists() else {}
+        return counts, done.stdout + done.stderr
+
+    def properties(self, test: str) -> dict[str, str]:
+        case = next(c for c in ElementTree.parse(self.folder / "report.xml").iter("testcase") if c.get("name") == test)
+        return {p.get("name"): p.get("value") for p in case.iter("property")}
+
+
+@pytest.fixture
+def project(tmp_path) -> Project:
+    return Project(tmp_path)
+
+
+@pytest.fixture
+def saved(small_model, tmp_path) -> str:
+    small_model.save(tmp_path / "motor.stw")
+    return "motor.stw"
+
+
+def test_without_port_everything_that_needs_one_is_skipped(project, saved):
+    counts, output = project.run(f"--hil-model={saved}")
+    assert (counts["tests"], counts["skipped"], counts["errors"], counts["failures"]) == ("4", "3", "0", "0")
+    assert "no board: give --hil-port URL, qemu:BOARD, sim:BOARD or host:" in output
+
+
+def test_required_port_is_no_skip(project, saved):
+    counts, output = project.run(f"--hil-model={saved}", "--hil-required")
+    assert (counts["skipped"], counts["errors"]) == ("0", "3") and "--hil-required, but no board" in output
+
+
+def test_host(project, saved):
+    counts, _ = project.run(f"--hil-model={saved}", port="host:")
+    assert (counts["tests"], counts["skipped"], counts["errors"], counts["failures"]) == ("4", "0", "0", "0")
+
+
+def test_board_with_properties_and_log(project, saved, small_model, images):
+    need("sim:microbit")
+    image = images(small_model, "microbit").elf
+    options = (f"--hil-model={saved}", f"--hil-image={image}", "--hil-board=microbit", "--hil-log=board.log")
+    counts, output = project.run("--hil-port=sim:microbit", *options)
+    assert (counts["skipped"], counts["errors"], counts["failures"]) == ("0", "0", "0"), output
+    properties = project.properties("test_equal")
+    assert float(properties.pop("instructions_per_step")) > 100
+    assert properties == {"board": "microbit", "model": f"{small_model.id:08x}", "steps": "50"}
+    assert "stepwell on microbit started" in (project.folder / "board.log").read_text()
+    counts, output = project.run("--hil-port=sim:microbit", *options, "--hil-board=netduinoplus2")
+    assert counts["errors"] == "2" and "this is a microbit, the tests are for netduinoplus2" in output
+
+
+def test_port_that_fails_is_an_error(project, saved):
+    counts, output = project.run(f"--hil-model={saved}", "--hil-port=/dev/no-such-port")
+    assert (counts["skipped"], counts["errors"]) == ("0", "2") and "cannot be opened" in output
+
+
+def test_mismatch_says_where(project, saved):
+    (project.folder / "conftest.py").write_text(
+        "import stepwell.link.urls as c\n"
+        "class Sick(c.HostLink):\n"
+        "    def step(self, x_q, progress=None):\n"
+        "        y_q = super().step(x_q)\n"
+        "        y_q[-1:] += len(x_q) > 20\n"
+        "        return y_q\n"
+        "c.HostLink = Sick\n"
+    )
+    counts, output = project.run(f"--hil-model={saved}", "--hil-port=host:")
+    assert counts["failures"] == "1"
+    assert "host differs from the host engine in 2 values; first wrong step" in output and "expected" in output

@@ -1,0 +1,638 @@
+"""The importer: real exports against what their framework computes, refusals that name the culprit, damaged files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import stepwell
+from conftest import ROOT
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from stepwell.errors import ImportRefused
+from stepwell.graph import Activation, Dense, FloatStream, Lstm
+from stepwell.importer import Replay, file_sha256, import_onnx
+
+PATTERNS = Path(__file__).parent / "data" / "onnx"
+SHARED = ROOT.parent / "shared" / "data" / "models"
+LIMIT = 1e-5
+
+
+def difference(graph, x: np.ndarray, y: np.ndarray, batch_first: bool = True) -> float:
+    """Largest difference of the stream from the framework's own outputs, over their range."""
+    x = x if batch_first else x.swapaxes(0, 1)
+    streamed = FloatStream(graph).run(x)
+    if graph.readout == "last":
+        streamed = streamed[:, -1]
+    elif not batch_first:
+        streamed = streamed.swapaxes(0, 1)
+    return float(np.abs(streamed.reshape(y.shape) - y).max() / np.ptp(y))
+
+
+# ---- real exports ----
+
+KEPT = {
+    "dynamo_lstm_bf_2l": ([Lstm, Lstm], "every"),
+    "dynamo_lstm_lin_last": ([Lstm, Dense], "last"),
+    "dynamo_lstm_state_step": ([Lstm, Dense], "every"),
+    "l2_o11": ([Lstm, Dense], "last"),
+    "legacy_lstm_bf_2l": ([Lstm, Lstm], "every"),
+    "legacy_lstm_lin_last": ([Lstm, Dense], "last"),
+    "legacy_lstm_lin_last_dyn": ([Lstm, Dense], "last"),
+    "legacy_lstm_state_step": ([Lstm, Dense], "every"),
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_kept_exports(name):
+    kinds, readout = KEPT[name]
+    imported = import_onnx(PATTERNS / f"{name}.onnx")
+    assert [type(layer) for layer in imported.graph.layers] == kinds
+    assert imported.graph.readout == readout
+    assert imported.replay.error <= LIMIT
+    io = np.load(PATTERNS / f"{name}_io.npz")
+    x = next(io[key] for key in io.files if io[key].shape[-1] == 5)
+    if "state" not in name:  # the recorded step starts from a state that is not zero
+        assert difference(imported.graph, x, io["out_0"]) <= LIMIT
+
+
+def test_external_weights():
+    graph = import_onnx(PATTERNS / "dynamo_lstm_lin_every.onnx").graph
+    assert (graph.n_in, graph.n_out, graph.readout) == (5, 3, "every")
+
+
+def test_source_is_recorded():
+    path = PATTERNS / "legacy_lstm_lin_last.onnx"
+    source = import_onnx(path, verify=False).graph.source
+    assert (Path(source.file).name, source.sha256, source.opset) == (path.name, file_sha256(path), 20)
+    assert source.producer == "pytorch 2.13.0"
+
+
+def test_state_inputs_are_noted():
+    notes = " ".join(import_onnx(PATTERNS / "legacy_lstm_state_step.onnx").graph.notes)
+    assert "h0" in notes and "c0" in notes and "state" in notes
+
+
+def test_verify_is_optional():
+    assert import_onnx(PATTERNS / "legacy_lstm_lin_last.onnx", verify=False).replay is None
+
+
+def test_gru_is_refused():
+    refused(PATTERNS / "legacy_gru_last.onnx", "/r/GRU", "GRU")
+
+
+@pytest.mark.parametrize("export", ["cmapss_lstm32", "cmapss_lstm32.dynamo"])
+def test_trained_model(export):
+    path = SHARED / f"{export}.onnx"
+    if not path.is_file():
+        pytest.skip(f"{path} is not part of the repository")
+    io = np.load(SHARED / "cmapss_lstm32_io.npz")
+    graph = import_onnx(path).graph
+    assert graph.readout == "last"
+    assert difference(graph, io["x"].astype(float), io["y"].reshape(-1, 1)) <= LIMIT
+
+
+def test_import_of_the_package_does_not_load_onnx():
+    code = "import sys, stepwell; sys.exit('onnx' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- the matrix of fresh exports ----
+
+
+def _pattern_cases() -> list:
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        import export_patterns
+    except ImportError as error:
+        return [pytest.param(None, marks=pytest.mark.skip(reason=f"needs torch and onnxscript: {error}"))]
+    finally:
+        sys.path.pop(0)
+    return [pytest.param(case, id=case.name) for case in export_patterns.cases()]
+
+
+@pytest.mark.parametrize("case", _pattern_cases())
+def test_fresh_export(case, tmp_path):
+    import export_patterns
+
+    if case.exporter == "dynamo":
+        pytest.importorskip("onnxscript", reason="torch's dynamo exporter needs onnxscript")
+    path = export_patterns.export(case, tmp_path)
+    imported = import_onnx(path)
+    io = np.load(tmp_path / f"{case.name}_io.npz")
+    assert difference(imported.graph, io["x"].astype(float), io["y"], case.batch_first) <= LIMIT
+    assert imported.replay.error <= LIMIT
+    assert imported.graph.readout == ("every" if case.readout == "every" else "last")
+    lstms = [layer for layer in imported.graph.layers if isinstance(layer, Lstm)]
+    assert len(lstms) == case.n_layers
+    last = imported.graph.layers[-1]
+    if case.head == "lstm_relu":
+        assert isinstance(last, Activation) and last.activation == "relu"
+    elif case.head in ("relu", "tanh", "sigmoid", "softmax"):
+        assert isinstance(last, Dense) and last.activation == case.head
+
+
+# ---- graphs written by hand ----
+
+
+def weights(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32) * 0.5
+
+
+def lstm_parts(n_in: int = 3, n: int = 4) -> dict[str, np.ndarray]:
+    return {"W": weights(1, 4 * n, n_in), "R": weights(1, 4 * n, n, seed=1), "B": weights(1, 8 * n, seed=2)}
+
+
+def save(
+    path: Path,
+    nodes: list,
+    tensors: dict[str, np.ndarray],
+    *,
+    x=(6, 1, 3),
+    outputs=("y",),
+    y=None,
+    opset=17,
+    inputs=(),
+    dtype=TensorProto.FLOAT,
+) -> Path:
+    """A model of ``nodes`` that reads x [T, B, n_in] and writes ``outputs``."""
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        [helper.make_tensor_value_info("x", dtype, x), *inputs],
+        [helper.make_tensor_value_info(name, dtype, y) for name in outputs],
+        [numpy_helper.from_array(array, name) for name, array in tensors.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def lstm(inputs=("x", "W", "R", "B"), outputs=("seq",), name="recurrent", **attributes):
+    return helper.make_node("LSTM", list(inputs), list(outputs), name=name, **({"hidden_size": 4} | attributes))
+
+
+def squeeze():
+    """[T, 1, B, H] -> [T, B, H]."""
+    return helper.make_node("Squeeze", ["seq", "one"], ["h"], name="squeeze")
+
+
+ONE = {"one": np.array([1], np.int64)}
+
+
+def after_lstm(path: Path, *nodes, tensors=(), **how) -> Path:
+    """LSTM of 3 inputs and 4 units, then ``nodes``, which read h [T, B, 4] and write y."""
+    return save(path, [lstm(), squeeze(), *nodes], lstm_parts() | ONE | dict(tensors), **how)
+
+
+def refused(path: Path, *words: str) -> str:
+    """Import must refuse, and say all of ``words``."""
+    with pytest.raises(ImportRefused) as info:
+        import_onnx(path)
+    message = str(info.value)
+    for word in words:
+        assert word in message, message
+    return message
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "model.onnx"
+
+
+def test_dense_forms(path):
+    """Gemm with transA, alpha and beta; MatMul with the bias on either side; without a bias."""
+    w, b = weights(4, 2, seed=3), weights(2, seed=4)
+    tensors = {"w": w, "wt": w.T.copy(), "b": b, "last": np.array(-1, np.int64)}
+    take = helper.make_node("Gather", ["h", "last"], ["p"], axis=0)
+    turn = helper.make_node("Transpose", ["p"], ["t"], perm=[1, 0])
+    forms = {
+        "gemm": ([take, helper.make_node("Gemm", ["p", "w", "b"], ["y"], alpha=0.5, beta=2.0)], w * 0.5, b * 2),
+        "transB": ([take, helper.make_node("Gemm", ["p", "wt"], ["y"], transB=1)], w, b * 0),
+        "transA": ([take, turn, helper.make_node("Gemm", ["t", "w", "b"], ["y"], transA=1)], w, b),
+        "bias first": (
+            [helper.make_node("MatMul", ["h", "w"], ["m"]), helper.make_node("Add", ["b", "m"], ["y"])],
+            w,
+            b,
+        ),
+        "bias last": (
+            [helper.make_node("MatMul", ["h", "w"], ["m"]), helper.make_node("Add", ["m", "b"], ["y"])],
+            w,
+            b,
+        ),
+        "no bias": ([helper.make_node("MatMul", ["h", "w"], ["y"])], w, b * 0),
+    }
+    for form, (nodes, weight, bias) in forms.items():
+        dense = import_onnx(after_lstm(path, *nodes, tensors=tensors)).graph.layers[-1]
+        assert isinstance(dense, Dense), form
+        np.testing.assert_allclose(dense.weight, weight.T, rtol=1e-6, err_msg=form)
+        np.testing.assert_allclose(dense.bias, bias, rtol=1e-6, err_msg=form)
+
+
+def test_gate_order(path):
+    """The operator stacks i, o, f, c; the graph i, f, g, o, with both biases added."""
+    parts = lstm_parts()
+    layer = import_onnx(save(path, [lstm(), squeeze(), identity("h")], parts | ONE)).graph.layers[0]
+    i, o, f, c = np.split(parts["W"][0], 4)
+    np.testing.assert_array_equal(layer.w_x, np.concatenate([i, f, c, o]))
+    b = parts["B"][0]
+    i, o, f, c = np.split(b[:16].astype(float) + b[16:], 4)
+    np.testing.assert_allclose(layer.bias, np.concatenate([i, f, c, o]))
+
+
+def identity(name: str):
+    return helper.make_node("Identity", [name], ["y"], name="out")
+
+
+def test_batch_first_operator(path):
+    """layout = 1, which onnxruntime does not run: the reference evaluator is the oracle."""
+    nodes = [lstm(layout=1), helper.make_node("Squeeze", ["seq", "two"], ["y"])]
+    imported = import_onnx(save(path, nodes, lstm_parts() | {"two": np.array([2], np.int64)}, x=(2, 6, 3)))
+    assert "onnx" in imported.replay.oracle and "onnxruntime" not in imported.replay.oracle
+
+
+def test_hidden_size_may_be_left_out(path):
+    node = lstm()
+    del node.attribute[:]
+    graph = import_onnx(save(path, [node, squeeze(), identity("h")], lstm_parts() | ONE), verify=False).graph
+    assert graph.n_out == 4
+
+
+def test_time_distributed_dense(path):
+    """[T, B, 4] -> [T * B, 4] -> dense -> [T, B, 2], as some exporters write a layer of every step."""
+    nodes = [
+        helper.make_node("Reshape", ["h", "flat"], ["rows"]),
+        helper.make_node("Gemm", ["rows", "w"], ["m"]),
+        helper.make_node("Reshape", ["m", "back"], ["y"]),
+    ]
+    shapes = {"flat": np.array([-1, 4]), "back": np.array([6, 2, 2]), "w": weights(4, 2)}
+    graph = import_onnx(after_lstm(path, *nodes, tensors=shapes, x=(6, 2, 3))).graph
+    assert (graph.n_out, graph.readout) == (2, "every")
+
+
+def test_unbatched(path):
+    """[T, n_in] with the batch axis put in and taken out again."""
+    nodes = [
+        helper.make_node("Unsqueeze", ["x", "one"], ["x3"]),
+        lstm(("x3", "W", "R", "B")),
+        helper.make_node("Squeeze", ["seq"], ["y"]),
+    ]
+    graph = import_onnx(save(path, nodes, lstm_parts() | ONE, x=(6, 3))).graph
+    assert (graph.n_in, graph.n_out, graph.readout) == (3, 4, "every")
+
+
+def test_unused_branch_does_not_matter(path):
+    nodes = [identity("h"), helper.make_node("Erf", ["h"], ["nobody reads this"], name="dead")]
+    assert import_onnx(after_lstm(path, *nodes)).graph.n_out == 4
+
+
+def test_last_state_as_output(path):
+    """Only Y_h leads to the output: the last step."""
+    nodes = [lstm(outputs=("", "hn")), helper.make_node("Squeeze", ["hn", "zero"], ["y"])]
+    graph = import_onnx(save(path, nodes, lstm_parts() | {"zero": np.array([0], np.int64)})).graph
+    assert graph.readout == "last"
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float64"])
+def test_other_float_types_are_converted_and_noted(path, kind):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    element = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16, "float64": TensorProto.DOUBLE}[kind]
+    dtype = np.dtype(getattr(ml_dtypes, kind, kind))
+    parts = {name: array.astype(dtype) for name, array in lstm_parts().items()}
+    imported = import_onnx(save(path, [lstm(), squeeze(), identity("h")], parts | ONE, dtype=element))
+    assert imported.graph.layers[0].w_x.dtype == np.float64
+    notes = " ".join(imported.graph.notes)
+    assert kind in notes or (kind == "float64" and "double" in notes)
+
+
+def test_half_weights_with_casts(path):
+    """Weights stored in half precision and cast to float32 at load time."""
+    parts = lstm_parts()
+    stored = {f"{name}16": array.astype(np.float16) for name, array in parts.items()}
+    casts = [helper.make_node("Cast", [f"{name}16"], [name], to=TensorProto.FLOAT) for name in parts]
+    graph = import_onnx(save(path, [*casts, lstm(), squeeze(), identity("h")], stored | ONE)).graph
+    assert any("float16" in note for note in graph.notes)
+
+
+# ---- refusals ----
+
+
+def node(op: str, *inputs: str, name="culprit", **attributes):
+    return helper.make_node(op, list(inputs), ["y"], name=name, **attributes)
+
+
+UNSUPPORTED = {
+    "Erf": (node("Erf", "h"), {}),
+    "LayerNormalization": (node("LayerNormalization", "h", "scale"), {"scale": weights(4)}),
+    "ReduceMean": (node("ReduceMean", "h", axes=[0]), {}),
+    "residual Add": (node("Add", "h", "h"), {}),
+    "Add without dense": (node("Add", "h", "scale"), {"scale": weights(4)}),
+    "bias for each step": (node("Add", "h", "scale"), {"scale": weights(6, 1, 4)}),
+    "Softmax over time": (node("Softmax", "h", axis=0), {}),
+    "Softmax without dense": (node("Softmax", "h", axis=-1), {}),
+    "Gather of another step": (node("Gather", "h", "k", axis=0), {"k": np.array(2, np.int64)}),
+    "Gather of a feature": (node("Gather", "h", "k", axis=2), {"k": np.array(3, np.int64)}),
+    "Slice of steps": (
+        node("Slice", "h", "a", "b", "c"),
+        {k: np.array([v]) for k, v in {"a": 2, "b": 6, "c": 0}.items()},
+    ),
+    "Slice backwards": (
+        node("Slice", "h", "a", "b", "c", "d"),
+        {k: np.array([v]) for k, v in {"a": -1, "b": -99, "c": 0, "d": -1}.items()},
+    ),
+    "Reshape": (node("Reshape", "h", "s"), {"s": np.array([3, 2, 4])}),
+    "MatMul from the left": (node("MatMul", "w", "h"), {"w": weights(6, 6)}),
+    "MatMul of another width": (node("MatMul", "h", "w"), {"w": weights(5, 2)}),
+    "Cast": (node("Cast", "h", to=TensorProto.INT32), {}),
+    "Concat": (node("Concat", "h", "h", axis=2), {}),
+    "foreign domain": (node("FusedThing", "h", domain="com.example"), {}),
+}
+
+
+@pytest.mark.parametrize("what", UNSUPPORTED)
+def test_unsupported_nodes_are_named(path, what):
+    bad, tensors = UNSUPPORTED[what]
+    message = refused(after_lstm(path, bad, tensors=tensors), "culprit", bad.op_type)
+    assert len(message) > 50  # a reason, not only a name
+
+
+def test_flattened_time_is_refused(path):
+    flat = helper.make_node("Reshape", ["b", "s"], ["f"])
+    nodes = [helper.make_node("Transpose", ["h"], ["b"], perm=[1, 0, 2]), flat, node("Gemm", "f", "w")]
+    refused(after_lstm(path, *nodes, tensors={"s": np.array([1, 24]), "w": weights(24, 2)}), "culprit", "Gemm")
+
+
+LSTM_REFUSALS = {
+    "bidirectional": ({"direction": "bidirectional"}, (), {}, "direction"),
+    "reverse": ({"direction": "reverse"}, (), {}, "direction"),
+    "clip": ({"clip": 3.0}, (), {}, "clip"),
+    "input_forget": ({"input_forget": 1}, (), {}, "input_forget"),
+    "activations": ({"activations": ["HardSigmoid", "Tanh", "Tanh"]}, (), {}, "ardsigmoid"),
+    "peepholes": ({}, ("", "", "", "P"), {"P": weights(1, 12)}, "peephole"),
+    "initial state": ({}, ("", "s"), {"s": weights(1, 1, 4)}, "initial"),
+    "initial cell": ({}, ("", "", "s"), {"s": weights(1, 1, 4)}, "initial"),
+    "sequence_lens": ({}, ("n",), {"n": np.array([4], np.int32)}, "sequence"),
+    "hidden_size": ({"hidden_size": 5}, (), {}, "hidden_size"),
+}
+
+
+@pytest.mark.parametrize("what", LSTM_REFUSALS)
+def test_lstm_variants_are_named(path, what):
+    attributes, more, tensors, reason = LSTM_REFUSALS[what]
+    bad = lstm(("x", "W", "R", "B", *more), **attributes)
+    refused(save(path, [bad, squeeze(), identity("h")], lstm_parts() | ONE | tensors), "recurrent", "LSTM", reason)
+
+
+def test_state_from_another_layer_is_refused(path):
+    """Encoder and decoder."""
+    nodes = [lstm(outputs=("", "hn")), lstm(("x", "W", "R", "B", "", "hn"), name="decoder"), squeeze(), identity("h")]
+    refused(save(path, nodes, lstm_parts() | ONE), "decoder", "LSTM", "initial")
+
+
+def test_lstm_after_last_step_is_refused(path):
+    parts = lstm_parts() | {"W2": weights(1, 16, 4)} | ONE
+    nodes = [lstm(outputs=("", "hn")), lstm(("hn", "W2", "R", "B"), name="second"), squeeze(), identity("h")]
+    refused(save(path, nodes, parts), "second", "LSTM")
+
+
+def test_cell_state_as_feature_is_refused(path):
+    nodes = [lstm(outputs=("", "", "cn")), node("MatMul", "cn", "w")]
+    refused(save(path, nodes, lstm_parts() | {"w": weights(4, 2)}), "culprit", "MatMul", "cell state")
+
+
+def test_projection_shapes_are_refused(path):
+    """What torch's dynamo exporter writes for proj_size."""
+    parts = lstm_parts() | {"R": weights(1, 16, 2)} | ONE
+    refused(save(path, [lstm(), squeeze(), identity("h")], parts), "recurrent", "LSTM")
+
+
+def test_weights_as_inputs_are_refused(path):
+    """As the node tests of the onnx package have them."""
+    parts = lstm_parts()
+    w = parts.pop("W")
+    inputs = [helper.make_tensor_value_info("W", TensorProto.FLOAT, w.shape)]
+    refused(save(path, [lstm(), squeeze(), identity("h")], parts | ONE, inputs=inputs), "W")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("place", ["initializer", "constant"])
+def test_nonfinite_weights_are_named(path, value, place):
+    parts = lstm_parts()
+    parts["R"][0, 3, 2] = value
+    nodes = [lstm(), squeeze(), identity("h")]
+    if place == "constant":
+        nodes.insert(
+            0, helper.make_node("Constant", [], ["R"], name="R", value=numpy_helper.from_array(parts.pop("R"), "R"))
+        )
+    refused(save(path, nodes, parts | ONE), "'R'", "NaN")
+
+
+def test_nonfinite_bfloat16_weights_are_named(path):
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    parts = {name: array.astype(ml_dtypes.bfloat16) for name, array in lstm_parts().items()}
+    parts["W"][0, 1, 1] = np.nan
+    refused(save(path, [lstm(), squeeze(), identity("h")], parts | ONE, dtype=TensorProto.BFLOAT16), "'W'", "NaN")
+
+
+def test_cycle_is_refused(path):
+    nodes = [lstm(), squeeze(), helper.make_node("Add", ["h", "y"], ["z"], name="loop"), node("Relu", "z")]
+    refused(save(path, nodes, lstm_parts() | ONE), "cycle")
+
+
+def test_dangling_input_is_refused(path):
+    refused(after_lstm(path, node("Relu", "nothing")), "culprit", "Relu", "nothing")
+
+
+def test_two_outputs_are_refused(path):
+    nodes = [identity("h"), helper.make_node("Tanh", ["h"], ["y2"])]
+    refused(after_lstm(path, *nodes, outputs=("y", "y2")), "y2")
+
+
+def test_missing_output_is_refused(path):
+    refused(after_lstm(path, identity("h"), outputs=("z",)), "'z'")
+
+
+def test_model_without_lstm_is_refused(path):
+    refused(save(path, [node("Relu", "x")], {}), "Relu", "LSTM")
+
+
+@pytest.mark.parametrize("x", [(6, 1, 0), (6, 1, -3), (), (6, 1, 2, 3), None])
+def test_odd_input_shapes_are_refused(path, x):
+    refused(after_lstm(path, identity("h"), x=x), "x")
+
+
+@pytest.mark.parametrize(("name", "shape"), [("W", (1, 0, 3)), ("W", (1, 16, 0)), ("R", (0, 16, 4)), ("B", (1, 0))])
+def test_zero_size_weights_are_refused(path, name, shape):
+    parts = lstm_parts() | {name: np.zeros(shape, np.float32)}
+    refused(save(path, [lstm(), squeeze(), identity("h")], parts | ONE), "recurrent", "LSTM")
+
+
+def test_huge_constant_is_refused(path):
+    """A file of a few hundred bytes that asks for 8 TB."""
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["s"], name="culprit"),
+        lstm(("x", "W", "R", "B", "", "s")),
+        squeeze(),
+        identity("h"),
+    ]
+    parts = lstm_parts() | ONE | {"shape": np.array([10**6, 10**6], np.int64)}
+    refused(save(path, nodes, parts), "culprit", "ConstantOfShape")
+
+
+def test_huge_broadcast_is_refused(path):
+    nodes = [helper.make_node("Add", ["a", "b"], ["s"], name="culprit"), lstm(("x", "W", "R", "B", "", "s")), squeeze()]
+    tall, wide = np.zeros((10**5, 1), np.float32), np.zeros((1, 10**5), np.float32)
+    refused(save(path, [*nodes, identity("h")], lstm_parts() | ONE | {"a": tall, "b": wide}), "culprit", "Add")
+
+
+def test_training_mode_dropout_is_refused(path):
+    tensors = {"ratio": np.array(0.5, np.float32), "train": np.array(True)}
+    refused(after_lstm(path, node("Dropout", "h", "ratio", "train"), tensors=tensors), "culprit", "Dropout")
+
+
+@pytest.mark.parametrize("opset", [1, 6])
+def test_old_opset_is_refused(path, opset):
+    refused(after_lstm(path, identity("h"), opset=opset), "opset")
+
+
+def test_wrong_import_is_caught_by_replay(path, monkeypatch):
+    """The replay is the net under the importer: a graph that differs must not get through."""
+    true = FloatStream.step
+    monkeypatch.setattr(FloatStream, "step", lambda self, x: true(self, x) * 1.0001)
+    refused(after_lstm(path, identity("h")), "differ")
+
+
+def test_fixed_step_of_a_dynamic_sequence_is_refused(path):
+    """Step 4 is the last one of 5, and of no other length; step 22 is what the walk itself may take for the last one."""
+    for step in (4, 22):
+        picks = {"step": np.array(step, np.int64)}
+        refused(after_lstm(path, node("Gather", "h", "step", axis=0), tensors=picks, x=("time", 1, 3)))
+
+
+def test_large_offset_is_no_difference(path):
+    """An output of 1000 +- 0.01: float32 in the source rounds it to 6e-5."""
+    tensors = {"w": weights(4, 1) * 0.01, "b": np.array([1000], np.float32)}
+    nodes = [helper.make_node("MatMul", ["h", "w"], ["m"]), helper.make_node("Add", ["m", "b"], ["y"])]
+    assert import_onnx(after_lstm(path, *nodes, tensors=tensors)).replay.error <= LIMIT
+
+
+def test_window_is_noted():
+    notes = import_onnx(PATTERNS / "dynamo_lstm_lin_last.onnx").graph.notes
+    assert any("windows of 12 steps" in note for note in notes)
+    assert import_onnx(PATTERNS / "legacy_lstm_lin_last_dyn.onnx").graph.notes == ()
+
+
+def test_replay_without_onnxruntime(path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    result = import_onnx(after_lstm(path, identity("h"))).replay
+    assert "reference" in result.oracle and result.error <= LIMIT
+
+
+# ---- files ----
+
+
+def test_missing_file(tmp_path):
+    refused(tmp_path / "nowhere.onnx", "nowhere.onnx")
+
+
+def test_folder_instead_of_file(tmp_path):
+    refused(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"PK\x03\x04 a zip", json.dumps({"a": 1}).encode()])
+def test_garbage(path, content):
+    path.write_bytes(content)
+    refused(path, "model.onnx", "not an ONNX file")
+
+
+def test_huge_file_is_refused(path):
+    with open(path, "wb") as file:
+        file.truncate(2 * 10**9)  # sparse: takes no room
+    refused(path, "1 GB")
+
+
+def external(path: Path, location: str, **entries: int) -> Path:
+    """A model whose W is external."""
+    save(path, [lstm(), squeeze(), identity("h")], lstm_parts() | ONE)
+    model = onnx.load(path)
+    tensor = next(t for t in model.graph.initializer if t.name == "W")
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in {"location": location, **entries}.items():
+        tensor.external_data.add(key=key, value=str(value))
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_missing_external_data(path):
+    refused(external(path, "weights.bin"), "'W'", "weights.bin", "missing")
+
+
+@pytest.mark.parametrize("location", ["../secret.bin", "/etc/passwd", "sub/../../secret.bin", ""])
+def test_external_data_stays_in_the_folder(tmp_path, location):
+    (tmp_path / "secret.bin").write_bytes(bytes(192))
+    (tmp_path / "models").mkdir()
+    refused(external(tmp_path / "models" / "model.onnx", location), "'W'")
+
+
+def test_external_data_behind_a_link(tmp_path):
+    (tmp_path / "secret.bin").write_bytes(bytes(192))
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "w.bin").symlink_to(tmp_path / "secret.bin")
+    refused(external(tmp_path / "models" / "model.onnx", "w.bin"), "'W'", "outside")
+
+
+@pytest.mark.parametrize("entries", [{}, {"offset": 8, "length": 192}, {"length": 4}, {"offset": -8}, {"length": -1}])
+def test_external_data_of_the_wrong_size(path, entries):
+    (path.parent / "w.bin").write_bytes(bytes(100))
+    refused(external(path, "w.bin", **entries), "'W'", "w.bin")
+
+
+def test_external_data_with_odd_entries(path):
+    (path.parent / "w.bin").write_bytes(bytes(192))
+    refused(external(path, "w.bin", offset="many"), "'W'", "w.bin")
+
+
+def only_import_refused(path: Path) -> None:
+    """Importing may work or be refused; anything else is a defect."""
+    try:
+        import_onnx(path)
+    except ImportRefused as error:
+        assert str(error)
+
+
+@pytest.mark.parametrize("name", ["legacy_lstm_lin_last", "dynamo_lstm_state_step"])
+def test_truncated_files(path, name):
+    content = (PATTERNS / f"{name}.onnx").read_bytes()
+    for length in {*range(0, len(content), 29), *range(len(content) - 40, len(content))}:
+        path.write_bytes(content[:length])
+        only_import_refused(path)
+
+
+FLIPPED = {
+    name: (PATTERNS / f"{name}.onnx").read_bytes() for name in ("l2_o11", "dynamo_lstm_bf_2l", "legacy_lstm_state_step")
+}
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), name=st.sampled_from(sorted(FLIPPED)))
+def test_flipped_bits(path, data, name):
+    content = bytearray(FLIPPED[name])
+    for position in data.draw(st.lists(st.integers(0, 8 * len(content) - 1), min_size=1, max_size=4)):
+        content[position // 8] ^= 1 << position % 8
+    path.write_bytes(content)
+    only_import_refused(path)
+
+
+def test_demo_model_converts_to_what_it_was():
+    """The model that ships: imports, with its provenance."""
+    path = Path(stepwell.__file__).parent / "demo" / "turbofan.onnx"
+    imported = import_onnx(path)
+    assert (imported.graph.n_in, imported.graph.n_out, imported.graph.readout) == (14, 1, "every")
+    assert isinstance(imported.replay, Replay)

@@ -1,0 +1,294 @@
+"""Link against boards that misbehave: fake peers over socket pairs, answering by their own rules."""
+
+from __future__ import annotations
+
+import io
+import select
+import socket
+import threading
+import time
+
+import numpy as np
+import pytest
+from stepwell.errors import LinkError
+from stepwell.link import HostLink, Link, connect, messages
+from stepwell.link.frame import Frame, FrameReader, encode
+from stepwell.link.messages import Error, Message
+
+N_IN, N_OUT, MODEL_ID = 3, 2, 0x1A2B3C4D
+
+
+class SocketPort:
+    """One end of a socket pair with the methods of a serial port."""
+
+    def __init__(self, end: socket.socket):
+        self._end, self.timeout = end, 1.0
+
+    @property
+    def in_waiting(self) -> int:
+        return len(select.select([self._end], [], [], 0)[0])
+
+    def read(self, size: int = 1) -> bytes:
+        if not select.select([self._end], [], [], self.timeout)[0]:
+            return b""
+        data = self._end.recv(size)
+        if not data:
+            raise OSError("closed")
+        return data
+
+    def write(self, data: bytes) -> int:
+        self._end.sendall(data)
+        return len(data)
+
+    def close(self) -> None:
+        self._end.close()
+
+
+class Peer(threading.Thread):
+    """A board that answers as it should; subclasses spoil that. ``requests`` holds every frame that arrived."""
+
+    protocol, status = messages.PROTOCOL, 0
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        ours, self.theirs = socket.socketpair()
+        self.port, self.requests = SocketPort(ours), []
+        self.start()
+
+    def run(self) -> None:
+        reader = FrameReader()
+        try:
+            while data := self.theirs.recv(4096):
+                for frame in reader.feed(data):
+                    self.requests.append(frame)
+                    self.on_frame(frame)
+        except OSError:
+            pass
+
+    def send(self, frame: Frame) -> None:
+        self.theirs.sendall(encode(frame))
+
+    def reply(self, request: Frame, payload: bytes) -> None:
+        self.send(Frame(request.type | messages.REPLY, request.seq, payload))
+
+    def refuse(self, request: Frame, error: int, status: int = 0) -> None:
+        self.send(Frame(messages.ERROR, request.seq, messages.ERROR_REPLY.pack(error, status, request.type)))
+
+    def on_frame(self, frame: Frame) -> None:
+        self.reply(frame, self.answer(frame))
+
+    def answer(self, frame: Frame) -> bytes:
+        if frame.type == Message.INFO:
+            sizes = (16_000_000, 16_000_000, 0x100, MODEL_ID, 100, 30)
+            head = messages.INFO_REPLY.pack(self.protocol, messages.MTU, N_IN, N_OUT, 15, self.status, *sizes)
+            return head + b"fake"
+        if frame.type == Message.STEP:
+            _, n = messages.STEP_REQUEST.unpack_from(frame.payload)
+            return messages.STEP_REPLY.pack(n, 10 * n) + np.arange(n * N_OUT, dtype="<i4").tobytes()
+        return b""
+
+
+def link_to(peer: Peer, **options) -> Link:
+    return Link(peer.port, "fake:", **({"patience": 1.0} | options))
+
+
+def test_steps_arrive_in_order_and_costs_add_up():
+    peer = Peer()
+    with link_to(peer) as link:
+        link.reset()
+        batch = link.steps_in_a_frame()
+        y = link.step(np.zeros((2 * batch + 1, N_IN), np.int16))
+    counts = [messages.STEP_REQUEST.unpack_from(f.payload)[1] for f in peer.requests if f.type == Message.STEP]
+    assert counts == [batch, batch, 1]
+    assert y.shape == (2 * batch + 1, N_OUT) and y[batch + 1].tolist() == [2, 3]
+    assert (link.cost_steps, link.cost_ticks, link.cost_per_step, link.retries) == (
+        2 * batch + 1,
+        10 * (2 * batch + 1),
+        10,
+        0,
+    )
+
+
+class Silent(Peer):
+    def on_frame(self, frame: Frame) -> None:
+        pass
+
+
+def test_silent_board_is_said_so_in_time():
+    started = time.monotonic()
+    with pytest.raises(LinkError, match=r"no answer to INFO within 0.5 s: is the board powered, flashed"):
+        link_to(Silent(), patience=0.5).connect()
+    assert time.monotonic() - started < 2
+
+
+class Noisy(Peer):
+    def on_frame(self, frame: Frame) -> None:
+        self.theirs.sendall(bytes(range(1, 200)) + b"\0")
+
+
+def test_noise_is_said_so():
+    peer = Noisy()
+    with pytest.raises(LinkError, match=r"damaged frames: wrong baud rate, noise"):
+        link_to(peer, patience=0.5).connect()
+    assert len(peer.requests) < 200  # it does not flood the line
+
+
+class OtherProtocol(Peer):
+    protocol = 9
+
+
+def test_other_protocol():
+    with pytest.raises(LinkError, match="speaks protocol 9, this stepwell 1: build and flash again"):
+        link_to(OtherProtocol()).connect()
+
+
+class BrokenModel(Peer):
+    status = -7
+
+
+def test_model_that_the_board_cannot_run():
+    with pytest.raises(LinkError, match=r"cannot run its model: layer kind unknown.*stw_status -7"):
+        link_to(BrokenModel()).connect()
+
+
+def test_other_model(small_model):
+    with pytest.raises(LinkError, match=f"board runs model 1a2b3c4d, test expects {small_model.id:08x}"):
+        link_to(Peer()).connect(small_model)
+
+
+class LosesReplies(Peer):
+    """Every second answer is lost; steps count once for each request, as the firmware does it."""
+
+    def __init__(self):
+        self.steps, self.last = 0, None
+        super().__init__()
+
+    def on_frame(self, frame: Frame) -> None:
+        if frame != self.last and frame.type == Message.STEP:
+            self.steps += messages.STEP_REQUEST.unpack_from(frame.payload)[1]
+        self.last = frame
+        if len(self.requests) % 2 == 0:
+            self.reply(frame, self.answer(frame))
+
+
+def test_lost_reply_repeats_the_very_same_request():
+    peer = LosesReplies()
+    with link_to(peer, patience=5) as link:
+        link.info()
+        link.reset()
+        link.step(np.ones((3, N_IN), np.int16))
+    assert peer.steps == 3 and link.retries == 3
+    assert peer.requests[::2] == peer.requests[1::2]
+
+
+class Stammers(Peer):
+    """Answers arrive late, twice, and behind damaged ones."""
+
+    def on_frame(self, frame: Frame) -> None:
+        answer = encode(Frame(frame.type | messages.REPLY, frame.seq, self.answer(frame)))
+        old = encode(Frame(frame.type | messages.REPLY, (frame.seq - 1) % 256, b"old"))
+        self.theirs.sendall(old + answer[:5] + b"\0" + answer + answer)
+
+
+def test_late_double_and_cut_answers_do_no_harm():
+    with link_to(Stammers()) as link:
+        link.connect()
+        link.reset()
+        assert link.step(np.zeros((4, N_IN), np.int16)).tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+class Restarted(Peer):
+    def on_frame(self, frame: Frame) -> None:
+        if frame.type == Message.STEP:
+            self.refuse(frame, Error.SESSION)
+        else:
+            super().on_frame(frame)
+
+
+def test_restart_in_between_is_no_silent_wrong_answer():
+    with link_to(Restarted()) as link:
+        link.reset()
+        with pytest.raises(LinkError, match="STEP: the board has restarted since the last reset"):
+            link.step(np.zeros((1, N_IN), np.int16))
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (Error.TYPE, 0, "does not know this message"),
+        (Error.STATE, -5, "refused the snapshot: checksum mismatch"),
+        (Error.MODEL, -2, "cannot run its model: ram or buffer too small"),
+        (77, 0, "error code 77"),
+    ],
+)
+def test_every_refusal_has_a_cause(error, status, words):
+    class Refuses(Peer):
+        def on_frame(self, frame: Frame) -> None:
+            self.refuse(frame, error, status)
+
+    with pytest.raises(LinkError, match=words):
+        link_to(Refuses()).mem()
+
+
+def test_answers_of_a_wrong_size():
+    with pytest.raises(LinkError, match="MEM answered with 0 bytes, expected 16"):
+        link_to(Peer()).mem()
+
+
+def test_wrong_shape_never_reaches_the_board():
+    peer = Peer()
+    with pytest.raises(LinkError, match=r"shape \[2, 4\], the board's model takes \[n, 3\]"):
+        link_to(peer).step(np.zeros((2, 4), np.int16))
+    assert [f.type for f in peer.requests] == [Message.INFO]
+
+
+class HangsUp(Peer):
+    def on_frame(self, frame: Frame) -> None:
+        self.theirs.close()
+
+
+def test_line_that_breaks():
+    with pytest.raises(LinkError, match="fake:: the line broke"):
+        link_to(HangsUp()).info()
+
+
+class Talks(Peer):
+    def on_frame(self, frame: Frame) -> None:
+        self.send(Frame(messages.LOG, 0, b"hello"))
+        super().on_frame(frame)
+
+
+def test_log_frames_go_to_the_log():
+    log = io.StringIO()
+    link_to(Talks(), log=log).info()
+    assert log.getvalue() == "fake:: hello\n"
+
+
+def test_ports_that_cannot_be_opened(small_model):
+    with pytest.raises(LinkError, match="/dev/no-such-port: cannot be opened"):
+        connect("/dev/no-such-port")
+    with pytest.raises(LinkError, match="needs an image, or a model"):
+        connect("sim:microbit")
+    with pytest.raises(LinkError, match="no image nowhere"):
+        connect("sim:microbit", image="nowhere.elf")
+    with pytest.raises(LinkError, match="host: needs a model"):
+        connect("host:")
+
+
+def test_host_link_has_the_methods_of_a_link(small_model):
+    link = connect("host:", model=small_model)
+    assert isinstance(link, HostLink)
+    public = {name for name in vars(Link) if not name.startswith("_")}
+    assert public - {"steps_in_a_frame"} <= set(dir(HostLink))
+    x_q = np.arange(2 * small_model.n_in).reshape(2, -1).astype(np.int16)
+    link.reset()
+    y_q = link.step(x_q)
+    assert np.array_equal(y_q, small_model.stream().run_q(x_q))
+    state = link.get_state()
+    link.reset()
+    link.set_state(state)
+    assert link.get_state() == state and link.stat().steps == 2 and link.echo(b"ab") == b"ab"
+    with pytest.raises(LinkError, match="snapshot refused"):
+        link.set_state(state[:-1])
+    with pytest.raises(LinkError, match="no unit 99"):
+        link.probe(0, x_q[0], 99)
