@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from stepwell.errors import ImportRefused
-from stepwell.graph import Activation, Dense, FloatStream, Lstm
+from stepwell.graph import Activation, Dense, FloatStream, Gru, Lstm, Rnn
 from stepwell.importer import Replay, file_sha256, import_onnx
 
 PATTERNS = Path(__file__).parent / "data" / "onnx"
@@ -42,6 +42,7 @@ KEPT = {
     "dynamo_lstm_lin_last": ([Lstm, Dense], "last"),
     "dynamo_lstm_state_step": ([Lstm, Dense], "every"),
     "l2_o11": ([Lstm, Dense], "last"),
+    "legacy_gru_last": ([Gru, Dense], "last"),
     "legacy_lstm_bf_2l": ([Lstm, Lstm], "every"),
     "legacy_lstm_lin_last": ([Lstm, Dense], "last"),
     "legacy_lstm_lin_last_dyn": ([Lstm, Dense], "last"),
@@ -81,10 +82,6 @@ def test_state_inputs_are_noted():
 
 def test_verify_is_optional():
     assert import_onnx(PATTERNS / "legacy_lstm_lin_last.onnx", verify=False).replay is None
-
-
-def test_gru_is_refused():
-    refused(PATTERNS / "legacy_gru_last.onnx", "/r/GRU", "GRU")
 
 
 @pytest.mark.parametrize("export", ["cmapss_lstm32", "cmapss_lstm32.dynamo"])
@@ -129,8 +126,9 @@ def test_fresh_export(case, tmp_path):
     assert difference(imported.graph, io["x"].astype(float), io["y"], case.batch_first) <= LIMIT
     assert imported.replay.error <= LIMIT
     assert imported.graph.readout == ("every" if case.readout == "every" else "last")
-    lstms = [layer for layer in imported.graph.layers if isinstance(layer, Lstm)]
-    assert len(lstms) == case.n_layers
+    kind = {"lstm": Lstm, "gru": Gru, "rnn": Rnn}[case.cell]
+    assert sum(type(layer) is kind for layer in imported.graph.layers) == case.n_layers
+
     last = imported.graph.layers[-1]
     if case.head == "lstm_relu":
         assert isinstance(last, Activation) and last.activation == "relu"

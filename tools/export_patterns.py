@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Export a matrix of LSTM models from PyTorch: one ONNX file for each pattern that an importer meets, with inputs and outputs.
+"""Export a matrix of recurrent models from PyTorch: one ONNX file for each pattern that an importer meets, with inputs and outputs.
 
     pip install torch onnxscript
     python tools/export_patterns.py patterns/            # all of them
@@ -45,6 +45,7 @@ class Case:
 
     exporter: str
     opset: int = 17
+    cell: str = "lstm"
     batch_first: bool = True
     n_layers: int = 1
     readout: str = "every"
@@ -70,13 +71,13 @@ class Case:
 
 
 class Net(torch.nn.Module):
-    """LSTM with an optional dense layer before and dense layers after it, as ``case`` says."""
+    """A recurrent stack with an optional dense layer before and dense layers after it, as ``case`` says."""
 
     def __init__(self, case: Case) -> None:
         super().__init__()
         self.case = case
         self.front = torch.nn.Linear(case.n_in, N_IN) if case.front else torch.nn.Identity()
-        self.lstm = torch.nn.LSTM(
+        self.recurrent = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[case.cell](
             N_IN if case.front else case.n_in,
             N_HIDDEN,
             case.n_layers,
@@ -99,13 +100,13 @@ class Net(torch.nn.Module):
         return torch.nn.Sequential(*layers)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._read_out(*self.lstm(self.front(x)))
+        return self._read_out(*self.recurrent(self.front(x)))
 
-    def _read_out(self, y: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def _read_out(self, y: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor] | torch.Tensor) -> torch.Tensor:
         if self.case.readout == "last":
             y = y[:, -1] if self.case.batch_first else y[-1]
         elif self.case.readout == "hidden":
-            y = state[0][-1]
+            y = (state[0] if self.case.cell == "lstm" else state)[-1]
         return self.head(y)
 
 
@@ -113,7 +114,7 @@ class StepNet(Net):
     """The same with the state as inputs and outputs."""
 
     def forward(self, x: torch.Tensor, h0: torch.Tensor, c0: torch.Tensor):
-        y, state = self.lstm(self.front(x), (h0, c0))
+        y, state = self.recurrent(self.front(x), (h0, c0))
         return self._read_out(y, state), *state
 
 
@@ -141,6 +142,13 @@ def cases() -> Iterator[Case]:
         yield Case(exporter, 18, state=True, steps=1)
         yield Case(exporter, 18, state=True, steps=1, n_layers=2, batch_first=False)
         yield Case(exporter, 18, state=True, n_layers=2, readout="last")
+        for cell in ("gru", "rnn") if exporter == "legacy" else ("gru",):  # dynamo unrolls torch.nn.RNN
+            for opset in (11, 17) if exporter == "legacy" else (20,):
+                yield Case(exporter, opset, cell, n_layers=2, readout="last")
+            yield Case(exporter, 18, cell, batch_first=False, head="deep")
+            yield Case(exporter, 18, cell, n_layers=3, readout="hidden", batch=2, head="softmax")
+            yield Case(exporter, 18, cell, bias=False)
+            yield Case(exporter, 18, cell, dynamic="time batch", batch=2, head="tanh")
     yield Case("dynamo", 18, optimize=False, batch=2)
 
 

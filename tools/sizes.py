@@ -28,7 +28,9 @@ def code_bytes(source: str, cpu: str, off: list[str], folder: Path) -> int:
     flags = [cpu, "-mthumb", "-std=c99", "-Os", "-ffreestanding", *(f"-DSTW_WITH_{knob}=0" for knob in off)]
     target = folder / "x.o"
     subprocess.run(["arm-none-eabi-gcc", *flags, "-c", CSRC / source, "-o", target], check=True)
-    row = subprocess.run(["arm-none-eabi-size", target], check=True, capture_output=True, text=True).stdout.splitlines()[1]
+    row = subprocess.run(
+        ["arm-none-eabi-size", target], check=True, capture_output=True, text=True
+    ).stdout.splitlines()[1]
     text, data, _ = (int(v) for v in row.split()[:3])
     return text + data
 

@@ -19,7 +19,7 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from stepwell.errors import ImportRefused
-from stepwell.graph import Activation, Dense, Layer, Lstm
+from stepwell.graph import Activation, Dense, Gru, Layer, Lstm, Recurrent, Rnn
 from stepwell.importer.reader import to_array
 
 CONSTANT_LIMIT = 1 << 24  # values: more is not shape plumbing
@@ -27,15 +27,13 @@ DYNAMIC_SIZES = (23, 29, 31)  # what dynamic dimensions 0, 1, 2 stand for: a fix
 RECURRENT = ("LSTM", "GRU", "RNN")
 
 HINTS = {
-    "GRU": "GRU layers are not supported yet; LSTM layers are",
-    "RNN": "plain RNN layers are not supported yet; LSTM layers are",
     "Loop": "the exporter wrote the recurrence as a loop: export torch.nn.LSTM with torch.onnx.export(..., dynamo=False)",
     "Scan": "the exporter wrote the recurrence as a scan: export torch.nn.LSTM with torch.onnx.export(..., dynamo=False)",
     "If": "control flow cannot be streamed: export in eval mode, with fixed options",
     "LogSoftmax": "end the model in Softmax, or in the logits",
-    "Conv": "convolutions are not supported yet: LSTM and dense layers are",
+    "Conv": "convolutions are not supported yet: recurrent and dense layers are",
     "BatchNormalization": "fold it into the neighbouring layer's weights before the export",
-    "LayerNormalization": "not supported yet: LSTM and dense layers are",
+    "LayerNormalization": "not supported yet: recurrent and dense layers are",
     "Split": "an LSTMCell written out, or several heads: export torch.nn.LSTM instead of LSTMCell",
     "DynamicQuantizeLSTM": "export the float model: stepwell quantises it itself",
     "QuantizeLinear": "export the float model: stepwell quantises it itself",
@@ -57,7 +55,7 @@ UNIT: Axis = (Atom("unit", 1),)
 
 @dataclass(frozen=True)
 class Signal:
-    """Data on its way. ``last``: the time axis has been reduced to its last step. ``state``: an LSTM's final state."""
+    """Data on its way. ``last``: the time axis has been reduced to its last step. ``state``: a recurrent layer's final state."""
 
     axes: tuple[Axis, ...]
     chain: tuple[Layer, ...] = ()
@@ -175,21 +173,23 @@ def walk(model: onnx.ModelProto) -> Walked:
 
 
 def _split_inputs(graph: onnx.GraphProto, inputs: list) -> tuple[onnx.ValueInfoProto, list]:
-    """The data input is the one that an LSTM's X comes from; what leads only to initial states is a state input."""
+    """The data input is the one that a recurrent layer's X comes from; what leads only to initial states is a state input."""
     recurrent = [node for node in graph.node if node.op_type in RECURRENT]
     if not recurrent:
         found = ", ".join(sorted({node.op_type for node in graph.node}))[:300]
         hint = next(
             (HINTS[n.op_type] for n in graph.node if n.op_type in ("Loop", "Scan", "Split", "DynamicQuantizeLSTM")), ""
         )
-        raise ImportRefused(f"the graph has no LSTM node, only {found}. {hint or 'Is the recurrence unrolled?'}")
+        raise ImportRefused(
+            f"the graph has no LSTM, GRU or RNN node, only {found}. {hint or 'Is the recurrence unrolled?'}"
+        )
     to_data = _upstream(graph, [name for node in recurrent for name in node.input[:1]], passing_states=False)
     to_state = _upstream(graph, [name for node in recurrent for name in node.input[5:7]])
     data = [value for value in inputs if value.name in to_data]
     if len(data) != 1:
         names = [value.name for value in inputs]
         raise ImportRefused(
-            f"the LSTM's input must come from exactly one of the graph's inputs {names}, it comes from {len(data)}"
+            f"the recurrent layer's input must come from exactly one of the graph's inputs {names}, it comes from {len(data)}"
         )
     return data[0], [value for value in inputs if value.name in to_state - to_data]
 
@@ -239,7 +239,7 @@ def _visit(w: _Walk, inputs: list[Value]) -> None:
     elif node.op_type in HANDLERS and node.domain in ("", "ai.onnx"):
         outputs = HANDLERS[node.op_type](w, *inputs)
     else:
-        known = "LSTM, Gemm, MatMul, Add, activations and shape operators"
+        known = "LSTM, GRU, RNN, Gemm, MatMul, Add, activations and shape operators"
         raise w.refuse(HINTS.get(node.op_type, f"this operator is not supported: the importer knows {known}"))
     for name, value in zip(node.output, outputs, strict=False):
         w.values[name] = value
@@ -299,46 +299,77 @@ def _grown_size(op_type: str, inputs: list[Value]) -> float:
 # ---- recurrent layers ----
 
 
-def _lstm(w: _Walk, x: Value, weights: Value, recurrent: Value, *rest: Value) -> tuple:
-    rest = (*rest, None, None, None, None, None)
-    bias, lengths, h0, c0, peepholes = rest[:5]
+ACTIVATIONS = {"LSTM": ["sigmoid", "tanh", "tanh"], "GRU": ["sigmoid", "tanh"], "RNN": ["tanh"]}
+N_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+
+
+def _recurrent(w: _Walk, x: Value, weights: Value, recurrent: Value, *rest: Value) -> tuple:
+    bias, lengths, h0, c0, peepholes = (*rest, None, None, None, None, None)[:5]
     if not isinstance(x, Signal):
         raise w.refuse("its input X is not the data")
-    _check_lstm(w, x)
+    _check_recurrent(w, x)
+    kind = w.node.op_type
+    n_gates = N_GATES[kind]
     matrix = w.constant(weights, "W").astype(np.float64)
     square = w.constant(recurrent, "R").astype(np.float64)
     n = w.attribute("hidden_size") or square.shape[-1]
     n_in = x.shape[2]
-    if matrix.shape != (1, 4 * n, n_in) or square.shape != (1, 4 * n, n):
+    if matrix.shape != (1, n_gates * n, n_in) or square.shape != (1, n_gates * n, n):
         raise w.refuse(
             f"W {list(matrix.shape)} and R {list(square.shape)} do not fit hidden_size {n} and {n_in} inputs"
         )
-    both = np.zeros((1, 8 * n)) if bias is None else w.constant(bias, "B").astype(np.float64)
-    if both.shape != (1, 8 * n):
-        raise w.refuse(f"B has shape {list(both.shape)}, expected [1, {8 * n}]")
+    both = np.zeros((1, 2 * n_gates * n)) if bias is None else w.constant(bias, "B").astype(np.float64)
+    if both.shape != (1, 2 * n_gates * n):
+        raise w.refuse(f"B has shape {list(both.shape)}, expected [1, {2 * n_gates * n}]")
     _check_states(w, lengths, h0, c0, peepholes, x)
-    name = w.node.name or w.node.output[0] or "lstm"
-    layer = Lstm(name, _ifgo(matrix[0]), _ifgo(square[0]), _ifgo(both[0, : 4 * n] + both[0, 4 * n :]))
-    return _lstm_outputs(w, x, layer)
+    name = w.node.name or w.node.output[0] or kind.lower()
+    layer = MAKERS[kind](name, matrix[0], square[0], *np.split(both[0], 2))
+    return _recurrent_outputs(w, x, layer)[: 3 if kind == "LSTM" else 2]
 
 
-def _ifgo(rows: np.ndarray) -> np.ndarray:
-    """Gate rows from the ONNX operator's order i, o, f, c to i, f, g, o."""
-    i, o, f, g = np.split(rows, 4)
-    return np.concatenate([i, f, g, o])
+def _make_lstm(name: str, w_x: np.ndarray, w_h: np.ndarray, b_x: np.ndarray, b_h: np.ndarray) -> Lstm:
+    """The ONNX operator's gate order is i, o, f, c."""
+    order = (0, 2, 3, 1)
+    return Lstm(name, _gates(w_x, order), _gates(w_h, order), _gates(b_x + b_h, order))
 
 
-def _check_lstm(w: _Walk, x: Signal) -> None:
+def _make_gru(name: str, w_x: np.ndarray, w_h: np.ndarray, b_x: np.ndarray, b_h: np.ndarray) -> Gru:
+    """The ONNX operator's gate order is z, r, h."""
+    return Gru(name, *(_gates(array, (1, 0, 2)) for array in (w_x, w_h, b_x, b_h)))
+
+
+def _make_rnn(name: str, w_x: np.ndarray, w_h: np.ndarray, b_x: np.ndarray, b_h: np.ndarray) -> Rnn:
+    return Rnn(name, w_x, w_h, b_x + b_h)
+
+
+MAKERS = {"LSTM": _make_lstm, "GRU": _make_gru, "RNN": _make_rnn}
+
+
+def _gates(rows: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
+    """Rows stacked gate by gate, in another order of gates."""
+    parts = np.split(rows, len(order))
+    return np.concatenate([parts[k] for k in order])
+
+
+def _check_recurrent(w: _Walk, x: Signal) -> None:
+    kind = w.node.op_type
     direction = w.attribute("direction", b"forward").decode()
     if direction != "forward":
-        raise w.refuse(f"direction '{direction}' needs the whole sequence and cannot be streamed: train a forward LSTM")
+        raise w.refuse(
+            f"direction '{direction}' needs the whole sequence and cannot be streamed: train a forward {kind}"
+        )
     activations = [name.decode().lower() for name in w.attribute("activations", [])]
-    if activations not in ([], ["sigmoid", "tanh", "tanh"]):
-        raise w.refuse(f"activations {activations} are not supported: use the default Sigmoid, Tanh, Tanh")
+    if activations not in ([], ACTIVATIONS[kind]):
+        raise w.refuse(f"activations {activations} are not supported: use the default {ACTIVATIONS[kind]}")
     if w.attribute("clip", 0.0):
         raise w.refuse("cell clipping is not supported: export without clip")
     if w.attribute("input_forget", 0):
         raise w.refuse("coupled input and forget gates (input_forget) are not supported")
+    if kind == "GRU" and not w.attribute("linear_before_reset", 0):
+        raise w.refuse(
+            "the reset gate before the recurrent product (linear_before_reset = 0) is not supported: "
+            "torch.nn.GRU and Keras' GRU(reset_after=True) apply it after"
+        )
     if len(x.axes) != 3 or len(x.axes[2]) != 1 or x.axes[2][0].label != "feature":
         raise w.refuse(f"its input must have axes time, batch, features; it has shape {list(x.shape)}")
 
@@ -359,12 +390,12 @@ def _check_states(w: _Walk, lengths: Value, h0: Value, c0: Value, peepholes: Val
             raise w.refuse("sequence_lens shorter than the sequence are not supported: a stream has no length")
 
 
-def _lstm_outputs(w: _Walk, x: Signal, layer: Lstm) -> tuple[Signal, Signal, Signal]:
+def _recurrent_outputs(w: _Walk, x: Signal, layer: Recurrent) -> tuple[Signal, Signal, Signal]:
     """Y [T, 1, B, H], Y_h and Y_c [1, B, H]; with layout 1 the batch comes first: Y [B, T, 1, H], Y_h [B, 1, H]."""
     layout = w.attribute("layout", 0)
     time, batch = (x.axes[1], x.axes[0]) if layout else (x.axes[0], x.axes[1])
     if x.last:
-        raise w.refuse("it runs over the last step only: an LSTM after a last-step readout is not a sequence")
+        raise w.refuse("it runs over the last step only: a recurrent layer after a last-step readout is not a sequence")
     labels = [atom.label for atom in time if atom.label != "unit"]
     label = x.time or (labels[0] if labels else "unit")
     if len(labels) > 1 or (labels and labels[0] != label):
@@ -442,7 +473,9 @@ def _open_dense(w: _Walk, x: Signal) -> Dense:
     layer = x.chain[-1] if x.chain else None
     if not isinstance(layer, Dense) or layer.activation != "none":
         where = (
-            "the model's input (normalise the data outside the model)" if layer is None else "an LSTM or an activation"
+            "the model's input (normalise the data outside the model)"
+            if layer is None
+            else "a recurrent layer or an activation"
         )
         raise w.refuse(f"arithmetic with a constant straight after {where} is not supported; after a dense layer it is")
     return layer
@@ -657,7 +690,7 @@ def _picked(w: _Walk, x: Signal, axis: int, start: int, stop: int) -> Signal:
                 f"takes steps {start}:{stop} of {size}: only the last step, or every one, can be read from a stream"
             )
         return replace(x, axes=(*x.axes[:axis], UNIT, *x.axes[axis + 1 :]), last=True)
-    what = "time before any LSTM" if not x.chain else "features" if axis == len(x.axes) - 1 else "the batch"
+    what = "time before any recurrent layer" if not x.chain else "features" if axis == len(x.axes) - 1 else "the batch"
     raise w.refuse(f"takes a part ({start}:{stop} of {size}) of {what}, which is not supported")
 
 
@@ -678,7 +711,9 @@ def _from_stack(w: _Walk, stack: StateStack, index: np.ndarray) -> Signal:
 
 
 HANDLERS: dict[str, Callable[..., tuple]] = {
-    "LSTM": _lstm,
+    "LSTM": _recurrent,
+    "GRU": _recurrent,
+    "RNN": _recurrent,
     "MatMul": _matmul,
     "Gemm": _gemm,
     "Add": _arithmetic(_add),
@@ -713,8 +748,8 @@ def _result(w: _Walk, data: str, shape: tuple[int | None, ...], states: list[str
         raise ImportRefused(f"output '{missing[0]}' is not made by any node")
     main, *others = names
     y = w.values[main]
-    if not isinstance(y, Signal) or not any(isinstance(layer, Lstm) for layer in y.chain):
-        raise ImportRefused(f"output '{main}' does not come from an LSTM")
+    if not isinstance(y, Signal) or not any(isinstance(layer, Recurrent) for layer in y.chain):
+        raise ImportRefused(f"output '{main}' does not come from a recurrent layer")
     if y.state == "c":
         raise ImportRefused(f"output '{main}' is a cell state: make the hidden state or a dense layer the first output")
     extra = [
