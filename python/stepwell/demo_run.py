@@ -37,7 +37,8 @@ def run_demo(folder: Path, tell: Tell, progress: Callable | None = None) -> dict
     model.save(folder / "turbofan.stw")
     checked = model.notes["source_check"]
     tell(f"2. Converted to int8: {folder}/turbofan.stw, id {model.id:08x}")
-    tell(f"   stream = source within {checked['error']:.0e} of the output's range ({checked['oracle']}); no accumulator can overflow")
+    within = f"within {checked['error']:.0e} of the output's range ({checked['oracle']})"
+    tell(f"   stream = source {within}; no accumulator can overflow")
 
     samples = load_samples(folder / FILES[2], model.n_in)
     accuracy = _accuracy(model, folder, samples, tell)
@@ -45,7 +46,8 @@ def run_demo(folder: Path, tell: Tell, progress: Callable | None = None) -> dict
     emit(model, c_folder, "turbofan")
     facts = model.info()
     tell(f"4. Exported as C: {c_folder}/turbofan.c (the command to compile it is in {c_folder}/README.md)")
-    tell(f"   {facts['flash_bytes']} bytes of constants, {facts['ram_bytes']} bytes of RAM a stream, no malloc, no float, no division")
+    sizes = f"{facts['flash_bytes']} bytes of constants, {facts['ram_bytes']} bytes of RAM a stream"
+    tell(f"   {sizes}, no malloc, no float, no division")
     result = {"folder": str(folder), "id": f"{model.id:08x}", "accuracy": accuracy, "info": facts}
     result["host_us_per_step"] = _host(model, samples, tell)
     result["board"] = _board(model, samples, folder, tell, progress)
