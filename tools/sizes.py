@@ -12,7 +12,10 @@ README = CSRC / "README.md"
 CORES = {"Cortex-M0": "-mcpu=cortex-m0", "Cortex-M4": "-mcpu=cortex-m4"}
 LEVELS = {
     "core, LSTM only": (["stepwell.c", "stw_lstm.c", "stw_table.c"], ["DENSE", "ACTIVATION", "SOFTMAX", "STRINGS"]),
-    "core, LSTM + dense": (["stepwell.c", "stw_lstm.c", "stw_dense.c", "stw_table.c"], ["ACTIVATION", "SOFTMAX", "STRINGS"]),
+    "core, LSTM + dense": (
+        ["stepwell.c", "stw_lstm.c", "stw_dense.c", "stw_table.c"],
+        ["ACTIVATION", "SOFTMAX", "STRINGS"],
+    ),
     "core, everything": (["stepwell.c", "stw_lstm.c", "stw_dense.c", "stw_softmax.c", "stw_table.c"], []),
     "+ state": (["stw_state.c", "stw_crc.c"], []),
     "+ blob": (["stw_blob.c"], []),
@@ -26,7 +29,9 @@ def code_bytes(source: str, cpu: str, off: list[str], folder: Path) -> int:
     flags = [cpu, "-mthumb", "-std=c99", "-Os", "-ffreestanding", *(f"-DSTW_WITH_{knob}=0" for knob in off)]
     target = folder / "x.o"
     subprocess.run(["arm-none-eabi-gcc", *flags, "-c", CSRC / source, "-o", target], check=True)
-    row = subprocess.run(["arm-none-eabi-size", target], check=True, capture_output=True, text=True).stdout.splitlines()[1]
+    row = subprocess.run(
+        ["arm-none-eabi-size", target], check=True, capture_output=True, text=True
+    ).stdout.splitlines()[1]
     text, data, _ = (int(v) for v in row.split()[:3])
     return text + data
 

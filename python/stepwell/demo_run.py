@@ -88,10 +88,14 @@ def emulator_at_hand() -> str | None:
     return "qemu" if shutil.which("qemu-system-arm") else None
 
 
-def _board(model: Model, samples: Samples, folder: Path, tell: Tell, progress: Callable | None) -> dict[str, Any] | None:
+def _board(
+    model: Model, samples: Samples, folder: Path, tell: Tell, progress: Callable | None
+) -> dict[str, Any] | None:
     kind = emulator_at_hand()
     if kind is None:
-        tell('6. No emulated board here: pip install "stepwell[sim]" (from a checkout: pip install ".[sim]") brings one')
+        tell(
+            '6. No emulated board here: pip install "stepwell[sim]" (from a checkout: pip install ".[sim]") brings one'
+        )
         return None
     from stepwell.build import build
     from stepwell.hil import run_hil
@@ -99,7 +103,9 @@ def _board(model: Model, samples: Samples, folder: Path, tell: Tell, progress: C
 
     image = build(model, BOARD, folder)
     sizes = image.sizes
-    tell(f"6. Built for an STM32F405 (Cortex-M4F, {image.compiler}): {image.elf}, also .bin and .hex: a real board's image")
+    tell(
+        f"6. Built for an STM32F405 (Cortex-M4F, {image.compiler}): {image.elf}, also .bin and .hex: a real board's image"
+    )
     with connect(f"{kind}:{BOARD}", model=model, image=image.elf) as link:
         report = run_hil(link, model, samples.sequences[:HIL_SEQUENCES], progress=progress)
     figures = report.to_json()
