@@ -264,6 +264,12 @@ def test_hidden_size_may_be_left_out(path):
     assert graph.n_out == 4
 
 
+def test_relu_of_relu_is_one(path):
+    nodes = [helper.make_node("MatMul", ["h", "w"], ["m"]), helper.make_node("Relu", ["m"], ["r"]), node("Relu", "r")]
+    layers = import_onnx(after_lstm(path, *nodes, tensors={"w": weights(4, 2)})).graph.layers
+    assert [type(layer) for layer in layers] == [Lstm, Dense] and layers[1].activation == "relu"
+
+
 def test_time_distributed_dense(path):
     """[T, B, 4] -> [T * B, 4] -> dense -> [T, B, 2], as some exporters write a layer of every step."""
     nodes = [
@@ -410,6 +416,13 @@ def test_projection_shapes_are_refused(path):
     """What torch's dynamo exporter writes for proj_size."""
     parts = lstm_parts() | {"R": weights(1, 16, 2)} | ONE
     refused(save(path, [lstm(), squeeze(), identity("h")], parts), "recurrent", "LSTM")
+
+
+def test_projection_state_is_refused(path):
+    """The dynamo exporter's proj_size model has fitting weights and a wider cell: nothing but its shape tells."""
+    parts = lstm_parts() | ONE | {"h0": np.zeros((1, 1, 4), np.float32), "c0": np.zeros((1, 1, 8), np.float32)}
+    nodes = [lstm(("x", "W", "R", "B", "", "h0", "c0")), squeeze(), identity("h")]
+    refused(save(path, nodes, parts), "recurrent", "LSTM", "proj_size")
 
 
 def test_weights_as_inputs_are_refused(path):

@@ -66,7 +66,7 @@ def _load_file(path: str, n_in: int, columns: Sequence[str] | None) -> Samples:
     except UnicodeDecodeError as error:
         raise SampleError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from error
     except UNREADABLE as error:
-        raise SampleError(f"{file}: damaged, or not what its name says ({error}): write or copy it again") from error
+        raise SampleError(f"{file}: not a readable array file ({error}): write or copy it again") from error
     raise SampleError(f"{file}: unknown kind of file: give .npz, .npy, .csv or .csv.gz")
 
 

@@ -33,6 +33,13 @@ HINTS = {
     "Scan": "the exporter wrote the recurrence as a scan: export torch.nn.LSTM with torch.onnx.export(..., dynamo=False)",
     "If": "control flow cannot be streamed: export in eval mode, with fixed options",
     "LogSoftmax": "end the model in Softmax, or in the logits",
+    "ReduceMean": "it mixes timesteps, a stream has one at a time: read out the last step, or every one",
+    "ArgMax": "end the model in its logits or in Softmax: the application takes the largest",
+    "Clip": "clip after the model, or use ReLU or Sigmoid",
+    **dict.fromkeys(
+        ("LeakyRelu", "PRelu", "Elu", "Selu", "Gelu", "Erf", "HardSigmoid", "HardSwish", "Softplus", "Mish"),
+        "this activation is not supported: train with ReLU, Tanh or Sigmoid",
+    ),
     "Conv": "convolutions are not supported yet: LSTM and dense layers are",
     "BatchNormalization": "fold it into the neighbouring layer's weights before the export",
     "LayerNormalization": "not supported yet: LSTM and dense layers are",
@@ -239,8 +246,9 @@ def _visit(w: _Walk, inputs: list[Value]) -> None:
     elif node.op_type in HANDLERS and node.domain in ("", "ai.onnx"):
         outputs = HANDLERS[node.op_type](w, *inputs)
     else:
-        known = "LSTM, Gemm, MatMul, Add, activations and shape operators"
-        raise w.refuse(HINTS.get(node.op_type, f"this operator is not supported: the importer knows {known}"))
+        known = "LSTM, Gemm, MatMul, Add, Relu, Tanh, Sigmoid, Softmax and shape operators"
+        advice = f"this operator is not supported (the importer knows {known}): do it before or after the model"
+        raise w.refuse(HINTS.get(node.op_type, advice))
     for name, value in zip(node.output, outputs, strict=False):
         w.values[name] = value
     for name in node.output[len(outputs) :]:
@@ -316,7 +324,7 @@ def _lstm(w: _Walk, x: Value, weights: Value, recurrent: Value, *rest: Value) ->
     both = np.zeros((1, 8 * n)) if bias is None else w.constant(bias, "B").astype(np.float64)
     if both.shape != (1, 8 * n):
         raise w.refuse(f"B has shape {list(both.shape)}, expected [1, {8 * n}]")
-    _check_states(w, lengths, h0, c0, peepholes, x)
+    _check_states(w, lengths, h0, c0, peepholes, x, n)
     name = w.node.name or w.node.output[0] or "lstm"
     layer = Lstm(name, _ifgo(matrix[0]), _ifgo(square[0]), _ifgo(both[0, : 4 * n] + both[0, 4 * n :]))
     return _lstm_outputs(w, x, layer)
@@ -343,12 +351,17 @@ def _check_lstm(w: _Walk, x: Signal) -> None:
         raise w.refuse(f"its input must have axes time, batch, features; it has shape {list(x.shape)}")
 
 
-def _check_states(w: _Walk, lengths: Value, h0: Value, c0: Value, peepholes: Value, x: Signal) -> None:
+def _check_states(w: _Walk, lengths: Value, h0: Value, c0: Value, peepholes: Value, x: Signal, n: int) -> None:
     for what, value in (("initial_h", h0), ("initial_c", c0)):
         if value is None:
             continue
         if not isinstance(value, np.ndarray):
             raise w.refuse(f"{what} is computed from the data: a stream starts from a state that is known beforehand")
+        if value.shape[-1:] != (n,):
+            raise w.refuse(
+                f"{what} has shape {list(value.shape)}, the layer {n} units: a projection (proj_size), which torch exports "
+                "wrongly, is not supported: train without it"
+            )
         if np.any(value):
             raise w.refuse(f"{what} is a constant other than zero, which is not supported: start from zero")
     if peepholes is not None and np.any(w.constant(peepholes, "P")):
@@ -382,6 +395,8 @@ def _lstm_outputs(w: _Walk, x: Signal, layer: Lstm) -> tuple[Signal, Signal, Sig
 
 
 def _features(w: _Walk, x: Value, n_in: int) -> Signal:
+    if isinstance(x, StateStack):
+        raise w.refuse("reads the final states of several layers: read the output, or the last layer's state (h_n[-1])")
     if not isinstance(x, Signal):
         raise w.refuse("the weights must be the second factor: constant @ data is not a dense layer")
     if x.state == "c":
@@ -441,10 +456,10 @@ def _open_dense(w: _Walk, x: Signal) -> Dense:
     """The dense layer that ``x`` comes straight from: constants after it fold into its weights."""
     layer = x.chain[-1] if x.chain else None
     if not isinstance(layer, Dense) or layer.activation != "none":
-        where = (
-            "the model's input (normalise the data outside the model)" if layer is None else "an LSTM or an activation"
+        where = "the model's input" if layer is None else "an LSTM or an activation"
+        raise w.refuse(
+            f"arithmetic with a constant straight after {where} is not supported, only after a dense layer: do it outside the model"
         )
-        raise w.refuse(f"arithmetic with a constant straight after {where} is not supported; after a dense layer it is")
     return layer
 
 
@@ -488,6 +503,8 @@ def _activation(kind: str) -> Callable[[_Walk, Value], tuple[Signal]]:
         layer = x.chain[-1]
         if isinstance(layer, Dense) and layer.activation == "none":
             return (_with_last_layer(x, replace(layer, activation=kind)),)
+        if kind == "relu" and getattr(layer, "activation", "") in ("relu", "sigmoid"):
+            return (x,)  # never negative as it is
         name = w.node.name or w.node.output[0]
         return (_extended(x, Activation(name, kind, layer.n_out)),)
 
@@ -591,7 +608,9 @@ def _regrouped(w: _Walk, x: Signal, sizes: list[int]) -> Signal:
         while prod(atom.size for atom in axis) < size and atoms:
             axis.append(atoms.pop(0))
         if prod(atom.size for atom in axis) != size:
-            raise w.refuse(f"reshapes {list(x.shape)} to {sizes}, which mixes time, batch and features")
+            raise w.refuse(
+                f"reshapes {list(x.shape)} to {sizes}, which mixes or cuts time, batch and features: do it after the model"
+            )
         axes.append(tuple(axis) or UNIT)
     if atoms:
         raise w.refuse(f"reshapes {list(x.shape)} to {sizes}, which does not hold all values")
@@ -654,11 +673,11 @@ def _picked(w: _Walk, x: Signal, axis: int, start: int, stop: int) -> Signal:
     if len(atoms) == 1 and x.chain and atoms[0].label == x.time:
         if list(wanted) != [size - 1]:
             raise w.refuse(
-                f"takes steps {start}:{stop} of {size}: only the last step, or every one, can be read from a stream"
+                f"takes steps {wanted.start}:{wanted.stop} of {size}: only the last step, or every one, can be read from a stream"
             )
         return replace(x, axes=(*x.axes[:axis], UNIT, *x.axes[axis + 1 :]), last=True)
     what = "time before any LSTM" if not x.chain else "features" if axis == len(x.axes) - 1 else "the batch"
-    raise w.refuse(f"takes a part ({start}:{stop} of {size}) of {what}, which is not supported")
+    raise w.refuse(f"takes a part ({wanted.start}:{wanted.stop} of {size}) of {what}: do it before or after the model")
 
 
 def _concat(w: _Walk, *parts: Value) -> tuple[Value]:
