@@ -504,6 +504,15 @@ def test_huge_broadcast_is_refused(path):
     refused(save(path, [*nodes, identity("h")], lstm_parts() | ONE | {"a": tall, "b": wide}), "culprit", "Add")
 
 
+def test_doubling_constants_are_refused(path):
+    """Forty nodes that each double their input ask for 4 TB."""
+    nodes = [
+        helper.make_node("Concat", [f"s{k}", f"s{k}"], [f"s{k + 1}"], name=f"double{k}", axis=0) for k in range(40)
+    ]
+    bad = [*nodes, lstm(("x", "W", "R", "B", "", "s40")), squeeze(), identity("h")]
+    refused(save(path, bad, lstm_parts() | ONE | {"s0": weights(1, 1, 4)}), "double", "Concat")
+
+
 def test_training_mode_dropout_is_refused(path):
     tensors = {"ratio": np.array(0.5, np.float32), "train": np.array(True)}
     refused(after_lstm(path, node("Dropout", "h", "ratio", "train"), tensors=tensors), "culprit", "Dropout")

@@ -268,7 +268,7 @@ FOLDED = frozenset(
         "Or Pow Range ReduceProd Reshape ScatterND Shape Size Slice Split Sqrt Squeeze Sub Tile Transpose Unsqueeze Where"
     ).split()
 )
-GROWING = {"ConstantOfShape", "Expand", "Tile", "Range"}
+ELEMENTWISE = frozenset("Add And Div Equal Less Max Min Mod Mul Or Pow Sub Where".split())
 
 
 def _computed(w: _Walk, inputs: list[Value]) -> tuple:
@@ -280,7 +280,7 @@ def _computed(w: _Walk, inputs: list[Value]) -> tuple:
                 node.op_type, "a computation on constants that the importer does not know; fold it before the export"
             )
         )
-    if node.op_type in GROWING and _grown_size(node.op_type, inputs) > CONSTANT_LIMIT:
+    if _size_bound(node.op_type, [value for value in inputs if value is not None]) > CONSTANT_LIMIT:
         raise w.refuse("it would make a constant of more than 16 million values")
     graph = helper.make_graph(
         [node],
@@ -296,12 +296,19 @@ def _computed(w: _Walk, inputs: list[Value]) -> tuple:
         raise w.refuse(f"cannot be computed: {type(error).__name__}: {str(error)[:200]}") from error
 
 
-def _grown_size(op_type: str, inputs: list[Value]) -> float:
-    values = [np.asarray(value, dtype=np.float64) for value in inputs if value is not None]
+def _size_bound(op_type: str, inputs: list[np.ndarray]) -> float:
+    """How many values the node makes at most: a file of a few bytes may ask for terabytes."""
+    if op_type in ELEMENTWISE:
+        return prod(np.broadcast_shapes(*(value.shape for value in inputs)))
     if op_type == "Range":
-        return abs(float((values[1] - values[0]) / values[2])) if float(values[2]) else float("inf")
-    sizes = float(np.prod(np.maximum(np.abs(values[-1]), 1)))
-    return sizes if op_type == "ConstantOfShape" else sizes * values[0].size
+        start, stop, step = (float(value) for value in inputs)
+        return abs((stop - start) / step) if step else float("inf")
+    if op_type == "Gather":
+        return float(inputs[0].size) * inputs[1].size
+    sizes = sum(value.size for value in inputs)
+    if op_type in ("ConstantOfShape", "Expand", "Tile"):
+        sizes *= prod(max(abs(int(n)), 1) for n in inputs[-1].reshape(-1))
+    return sizes
 
 
 # ---- recurrent layers ----
