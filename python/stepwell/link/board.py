@@ -314,8 +314,7 @@ class Link:
             reply = self._await(message, min(started + wait, first + self._patience))
             now = time.monotonic()
             if reply is not None:
-                if started == first:
-                    self._slowest[message] = max(self._slowest.get(message, 0.0), now - first)
+                self._slowest[message] = max(self._slowest.get(message, 0.0), now - started)
                 return reply
             if now >= first + self._patience:
                 raise LinkError(self._silence(message, self._reader.damaged - damaged_before))
