@@ -1,6 +1,6 @@
 # Compiler flags and sources of every image: make includes this file, Python parses it (KEY = value, nothing else).
 
-WARNINGS  = -Wall -Wextra -Wconversion -Wstrict-prototypes -Wmissing-prototypes -Werror
+WARNINGS  = -Wall -Wextra -Wconversion -Wstrict-prototypes -Wmissing-prototypes
 CFLAGS    = -std=c99 -O2 -g -ffreestanding -ffunction-sections -fdata-sections
 LDFLAGS   = -nostdlib -Wl,--gc-sections
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from conftest import ROOT, random_dense, random_lstm, random_sequences
 from elftools.elf.elffile import ELFFile
 from stepwell import boards, convert, flash
 from stepwell.boards import LABELS, Board, board_names, flags, load_board, parse_facts
-from stepwell.build import COMPILERS, build, flash_bytes, intel_hex, why_not
+from stepwell.build import COMPILERS, NAME, build, flash_bytes, intel_hex, why_not
+from stepwell.emit import emit
 from stepwell.errors import BuildError
 from stepwell.graph import Graph
 from stepwell.link.qemu import ICOUNT_SHIFT
@@ -110,15 +112,15 @@ def test_hex_over_a_64k_border():
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed: apt-get install make")
+@pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("name", NAMES)
-def test_makefile_builds_the_same_image(name, small_model, tmp_path):
-    need("gcc")
-    from stepwell.emit import emit
-
-    emit(small_model, tmp_path / "model", "app_model")
-    command = ["make", "-s", "-C", ROOT / "firmware", f"BOARD={name}", f"MODEL={tmp_path / 'model'}", f"OUT={tmp_path}"]
-    subprocess.run(command, check=True)
-    assert flash_bytes(tmp_path / f"{name}.elf") == build(small_model, name, tmp_path / "py", "gcc").bin.read_bytes()
+def test_makefile_builds_the_same_image_without_warnings(name, compiler, small_model, tmp_path):
+    need(compiler)
+    emit(small_model, tmp_path / "model", NAME)
+    settings = [f"BOARD={name}", f"MODEL={tmp_path / 'model'}", f"OUT={tmp_path}", f"COMPILER={compiler}"]
+    settings += [f"WARNINGS={flags()['WARNINGS']} -Werror", f"ZIG={sys.executable} -m ziglang cc"]
+    subprocess.run(["make", "-s", "-C", ROOT / "firmware", *settings], check=True)
+    assert flash_bytes(tmp_path / f"{name}.elf") == build(small_model, name, tmp_path / "py", compiler).bin.read_bytes()
 
 
 def test_missing_compilers_are_named_with_the_install_line(small_model, tmp_path, monkeypatch):

@@ -262,6 +262,12 @@ def test_hidden_size_may_be_left_out(path):
     assert graph.n_out == 4
 
 
+def test_relu_of_relu_is_one(path):
+    nodes = [helper.make_node("MatMul", ["h", "w"], ["m"]), helper.make_node("Relu", ["m"], ["r"]), node("Relu", "r")]
+    layers = import_onnx(after_lstm(path, *nodes, tensors={"w": weights(4, 2)})).graph.layers
+    assert [type(layer) for layer in layers] == [Lstm, Dense] and layers[1].activation == "relu"
+
+
 def test_time_distributed_dense(path):
     """[T, B, 4] -> [T * B, 4] -> dense -> [T, B, 2], as some exporters write a layer of every step."""
     nodes = [
@@ -410,6 +416,13 @@ def test_projection_shapes_are_refused(path):
     refused(save(path, [lstm(), squeeze(), identity("h")], parts), "recurrent", "LSTM")
 
 
+def test_projection_state_is_refused(path):
+    """The dynamo exporter's proj_size model has fitting weights and a wider cell: nothing but its shape tells."""
+    parts = lstm_parts() | ONE | {"h0": np.zeros((1, 1, 4), np.float32), "c0": np.zeros((1, 1, 8), np.float32)}
+    nodes = [lstm(("x", "W", "R", "B", "", "h0", "c0")), squeeze(), identity("h")]
+    refused(save(path, nodes, parts), "recurrent", "LSTM", "proj_size")
+
+
 def test_weights_as_inputs_are_refused(path):
     """As the node tests of the onnx package have them."""
     parts = lstm_parts()
@@ -487,6 +500,15 @@ def test_huge_broadcast_is_refused(path):
     nodes = [helper.make_node("Add", ["a", "b"], ["s"], name="culprit"), lstm(("x", "W", "R", "B", "", "s")), squeeze()]
     tall, wide = np.zeros((10**5, 1), np.float32), np.zeros((1, 10**5), np.float32)
     refused(save(path, [*nodes, identity("h")], lstm_parts() | ONE | {"a": tall, "b": wide}), "culprit", "Add")
+
+
+def test_doubling_constants_are_refused(path):
+    """Forty nodes that each double their input ask for 4 TB."""
+    nodes = [
+        helper.make_node("Concat", [f"s{k}", f"s{k}"], [f"s{k + 1}"], name=f"double{k}", axis=0) for k in range(40)
+    ]
+    bad = [*nodes, lstm(("x", "W", "R", "B", "", "s40")), squeeze(), identity("h")]
+    refused(save(path, bad, lstm_parts() | ONE | {"s0": weights(1, 1, 4)}), "double", "Concat")
 
 
 def test_training_mode_dropout_is_refused(path):

@@ -1,4 +1,4 @@
-/* frame.h - frames on a byte line: 00 . COBS(type | seq | payload | CRC-32) . 00, at most LINK_MTU bytes before COBS. */
+/* frame.h - frames on a byte line: 00 . COBS(type | seq | payload | CRC-32) . 00; at most LINK_MTU bytes before COBS */
 #ifndef FRAME_H
 #define FRAME_H
 

@@ -31,20 +31,21 @@ typedef enum transfer_use { HOLDS_NOTHING, HOLDS_STATE, HOLDS_INPUT } transfer_u
 static STW_ALIGN4 uint8_t stream_ram[APP_MODEL_RAM_BYTES];
 static STW_ALIGN4 uint8_t transfer[TRANSFER_BYTES];
 static transfer_use       transfer_holds;
+static size_t             input_bytes; /* of the layer input that transfer holds, so far */
 static stw_stream         stream;
 static int                model_status;
 static uint32_t           session; /* 0: no RESET since the board started */
 static int16_t            x[APP_MODEL_N_IN];
 static int32_t            y[APP_MODEL_N_OUT];
 
-static frame_reader reader;
-static uint8_t      reply[LINK_MTU]; /* the last answer, kept for a repeated request */
-static size_t       reply_n;         /* its bytes without CRC */
-static uint32_t     answered;        /* CRC of the request it answers */
-static uint8_t      have_answer;
-static uint32_t     n_good, n_damaged, n_steps, n_repeats;
-static uint32_t     tick_overhead; /* of two reads of the counter */
-static const uint32_t *deepest;    /* stack word, over all paintings */
+static frame_reader    reader;
+static uint8_t         reply[LINK_MTU]; /* the last answer, kept for a repeated request */
+static size_t          reply_n;         /* its bytes without CRC */
+static uint32_t        answered;        /* CRC of the request it answers */
+static uint8_t         have_answer;
+static uint32_t        n_good, n_damaged, n_steps, n_repeats;
+static uint32_t        tick_overhead; /* of two reads of the counter */
+static const uint32_t *deepest;       /* stack word, over all paintings */
 
 /* ---- building the reply ---- */
 
@@ -197,11 +198,15 @@ static int on_probe_input(const uint8_t *p, size_t n)
     if (offset > sizeof transfer || count > sizeof transfer - offset) {
         return LINK_ERROR_RANGE;
     }
+    if (offset != 0 && (transfer_holds != HOLDS_INPUT || offset != input_bytes)) {
+        return LINK_ERROR_ORDER; /* a piece is missing */
+    }
     for (size_t k = 0; k < count; k += 2) {
         int16_t v = (int16_t)stw_get16(p + 2 + k);
         memcpy(transfer + offset + k, &v, sizeof v);
     }
     transfer_holds = HOLDS_INPUT;
+    input_bytes    = offset + count;
     return 0;
 }
 
@@ -227,7 +232,7 @@ static int on_probe(const uint8_t *p, size_t n)
         return LINK_ERROR_ORDER;
     }
     if (layer >= app_model.n_layers || count * LINK_UNIT_BYTES > PAYLOAD_MAX ||
-        app_model.layers[layer].n_in * sizeof(int16_t) > sizeof transfer) {
+        app_model.layers[layer].n_in * sizeof(int16_t) != input_bytes) {
         return LINK_ERROR_RANGE;
     }
     for (; count > 0; count--, first++) {
@@ -418,8 +423,8 @@ void service_init(void)
 {
     uint32_t start;
 
-    model_status = stw_init(&stream, &app_model, stream_ram, sizeof stream_ram);
-    start        = board_ticks();
+    model_status  = stw_init(&stream, &app_model, stream_ram, sizeof stream_ram);
+    start         = board_ticks();
     tick_overhead = board_ticks() - start;
     say("stepwell on " TEXT(BOARD_NAME) " started");
 }

@@ -37,7 +37,8 @@ def run_demo(folder: Path, tell: Tell, progress: Callable | None = None) -> dict
     model.save(folder / "turbofan.stw")
     checked = model.notes["source_check"]
     tell(f"2. Converted to int8: {folder}/turbofan.stw, id {model.id:08x}")
-    tell(f"   stream = source within {checked['error']:.0e} of the output's range ({checked['oracle']}); no accumulator can overflow")
+    within = f"within {checked['error']:.0e} of the output's range ({checked['oracle']})"
+    tell(f"   stream = source {within}; no accumulator can overflow")
 
     samples = load_samples(folder / FILES[2], model.n_in)
     accuracy = _accuracy(model, folder, samples, tell)
@@ -45,7 +46,8 @@ def run_demo(folder: Path, tell: Tell, progress: Callable | None = None) -> dict
     emit(model, c_folder, "turbofan")
     facts = model.info()
     tell(f"4. Exported as C: {c_folder}/turbofan.c (the command to compile it is in {c_folder}/README.md)")
-    tell(f"   {facts['flash_bytes']} bytes of constants, {facts['ram_bytes']} bytes of RAM a stream, no malloc, no float, no division")
+    sizes = f"{facts['flash_bytes']} bytes of constants, {facts['ram_bytes']} bytes of RAM a stream"
+    tell(f"   {sizes}, no malloc, no float, no division")
     result = {"folder": str(folder), "id": f"{model.id:08x}", "accuracy": accuracy, "info": facts}
     result["host_us_per_step"] = _host(model, samples, tell)
     result["board"] = _board(model, samples, folder, tell, progress)
@@ -86,10 +88,14 @@ def emulator_at_hand() -> str | None:
     return "qemu" if shutil.which("qemu-system-arm") else None
 
 
-def _board(model: Model, samples: Samples, folder: Path, tell: Tell, progress: Callable | None) -> dict[str, Any] | None:
+def _board(
+    model: Model, samples: Samples, folder: Path, tell: Tell, progress: Callable | None
+) -> dict[str, Any] | None:
     kind = emulator_at_hand()
     if kind is None:
-        tell('6. No emulated board here: pip install "stepwell[sim]" (from a checkout: pip install ".[sim]") brings one')
+        tell(
+            '6. No emulated board here: pip install "stepwell[sim]" (from a checkout: pip install ".[sim]") brings one'
+        )
         return None
     from stepwell.build import build
     from stepwell.hil import run_hil
@@ -97,7 +103,9 @@ def _board(model: Model, samples: Samples, folder: Path, tell: Tell, progress: C
 
     image = build(model, BOARD, folder)
     sizes = image.sizes
-    tell(f"6. Built for an STM32F405 (Cortex-M4F, {image.compiler}): {image.elf}, also .bin and .hex: a real board's image")
+    tell(
+        f"6. Built for an STM32F405 (Cortex-M4F, {image.compiler}): {image.elf}, also .bin and .hex: a real board's image"
+    )
     with connect(f"{kind}:{BOARD}", model=model, image=image.elf) as link:
         report = run_hil(link, model, samples.sequences[:HIL_SEQUENCES], progress=progress)
     figures = report.to_json()

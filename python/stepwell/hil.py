@@ -26,7 +26,8 @@ Progress = Callable[[int, int], object]
 
 @dataclass(frozen=True)
 class Difference:
-    """The first value that differs. ``quantity``: "z", "gate", "c", "h" (with ``layer``, ``unit``) or "y" (``unit``: output).
+    """The first value that differs. ``quantity``: "z", "gate", "c", "h" (with ``layer``, ``unit``), "y" (``unit``: output), or
+    "state" when a wrong state at the end of the sequence did not come back.
 
     ``before``: the state differed already before the step, so an earlier step or the memory is to blame.
     """
@@ -114,10 +115,11 @@ def run_hil(
             parts.append(link.step(x_q[start : start + BATCH]))
             done += len(parts[-1])
             progress(done, total)
-        wrong = int(np.count_nonzero(np.concatenate(parts) != stream.run_q(x_q))) if parts else 0
+        y_q = np.concatenate(parts)
+        wrong = int(np.count_nonzero(y_q != stream.run_q(x_q)))
         wrong += wrong == 0 and link.get_state() != stream.save()
         if wrong and first is None:
-            first = find_first(link, model, x_q, index)
+            first = find_first(link, model, x_q, index, y_q)
         mismatches += wrong
     seconds = time.monotonic() - started
     bench, mem = link.bench(), link.mem()
@@ -145,53 +147,71 @@ def run_hil(
 # ---- finding the first wrong value ----
 
 
-def find_first(link: Link | HostLink, model: Model, x_q: np.ndarray, sequence: int = 0) -> Difference:
-    """Where the board first leaves the host engine on the codes ``x_q`` int16 [T, n_in], replayed from a reset."""
-    after = _Replay(link, model, x_q)
-    difference = state_difference(model, after.board(0)[0], after.host(0)[0])
+def find_first(link: Link | HostLink, model: Model, x_q: np.ndarray, sequence: int, y_board: np.ndarray) -> Difference:
+    """Where the board first leaves the host engine on the codes ``x_q`` int16 [T, n_in].
+
+    ``y_board`` int32 [T, n_out]: what the board gave before; the search runs the sequence again, from a reset and then from
+    states that the host knows to be right, halving the stretch that goes wrong.
+    """
+    replay = _Replay(link, model, x_q)
+    link.reset()
+    difference = state_difference(model, link.get_state(), replay.state(0))
     if difference:
         return _located(difference, sequence, 0, before=True, note="right after the reset")
-    if after.equal(len(x_q)):
-        return Difference(
-            sequence, 0, "-", "y", None, 0, 0, 0, before=False,
-            note="the replay of the sequence was right: the fault comes and goes, look at power, clock and memory",
-        )  # fmt: skip
-    good, bad = 0, len(x_q)  # equal after `good` steps, different after `bad`
-    while bad - good > 1:
-        middle = (good + bad) // 2
-        good, bad = (middle, bad) if after.equal(middle) else (good, middle)
-    return _blame(link, model, after, x_q, good, sequence)
+    start, stop = 0, len(x_q)
+    if replay.equal(start, stop):
+        return _passed(model, x_q, sequence, y_board)
+    while stop - start > 1:
+        middle = (start + stop) // 2
+        link.set_state(replay.state(start))
+        start, stop = (middle, stop) if replay.equal(start, middle) else (start, middle)
+    return _blame(link, model, replay, start, sequence)
 
 
 class _Replay:
-    """State and last outputs after n steps from a reset, on the board and on the host."""
+    """Stretches of a sequence on the board, compared with the host."""
 
     def __init__(self, link: Link | HostLink, model: Model, x_q: np.ndarray):
-        self._link, self._x_q = link, x_q
-        self._stream = model.stream()
+        self._link, self._stream, self.x_q = link, model.stream(), x_q
 
-    def board(self, n: int) -> tuple[bytes, np.ndarray]:
-        self._link.reset()
-        y_q = self._link.step(self._x_q[:n])
-        return self._link.get_state(), y_q[-1:]
-
-    def host(self, n: int) -> tuple[bytes, np.ndarray]:
+    def state(self, n: int) -> bytes:
+        """The host's snapshot after ``n`` steps."""
         self._stream.reset()
-        y_q = self._stream.run_q(self._x_q[:n])
-        return self._stream.save(), y_q[-1:]
+        self._stream.run_q(self.x_q[:n])
+        return self._stream.save()
 
-    def equal(self, n: int) -> bool:
-        (state_a, y_a), (state_b, y_b) = self.board(n), self.host(n)
+    def board(self, start: int, stop: int) -> tuple[bytes, np.ndarray]:
+        """State after and outputs of the steps ``start`` .. ``stop``, from the state that the board is in."""
+        y_q = self._link.step(self.x_q[start:stop])
+        return self._link.get_state(), y_q
+
+    def host(self, start: int, stop: int) -> tuple[bytes, np.ndarray]:
+        self._stream.load(self.state(start))
+        y_q = self._stream.run_q(self.x_q[start:stop])
+        return self._stream.save(), y_q
+
+    def equal(self, start: int, stop: int) -> bool:
+        (state_a, y_a), (state_b, y_b) = self.board(start, stop), self.host(start, stop)
         return state_a == state_b and np.array_equal(y_a, y_b)
 
 
-def _blame(
-    link: Link | HostLink, model: Model, after: _Replay, x_q: np.ndarray, step: int, sequence: int
-) -> Difference:
+def _passed(model: Model, x_q: np.ndarray, sequence: int, y_board: np.ndarray) -> Difference:
+    """The second run was right: all that is known is the first wrong output of the first run."""
+    y_host = model.stream().run_q(x_q)
+    wrong = np.argwhere(y_board != y_host)
+    note = "a second run was right: the fault comes and goes, look at power, clock and memory"
+    if not len(wrong):  # only the state at the end was wrong
+        return Difference(sequence, len(x_q) - 1, "all", "state", None, 0, 0, 0, before=False, note=note)
+    step, output = (int(v) for v in wrong[0])
+    values = (int(y_board[step, output]), int(y_host[step, output]))
+    return Difference(sequence, step, model.layers[-1].name, "y", None, output, *values, before=False, note=note)
+
+
+def _blame(link: Link | HostLink, model: Model, replay: _Replay, step: int, sequence: int) -> Difference:
     """What goes wrong in ``step``, before which the states are equal: units by PROBE, then the stored state, then outputs."""
-    before = after.host(step)[0]
+    before = replay.state(step)
     traced = _Trace(model, before)
-    traced.reference.step_q(x_q[step])
+    traced.reference.step_q(replay.x_q[step])
     link.set_state(before)
     for index, layer in enumerate(model.layers):
         if isinstance(layer, RecurrentLayer):
@@ -199,14 +219,16 @@ def _blame(
             difference = _unit_difference(layer, units, traced.seen[index])
             if difference:
                 return _located(difference, sequence, step)
-    (state, y), (expected_state, expected_y) = after.board(step + 1), after.host(step + 1)
+    (state, y), (expected_state, expected_y) = replay.board(step, step + 1), replay.host(step, step + 1)
     difference = state_difference(model, state, expected_state)
     if difference:
         return _located(difference, sequence, step, note="the units compute it right, but the stored state is wrong")
     output = int(np.argmax(y[0] != expected_y[0]))
     values = (int(y[0][output]), int(expected_y[0][output]))
     last = model.layers[-1].name
-    return Difference(sequence, step, last, "y", None, output, *values, before=False, note="all recurrent units are right")
+    return Difference(
+        sequence, step, last, "y", None, output, *values, before=False, note="all recurrent units are right"
+    )
 
 
 class _Trace:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import gzip
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,12 @@ from typing import Any
 import numpy as np
 
 from stepwell.errors import SampleError
+
+# what numpy, zipfile and gzip raise for damaged content; a header may also claim more memory than there is
+UNREADABLE = (
+    *(ValueError, TypeError, KeyError, EOFError, MemoryError, OverflowError, SyntaxError, AttributeError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error, NotImplementedError),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +40,8 @@ def load_samples(
     """Sequences of a model with ``n_in`` inputs.
 
     ``source``: an array [n_seq, T, n_in] or [T, n_in] (one sequence), a list of [T_i, n_in], or a path:
-    .npz with an array "x" ("lengths" [n_seq] when padded, "y" for targets; FILE.npz:KEY picks another array), .npy, .csv, .csv.gz.
+    .npz with an array "x" ("lengths" [n_seq] when padded, "y" for targets; FILE.npz:KEY picks another array), .npy, .csv, .csv.gz
+    (UTF-8, one sequence, a header or none).
     ``columns`` picks csv columns by header name. Raises SampleError.
     """
     if isinstance(source, (str, Path)):
@@ -43,17 +51,22 @@ def load_samples(
 
 def _load_file(path: str, n_in: int, columns: Sequence[str] | None) -> Samples:
     file, _, key = path.rpartition(":") if ".npz:" in path else (path, "", "")
+    if columns and not file.endswith((".csv", ".csv.gz")):
+        raise SampleError(f"{file}: columns can be picked from a csv file only: leave them out, or convert the file")
     try:
         if file.endswith(".npz"):
             return _load_npz(file, key, n_in)
         if file.endswith(".npy"):
-            return _checked(np.load(file, allow_pickle=False), n_in, file)
+            with open(file, "rb") as content:
+                return _checked(np.lib.format.read_array(content, allow_pickle=False), n_in, file)
         if file.endswith((".csv", ".csv.gz")):
             return _load_csv(file, n_in, columns)
     except OSError as error:
         raise SampleError(f"{file}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile, UnicodeDecodeError) as error:
-        raise SampleError(f"{file}: not a readable array file: {error}") from error
+    except UnicodeDecodeError as error:
+        raise SampleError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from error
+    except UNREADABLE as error:
+        raise SampleError(f"{file}: not a readable array file ({error}): write or copy it again") from error
     raise SampleError(f"{file}: unknown kind of file: give .npz, .npy, .csv or .csv.gz")
 
 
@@ -69,23 +82,29 @@ def _load_npz(file: str, key: str, n_in: int) -> Samples:
             key = candidates[0]
         if key not in names:
             raise SampleError(f"{file}: no array '{key}'; it has {names}")
-        samples = _checked(archive[key], n_in, file)
-        lengths = archive["lengths"] if "lengths" in names else None
+        sequences = _checked(archive[key], n_in, file).sequences
+        if "lengths" in names:
+            sequences = _cut(sequences, archive["lengths"], file)
         targets = archive["y"] if "y" in names else None
-    sequences = samples.sequences
-    if lengths is not None:
-        if len(lengths) != len(sequences) or any(not 1 <= n <= len(s) for n, s in zip(lengths, sequences, strict=True)):
-            raise SampleError(f"{file}: 'lengths' must give 1..T for each of the {len(sequences)} sequences")
-        sequences = tuple(s[: int(n)] for n, s in zip(lengths, sequences, strict=True))
-    if targets is not None and len(targets) != len(sequences):
-        raise SampleError(f"{file}: {len(targets)} targets 'y' for {len(sequences)} sequences")
+    if targets is not None and targets.shape[:1] != (len(sequences),):
+        raise SampleError(
+            f"{file}: targets 'y' of shape {list(targets.shape)} for {len(sequences)} sequences: give one target a sequence"
+        )
     return Samples(sequences, None if targets is None else tuple(targets), file)
+
+
+def _cut(sequences: tuple[np.ndarray, ...], lengths: np.ndarray, file: str) -> tuple[np.ndarray, ...]:
+    """Padded sequences without their padding."""
+    fits = lengths.shape == (len(sequences),) and lengths.dtype.kind in "iu"
+    if not fits or any(not 1 <= n <= len(s) for n, s in zip(lengths, sequences, strict=True)):
+        raise SampleError(f"{file}: 'lengths' must give 1..T for each of the {len(sequences)} sequences, as integers")
+    return tuple(s[: int(n)] for n, s in zip(lengths, sequences, strict=True))
 
 
 def _checked(source: Any, n_in: int, name: str) -> Samples:
     ragged = isinstance(source, (list, tuple)) and len(source) > 0 and np.ndim(source[0]) == 2
     try:
-        arrays = [np.asarray(s, dtype=np.float64) for s in source] if ragged else [np.asarray(source, dtype=np.float64)]
+        arrays = [_numeric(s) for s in source] if ragged else [_numeric(source)]
     except (TypeError, ValueError) as error:
         raise SampleError(f"{name}: not numeric: {error}") from error
     if not ragged and arrays[0].ndim == 3:
@@ -95,6 +114,14 @@ def _checked(source: Any, n_in: int, name: str) -> Samples:
     for k, sequence in enumerate(arrays):
         _check_sequence(sequence, n_in, f"{name}, sequence {k}")
     return Samples(tuple(arrays), None, name)
+
+
+def _numeric(values: Any) -> np.ndarray:
+    """float64 array; TypeError for text, complex numbers and objects, ValueError for ragged rows."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub":
+        raise TypeError(f"values of type {array.dtype}, expected real numbers")
+    return array.astype(np.float64)
 
 
 def _check_sequence(sequence: np.ndarray, n_in: int, where: str) -> None:
@@ -121,8 +148,7 @@ class RowReader:
 
     def parse(self, line: str, number: int) -> np.ndarray | None:
         """Values of line ``number`` (from 1), float64 [n_in]; None for a header. Raises SampleError."""
-        cells = next(csv.reader([line]), [])
-        cells = [cell.strip() for cell in cells]
+        cells = self._cells(line, f"{self.name} line {number}")
         if not any(cells):
             raise SampleError(f"{self.name} line {number}: empty row: remove it, or fill the missing values")
         if not self._started:
@@ -135,6 +161,15 @@ class RowReader:
                     f"{self.name} line {number}: columns {','.join(self.columns)} asked for, but there is no header"
                 )
         return self._values(cells, number)
+
+    def _cells(self, line: str, where: str) -> list[str]:
+        try:
+            cells = [cell.strip() for cell in next(csv.reader([line.removeprefix("\ufeff")]), [])]
+        except csv.Error as error:
+            raise SampleError(f"{where}: {error}: is it a csv file?") from error
+        if len(cells) == 1 and (self.n_in > 1 or self.columns) and any(mark in line.strip() for mark in ";\t"):
+            raise SampleError(f"{where}: no commas, but ';' or tabs: separate values by commas, decimals by a point")
+        return cells
 
     def _take_header(self, cells: list[str], number: int) -> None:
         self._labels = cells
@@ -164,7 +199,7 @@ def _is_number(cell: str) -> bool:
         float(cell)
     except ValueError:
         return False
-    return True
+    return "_" not in cell  # Python would read 1_0 as 10
 
 
 def _number(cell: str, where: str, label: str) -> float:
@@ -181,7 +216,7 @@ def _number(cell: str, where: str, label: str) -> float:
 def _load_csv(file: str, n_in: int, columns: Sequence[str] | None) -> Samples:
     """A csv file is one sequence: a row a timestep."""
     reader = RowReader(n_in, columns, file)
-    with gzip.open(file, "rt") if file.endswith(".gz") else open(file) as lines:
+    with gzip.open(file, "rt", encoding="utf-8") if file.endswith(".gz") else open(file, encoding="utf-8") as lines:
         rows = [reader.parse(line, number) for number, line in enumerate(lines, start=1)]
     values = [row for row in rows if row is not None]
     if not values:

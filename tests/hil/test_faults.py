@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import zlib
 
@@ -13,6 +14,7 @@ from elftools.elf.elffile import ELFFile
 from stepwell.hil import run_hil
 from stepwell.link import HostLink, connect
 from stepwell.model import GATES
+from stepwell.reference import Reference
 
 from .conftest import need
 
@@ -47,6 +49,35 @@ def with_bit_flipped(elf, target, symbol: str, offset: int, bit: int = BIT):
     return target
 
 
+def tampered(model, layer: int, array: str, row: int, column: int) -> stepwell.Model:
+    """The model with the same bit flipped in Python."""
+    weights = getattr(model.layers[layer], array).copy()
+    weights.view(np.uint8)[row, column] ^= 1 << BIT
+    changed = dataclasses.replace(model.layers[layer], **{array: weights})
+    return model.replace(layers=(*model.layers[:layer], changed, *model.layers[layer + 1 :]))
+
+
+def first_effect(good, bad, x, layer: int, row: int) -> tuple[int, int, int]:
+    """(step, z of the good model, z of the bad one) where it first has an effect, by two references side by side."""
+    seen: dict[object, int] = {}
+
+    def watch(model):
+        def observe(index, name, values):
+            if index == layer and name == "z":
+                seen[model] = int(values[row])
+
+        return Reference(model, observe)
+
+    pair = watch(good), watch(bad)
+    for step, x_q in enumerate(good.quantize(x)):
+        for reference in pair:
+            reference.step_q(x_q)
+        states = [np.concatenate([*reference.state[layer]]) for reference in pair]
+        if not np.array_equal(*states):  # a wrong forget gate does nothing while c is 0
+            return step, seen[good], seen[bad]
+    raise AssertionError("the fault has no effect on this data")
+
+
 def report_on(port, model, data, image):
     with connect(port, model=model, image=image) as link:
         return run_hil(link, model, data)
@@ -71,7 +102,9 @@ def test_flipped_weight_is_found(symbol, layer, gate, unit, column, images, deep
     assert not report.ok and report.mismatches > 0
     first = report.first
     assert (first.layer, first.quantity, first.gate, first.unit) == (lstm.name, "z", GATES[gate], unit)
-    assert not first.before and first.board != first.expected and first.step >= 0
+    sick = tampered(deep_model, layer, "w_x" if symbol[-2] == "w" else "w_h", gate * lstm.n_out + unit, column)
+    truth = first_effect(deep_model, sick, data[0], layer, gate * lstm.n_out + unit)
+    assert not first.before and (first.sequence, first.step, first.expected, first.board) == (0, *truth)
     assert f"layer {lstm.name}, unit {unit}, z of gate {GATES[gate]}: board {first.board}" in str(first)
 
 
@@ -114,24 +147,21 @@ def test_wrong_state_before_the_first_step_is_said(deep_model, data):
 
 
 class StoresBadly(Sick):
-    """From the 30th step of a sequence on, h of one unit of the second layer is stored wrong."""
-
-    def reset(self) -> None:
-        super().reset()
-        self.done = 0
+    """Whenever a certain input comes, h of one unit of the second layer is stored wrong."""
 
     def step(self, x_q, progress=lambda steps: None):
         y_q = []
         for row in x_q:
             y_q.append(super().step(row[None])[0])
-            self.done += 1
-            if self.done == 30:
+            if np.array_equal(row, self.trigger):
                 self.spoil_state(8 + 4 * 21 + 2 * (12 + 4) + 1)
         return np.array(y_q).reshape(len(x_q), self._model.n_out)
 
 
 def test_state_that_is_stored_wrong_is_told_from_one_computed_wrong(deep_model, data):
-    first = run_hil(StoresBadly(deep_model), deep_model, data).first
+    link = StoresBadly(deep_model)
+    link.trigger = deep_model.quantize(data[0][29])
+    first = run_hil(link, deep_model, data).first
     assert (first.step, first.quantity, first.unit) == (29, "h", 4)
     assert first.layer == deep_model.layers[1].name and "stored state is wrong" in first.note
 
@@ -149,3 +179,4 @@ class Glitch(Sick):
 def test_fault_that_does_not_come_back_is_said(deep_model, data):
     report = run_hil(Glitch(deep_model), deep_model, data)
     assert report.mismatches == 1 and "the fault comes and goes" in str(report.first)
+    assert (report.first.step, report.first.quantity) == (59, "y") and report.first.board == report.first.expected + 1

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stepwell.build import build, why_not
 from stepwell.errors import LinkError
 from stepwell.hil import layer_states, run_hil
 from stepwell.link import connect, messages
 from stepwell.link.messages import Error, Message
+from stepwell.link.urls import EMULATORS
 from stepwell.model import LstmLayer
 from stepwell.reference import Reference
 
 from .conftest import BOARDS, PORTS, need
-
-costs: dict[str, dict[str, float]] = {}
 
 
 @pytest.fixture(params=PORTS)
@@ -44,7 +44,7 @@ def expected(turbofan, flights) -> list[np.ndarray]:
     return reference
 
 
-def test_board_equals_engine_and_reference(port, link, turbofan, flights, expected):
+def test_board_equals_engine_and_reference(link, turbofan, flights, expected):
     for flight, y_q in zip(flights[:2], expected[:2], strict=True):
         link.reset()
         assert np.array_equal(link.step(turbofan.quantize(flight)), y_q)
@@ -57,17 +57,29 @@ def test_board_equals_engine_and_reference(port, link, turbofan, flights, expect
     as_json = report.to_json()
     assert as_json["instructions_per_step"] == report.cost_per_step and as_json["cycles_per_step"] is None
     assert {"board", "model", "steps", "mismatches", "stack_bytes", "ram_bytes"} <= set(as_json)
-    emulator, _, board = port.partition(":")
-    costs.setdefault(board, {})[emulator] = report.cost_per_step
 
 
-def test_both_emulators_count_the_same_instructions():
+@pytest.mark.parametrize("board", BOARDS)
+def test_both_emulators_count_the_same_instructions(board, images, turbofan, flights):
     """Two independent counters: QEMU's virtual clock and the hook in unicorn."""
-    pairs = [c for c in costs.values() if len(c) == 2]
-    if not pairs:
-        pytest.skip("needs both emulators: apt-get install qemu-system-arm")
-    for cost in pairs:
-        assert cost["qemu"] == pytest.approx(cost["sim"], abs=0.2)
+    costs = []
+    for emulator in EMULATORS:
+        need(f"{emulator}:{board}")
+        with connect(f"{emulator}:{board}", model=turbofan, image=images(turbofan, board).elf) as link:
+            link.reset()
+            link.step(turbofan.quantize(flights[0]))
+            costs += [link.cost_per_step, link.bench().cost]
+    assert costs[:2] == pytest.approx(costs[2:], abs=0.2)
+
+
+@pytest.mark.parametrize("board", BOARDS)
+def test_image_by_the_other_compiler(board, turbofan, flights, tmp_path):
+    need(f"sim:{board}")
+    if why_not("zig"):
+        pytest.skip(why_not("zig"))
+    image = build(turbofan, board, tmp_path, "zig").elf
+    with connect(f"sim:{board}", model=turbofan, image=image) as link:
+        assert run_hil(link, turbofan, flights[:10]).ok
 
 
 def test_state_probe_bench_and_memory(link, turbofan, flights):
@@ -125,7 +137,7 @@ def test_any_request_is_answered(raw_board, small_model):
     rng = random.Random(4)
     raw_board.ask(Message.RESET, messages.SESSION.pack(5))
     session = messages.SESSION.pack(5)
-    for k in range(1500):
+    for k in range(300):
         type_ = rng.choice([*Message, rng.randrange(1, 128)])
         if type_ == Message.RESET:
             continue

@@ -1,29 +1,29 @@
-/* board.c - micro:bit v1: UART 0 through the interface chip (TXD P0.24, RXD P0.25), TIMER0 because nRF51 has no SysTick. */
+/* board.c - micro:bit v1: UART 0 through the interface chip, and TIMER0, because the nRF51 has no SysTick. */
 #include "board.h"
 
 #define PIN_TXD 24u
 #define PIN_RXD 25u
 #define WAIT    1000000u /* polls of a clock that never starts: go on with the RC oscillator */
 
-#define CLOCK_HFCLKSTART      BOARD_REG(0x40000000u)
-#define CLOCK_HFCLKSTARTED    BOARD_REG(0x40000100u)
-#define GPIO_OUTSET           BOARD_REG(0x50000508u)
-#define GPIO_PIN_CNF(pin)     BOARD_REG(0x50000700u + 4u * (pin))
-#define UART_STARTRX          BOARD_REG(BOARD_UART_BASE + 0x000u)
-#define UART_STARTTX          BOARD_REG(BOARD_UART_BASE + 0x008u)
-#define UART_RXDRDY           BOARD_REG(BOARD_UART_BASE + 0x108u)
-#define UART_TXDRDY           BOARD_REG(BOARD_UART_BASE + 0x11Cu)
-#define UART_ENABLE           BOARD_REG(BOARD_UART_BASE + 0x500u)
-#define UART_PSELTXD          BOARD_REG(BOARD_UART_BASE + 0x50Cu)
-#define UART_PSELRXD          BOARD_REG(BOARD_UART_BASE + 0x514u)
-#define UART_RXD              BOARD_REG(BOARD_UART_BASE + 0x518u)
-#define UART_TXD              BOARD_REG(BOARD_UART_BASE + 0x51Cu)
-#define UART_BAUDRATE         BOARD_REG(BOARD_UART_BASE + 0x524u)
-#define TIMER_START           BOARD_REG(BOARD_TIMER_BASE + 0x000u)
-#define TIMER_CAPTURE         BOARD_REG(BOARD_TIMER_BASE + 0x040u)
-#define TIMER_BITMODE         BOARD_REG(BOARD_TIMER_BASE + 0x508u)
-#define TIMER_PRESCALER       BOARD_REG(BOARD_TIMER_BASE + 0x510u)
-#define TIMER_CC              BOARD_REG(BOARD_TIMER_BASE + 0x540u)
+#define CLOCK_HFCLKSTART   BOARD_REG(0x40000000u)
+#define CLOCK_HFCLKSTARTED BOARD_REG(0x40000100u)
+#define GPIO_OUTSET        BOARD_REG(0x50000508u)
+#define GPIO_PIN_CNF(pin)  BOARD_REG(0x50000700u + 4u * (pin))
+#define UART_STARTRX       BOARD_REG(BOARD_UART_BASE + 0x000u)
+#define UART_STARTTX       BOARD_REG(BOARD_UART_BASE + 0x008u)
+#define UART_RXDRDY        BOARD_REG(BOARD_UART_BASE + 0x108u)
+#define UART_TXDRDY        BOARD_REG(BOARD_UART_BASE + 0x11Cu)
+#define UART_ENABLE        BOARD_REG(BOARD_UART_BASE + 0x500u)
+#define UART_PSELTXD       BOARD_REG(BOARD_UART_BASE + 0x50Cu)
+#define UART_PSELRXD       BOARD_REG(BOARD_UART_BASE + 0x514u)
+#define UART_RXD           BOARD_REG(BOARD_UART_BASE + 0x518u)
+#define UART_TXD           BOARD_REG(BOARD_UART_BASE + 0x51Cu)
+#define UART_BAUDRATE      BOARD_REG(BOARD_UART_BASE + 0x524u)
+#define TIMER_START        BOARD_REG(BOARD_TIMER_BASE + 0x000u)
+#define TIMER_CAPTURE      BOARD_REG(BOARD_TIMER_BASE + 0x040u)
+#define TIMER_BITMODE      BOARD_REG(BOARD_TIMER_BASE + 0x508u)
+#define TIMER_PRESCALER    BOARD_REG(BOARD_TIMER_BASE + 0x510u)
+#define TIMER_CC           BOARD_REG(BOARD_TIMER_BASE + 0x540u)
 
 /* The register takes baud * 2^32 / 16 MHz, rounded to a multiple of 4096. */
 #define BAUDRATE ((uint32_t)((((uint64_t)BOARD_UART_BAUD << 32) / 16000000u + 2048u) & ~(uint64_t)4095u))

@@ -2,8 +2,9 @@
  * SCL (PB6, TX) and SDA (PB7, RX) - PA9 and PA10 serve USB and an LED there -, DWT cycle counter. */
 #include "board.h"
 
-#define HSI_HZ 16000000u
-#define WAIT   100000u /* polls of a clock that never gets ready: go on with the one that runs (emulators have no RCC) */
+#define HSI_HZ       16000000u
+#define WAIT         100000u /* polls of a clock that never gets ready, as in emulators: go on with the one that runs */
+#define TIM2_DIVIDER 16u
 
 #define RCC_CR      BOARD_REG(0x40023800u)
 #define RCC_PLLCFGR BOARD_REG(0x40023804u)
@@ -21,6 +22,7 @@
 #define USART_CR1   BOARD_REG(BOARD_UART_BASE + 0x0Cu)
 #define TIM2_CR1    BOARD_REG(BOARD_TIMER_BASE + 0x00u)
 #define TIM2_EGR    BOARD_REG(BOARD_TIMER_BASE + 0x14u)
+#define TIM2_PSC    BOARD_REG(BOARD_TIMER_BASE + 0x28u)
 #define TIM2_CNT    BOARD_REG(BOARD_TIMER_BASE + 0x24u)
 #define TIM2_ARR    BOARD_REG(BOARD_TIMER_BASE + 0x2Cu)
 #define DEMCR       BOARD_REG(0xE000EDFCu)
@@ -62,10 +64,10 @@ static void init_uart(void)
 {
     int fast = cpu_hz == BOARD_CPU_HZ;
 
-    RCC_AHB1ENR |= 1u << 1; /* GPIOB */
-    RCC_APB2ENR |= 1u << 4; /* USART1 */
-    GPIOB_MODER = (GPIOB_MODER & ~(15u << 12)) | 10u << 12;  /* PB6, PB7: alternate function */
-    GPIOB_PUPDR = (GPIOB_PUPDR & ~(15u << 12)) | 5u << 12;   /* pulled up */
+    RCC_AHB1ENR |= 1u << 1;                                   /* GPIOB */
+    RCC_APB2ENR |= 1u << 4;                                   /* USART1 */
+    GPIOB_MODER = (GPIOB_MODER & ~(15u << 12)) | 10u << 12;   /* PB6, PB7: alternate function */
+    GPIOB_PUPDR = (GPIOB_PUPDR & ~(15u << 12)) | 5u << 12;    /* pulled up */
     GPIOB_AFRL  = (GPIOB_AFRL & ~(255u << 24)) | 0x77u << 24; /* AF7: USART1 */
     USART_BRR   = fast ? BOARD_CPU_HZ / 2u / BOARD_UART_BAUD : HSI_HZ / BOARD_UART_BAUD;
     USART_CR1   = 1u << 13 | 1u << 3 | 1u << 2; /* on, transmit, receive */
@@ -82,6 +84,7 @@ static void init_ticks(void)
         has_cycles = DWT_CYCCNT != before;
     }
     RCC_APB1ENR |= 1u; /* TIM2 */
+    TIM2_PSC = TIM2_DIVIDER - 1u;
     TIM2_ARR = 0xFFFFFFFFu;
     TIM2_EGR = 1u;
     TIM2_CR1 = 1u;
@@ -113,7 +116,7 @@ uint32_t board_ticks(void)
 
 uint32_t board_ticks_hz(void)
 {
-    return has_cycles ? cpu_hz : BOARD_TIMER_HZ;
+    return has_cycles ? cpu_hz : BOARD_TIMER_HZ / TIM2_DIVIDER;
 }
 
 uint32_t board_cpu_hz(void)

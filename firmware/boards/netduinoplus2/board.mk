@@ -19,9 +19,9 @@ TIMER         = dwt
 TIMER_BASE    = 0x40000000
 TIMER_HZ      = 84000000
 
-# QEMU has no cycle counter: board.c falls back to TIM2, which QEMU clocks with 1 GHz whatever the prescaler of the bus
+# QEMU has no cycle counter: board.c falls back to TIM2 / 16, and QEMU clocks TIM2 with 1 GHz
 QEMU          = qemu-system-arm -M netduinoplus2
-QEMU_TIMER_HZ = 1000000000
+QEMU_TIMER_HZ = 62500000
 SIM_CPU       = m4
 
 FLASH_RUNNERS = openocd pyocd st-flash dfu-util

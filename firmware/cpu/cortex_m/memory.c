@@ -1,5 +1,5 @@
-/* memory.c - the only libc the program links, also under the names that clang calls on Arm (run-time ABI, section 4.3.4).
- * The empty asm keeps compilers from turning a loop into a call of itself. */
+/* memory.c - the only libc the program links, also under the names that clang calls on Arm (run-time ABI,
+ * section 4.3.4). The empty asm keeps compilers from turning a loop into a call of itself. */
 #include <stddef.h>
 #include <stdint.h>
 

@@ -31,6 +31,13 @@ HINTS = {
     "Scan": "the exporter wrote the recurrence as a scan: export torch.nn.LSTM with torch.onnx.export(..., dynamo=False)",
     "If": "control flow cannot be streamed: export in eval mode, with fixed options",
     "LogSoftmax": "end the model in Softmax, or in the logits",
+    "ReduceMean": "it mixes timesteps, a stream has one at a time: read out the last step, or every one",
+    "ArgMax": "end the model in its logits or in Softmax: the application takes the largest",
+    "Clip": "clip after the model, or use ReLU or Sigmoid",
+    **dict.fromkeys(
+        ("LeakyRelu", "PRelu", "Elu", "Selu", "Gelu", "Erf", "HardSigmoid", "HardSwish", "Softplus", "Mish"),
+        "this activation is not supported: train with ReLU, Tanh or Sigmoid",
+    ),
     "Conv": "convolutions are not supported yet: recurrent and dense layers are",
     "BatchNormalization": "fold it into the neighbouring layer's weights before the export",
     "LayerNormalization": "not supported yet: recurrent and dense layers are",
@@ -239,8 +246,9 @@ def _visit(w: _Walk, inputs: list[Value]) -> None:
     elif node.op_type in HANDLERS and node.domain in ("", "ai.onnx"):
         outputs = HANDLERS[node.op_type](w, *inputs)
     else:
-        known = "LSTM, GRU, RNN, Gemm, MatMul, Add, activations and shape operators"
-        raise w.refuse(HINTS.get(node.op_type, f"this operator is not supported: the importer knows {known}"))
+        known = "LSTM, GRU, RNN, Gemm, MatMul, Add, Relu, Tanh, Sigmoid, Softmax and shape operators"
+        advice = f"this operator is not supported (the importer knows {known}): do it before or after the model"
+        raise w.refuse(HINTS.get(node.op_type, advice))
     for name, value in zip(node.output, outputs, strict=False):
         w.values[name] = value
     for name in node.output[len(outputs) :]:
@@ -260,7 +268,7 @@ FOLDED = frozenset(
         "Or Pow Range ReduceProd Reshape ScatterND Shape Size Slice Split Sqrt Squeeze Sub Tile Transpose Unsqueeze Where"
     ).split()
 )
-GROWING = {"ConstantOfShape", "Expand", "Tile", "Range"}
+ELEMENTWISE = frozenset("Add And Div Equal Less Max Min Mod Mul Or Pow Sub Where".split())
 
 
 def _computed(w: _Walk, inputs: list[Value]) -> tuple:
@@ -272,7 +280,7 @@ def _computed(w: _Walk, inputs: list[Value]) -> tuple:
                 node.op_type, "a computation on constants that the importer does not know; fold it before the export"
             )
         )
-    if node.op_type in GROWING and _grown_size(node.op_type, inputs) > CONSTANT_LIMIT:
+    if _size_bound(node.op_type, [value for value in inputs if value is not None]) > CONSTANT_LIMIT:
         raise w.refuse("it would make a constant of more than 16 million values")
     graph = helper.make_graph(
         [node],
@@ -288,12 +296,19 @@ def _computed(w: _Walk, inputs: list[Value]) -> tuple:
         raise w.refuse(f"cannot be computed: {type(error).__name__}: {str(error)[:200]}") from error
 
 
-def _grown_size(op_type: str, inputs: list[Value]) -> float:
-    values = [np.asarray(value, dtype=np.float64) for value in inputs if value is not None]
+def _size_bound(op_type: str, inputs: list[np.ndarray]) -> float:
+    """How many values the node makes at most: a file of a few bytes may ask for terabytes."""
+    if op_type in ELEMENTWISE:
+        return prod(np.broadcast_shapes(*(value.shape for value in inputs)))
     if op_type == "Range":
-        return abs(float((values[1] - values[0]) / values[2])) if float(values[2]) else float("inf")
-    sizes = float(np.prod(np.maximum(np.abs(values[-1]), 1)))
-    return sizes if op_type == "ConstantOfShape" else sizes * values[0].size
+        start, stop, step = (float(value) for value in inputs)
+        return abs((stop - start) / step) if step else float("inf")
+    if op_type == "Gather":
+        return float(inputs[0].size) * inputs[1].size
+    sizes = sum(value.size for value in inputs)
+    if op_type in ("ConstantOfShape", "Expand", "Tile"):
+        sizes *= prod(max(abs(int(n)), 1) for n in inputs[-1].reshape(-1))
+    return sizes
 
 
 # ---- recurrent layers ----
@@ -321,7 +336,7 @@ def _recurrent(w: _Walk, x: Value, weights: Value, recurrent: Value, *rest: Valu
     both = np.zeros((1, 2 * n_gates * n)) if bias is None else w.constant(bias, "B").astype(np.float64)
     if both.shape != (1, 2 * n_gates * n):
         raise w.refuse(f"B has shape {list(both.shape)}, expected [1, {2 * n_gates * n}]")
-    _check_states(w, lengths, h0, c0, peepholes, x)
+    _check_states(w, lengths, h0, c0, peepholes, x, n)
     name = w.node.name or w.node.output[0] or kind.lower()
     layer = MAKERS[kind](name, matrix[0], square[0], *np.split(both[0], 2))
     return _recurrent_outputs(w, x, layer)[: 3 if kind == "LSTM" else 2]
@@ -374,12 +389,17 @@ def _check_recurrent(w: _Walk, x: Signal) -> None:
         raise w.refuse(f"its input must have axes time, batch, features; it has shape {list(x.shape)}")
 
 
-def _check_states(w: _Walk, lengths: Value, h0: Value, c0: Value, peepholes: Value, x: Signal) -> None:
+def _check_states(w: _Walk, lengths: Value, h0: Value, c0: Value, peepholes: Value, x: Signal, n: int) -> None:
     for what, value in (("initial_h", h0), ("initial_c", c0)):
         if value is None:
             continue
         if not isinstance(value, np.ndarray):
             raise w.refuse(f"{what} is computed from the data: a stream starts from a state that is known beforehand")
+        if value.shape[-1:] != (n,):
+            raise w.refuse(
+                f"{what} has shape {list(value.shape)}, the layer {n} units: a projection (proj_size), which torch exports "
+                "wrongly, is not supported: train without it"
+            )
         if np.any(value):
             raise w.refuse(f"{what} is a constant other than zero, which is not supported: start from zero")
     if peepholes is not None and np.any(w.constant(peepholes, "P")):
@@ -413,6 +433,8 @@ def _recurrent_outputs(w: _Walk, x: Signal, layer: Recurrent) -> tuple[Signal, S
 
 
 def _features(w: _Walk, x: Value, n_in: int) -> Signal:
+    if isinstance(x, StateStack):
+        raise w.refuse("reads the final states of several layers: read the output, or the last layer's state (h_n[-1])")
     if not isinstance(x, Signal):
         raise w.refuse("the weights must be the second factor: constant @ data is not a dense layer")
     if x.state == "c":
@@ -472,12 +494,10 @@ def _open_dense(w: _Walk, x: Signal) -> Dense:
     """The dense layer that ``x`` comes straight from: constants after it fold into its weights."""
     layer = x.chain[-1] if x.chain else None
     if not isinstance(layer, Dense) or layer.activation != "none":
-        where = (
-            "the model's input (normalise the data outside the model)"
-            if layer is None
-            else "a recurrent layer or an activation"
+        where = "the model's input" if layer is None else "a recurrent layer or an activation"
+        raise w.refuse(
+            f"arithmetic with a constant straight after {where} is not supported, only after a dense layer: do it outside the model"
         )
-        raise w.refuse(f"arithmetic with a constant straight after {where} is not supported; after a dense layer it is")
     return layer
 
 
@@ -521,6 +541,8 @@ def _activation(kind: str) -> Callable[[_Walk, Value], tuple[Signal]]:
         layer = x.chain[-1]
         if isinstance(layer, Dense) and layer.activation == "none":
             return (_with_last_layer(x, replace(layer, activation=kind)),)
+        if kind == "relu" and getattr(layer, "activation", "") in ("relu", "sigmoid"):
+            return (x,)  # never negative as it is
         name = w.node.name or w.node.output[0]
         return (_extended(x, Activation(name, kind, layer.n_out)),)
 
@@ -624,7 +646,9 @@ def _regrouped(w: _Walk, x: Signal, sizes: list[int]) -> Signal:
         while prod(atom.size for atom in axis) < size and atoms:
             axis.append(atoms.pop(0))
         if prod(atom.size for atom in axis) != size:
-            raise w.refuse(f"reshapes {list(x.shape)} to {sizes}, which mixes time, batch and features")
+            raise w.refuse(
+                f"reshapes {list(x.shape)} to {sizes}, which mixes or cuts time, batch and features: do it after the model"
+            )
         axes.append(tuple(axis) or UNIT)
     if atoms:
         raise w.refuse(f"reshapes {list(x.shape)} to {sizes}, which does not hold all values")
@@ -687,11 +711,11 @@ def _picked(w: _Walk, x: Signal, axis: int, start: int, stop: int) -> Signal:
     if len(atoms) == 1 and x.chain and atoms[0].label == x.time:
         if list(wanted) != [size - 1]:
             raise w.refuse(
-                f"takes steps {start}:{stop} of {size}: only the last step, or every one, can be read from a stream"
+                f"takes steps {wanted.start}:{wanted.stop} of {size}: only the last step, or every one, can be read from a stream"
             )
         return replace(x, axes=(*x.axes[:axis], UNIT, *x.axes[axis + 1 :]), last=True)
     what = "time before any recurrent layer" if not x.chain else "features" if axis == len(x.axes) - 1 else "the batch"
-    raise w.refuse(f"takes a part ({start}:{stop} of {size}) of {what}, which is not supported")
+    raise w.refuse(f"takes a part ({wanted.start}:{wanted.stop} of {size}) of {what}: do it before or after the model")
 
 
 def _concat(w: _Walk, *parts: Value) -> tuple[Value]:

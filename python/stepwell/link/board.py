@@ -229,7 +229,7 @@ class Link:
         self._send_pieces(Message.SET_STATE, bytes(snapshot), 1)
 
     def probe(self, layer: int, x_q: np.ndarray, first: int = 0, n: int | None = None) -> list[Unit]:
-        """What the units ``first`` .. of recurrent ``layer`` would do next for the layer's input ``x_q`` (int16); the state stays."""
+        """What units ``first`` .. of a recurrent layer would do next for the layer's input ``x_q`` (int16); the state stays."""
         codes = np.asarray(x_q)
         self._send_pieces(Message.PROBE_INPUT, codes.astype("<i2").tobytes(), 2)
         units: list[Unit] = []
@@ -314,8 +314,7 @@ class Link:
             reply = self._await(message, min(started + wait, first + self._patience))
             now = time.monotonic()
             if reply is not None:
-                if started == first:
-                    self._slowest[message] = max(self._slowest.get(message, 0.0), now - first)
+                self._slowest[message] = max(self._slowest.get(message, 0.0), now - started)
                 return reply
             if now >= first + self._patience:
                 raise LinkError(self._silence(message, self._reader.damaged - damaged_before))
