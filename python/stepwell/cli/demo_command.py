@@ -25,4 +25,6 @@ def demo(output: str, as_json: bool) -> None:
     if board and board["mismatches"]:
         raise click.ClickException("the board's outputs differ from the host's")
     if not as_json:
-        click.echo(f"Next: your own model: stepwell convert MODEL.onnx --calib DATA.npz (files of this demo: {output}/)")
+        click.echo(
+            f"Next: your own model: stepwell convert MODEL.onnx --calib DATA.npz (files of this demo: {output}/)"
+        )
