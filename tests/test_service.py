@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from stepwell.emit import emit
-from stepwell.link import messages
+from stepwell.link import connect, messages
 from stepwell.link.frame import Frame, FrameReader, encode
 from stepwell.link.messages import PAYLOAD_BYTES, Error, Message
 
@@ -136,3 +137,24 @@ def test_repeated_request_is_answered_and_not_done_again(program, small_model):
     expected = np.repeat(small_model.stream().run_q(x_q), 3, axis=0)
     assert np.array_equal(y_q, expected)
     assert messages.STAT_REPLY.unpack(stat.payload) == (11, 0, 3, 6)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a pty")
+def test_over_a_serial_port(program, small_model):
+    """A pty is as near to /dev/ttyACM0 as it gets without a board: the path of real hardware, pyserial included."""
+    import tty
+
+    board_end, host_end = os.openpty()
+    tty.setraw(host_end)
+    device = subprocess.Popen([program], stdin=board_end, stdout=board_end)
+    try:
+        with connect(os.ttyname(host_end), model=small_model) as link:
+            link.reset()
+            x_q = np.arange(50 * small_model.n_in).reshape(50, -1).astype(np.int16) * 300
+            assert np.array_equal(link.step(x_q), small_model.stream().run_q(x_q))
+            assert (link.info().board, link.cost_unit, link.stat().steps) == ("host", "cycles", 50)
+    finally:
+        device.kill()
+        device.wait()
+        os.close(host_end)
+        os.close(board_end)

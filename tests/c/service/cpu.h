@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-extern uint32_t cpu_stack_low[], cpu_data_low[];
+extern uint32_t        cpu_stack_low[], cpu_data_low[];
 extern uint32_t *const cpu_stack_top, *const cpu_data_top;
 
 static inline uint32_t *cpu_stack_pointer(void)
