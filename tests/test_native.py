@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SHAPES
 from stepwell._engine import ffi, lib
 from stepwell.emit import C_KEYWORDS, c_name, emit
 from stepwell.engine import OpenModel
 from stepwell.errors import StepwellError
+from stepwell.graph import Graph
 from test_blob import forged
 
 COMPILERS = [name for name in ("gcc", "clang") if shutil.which(name)]
@@ -25,6 +26,15 @@ SANITIZERS = {
     "gcc": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
     "clang": ["-fsanitize=undefined", "-fsanitize-trap=all"],  # needs no runtime library, which many machines lack
 }
+
+
+# every layer kind and activation; the engine's tests cover the other shapes with the same C
+COMPILED = ["one unit of each", "two lstm, three dense", "tanh, sigmoid after lstm", "gru rnn lstm gru"]
+
+
+@pytest.fixture(params=COMPILED, scope="session")
+def graph(request) -> Graph:
+    return Graph(SHAPES[request.param](np.random.default_rng(7)))
 
 
 @pytest.fixture(scope="session")
