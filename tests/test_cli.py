@@ -111,6 +111,12 @@ def test_run_file_and_stdin(stw, rows, tmp_path):
     assert [int(code) for code in codes] == model.stream().run_q(model.quantize(rows))[:, 0].tolist()
 
 
+def test_run_names_the_row_that_is_no_text(stw, rows, tmp_path):
+    (tmp_path / "x.csv").write_bytes(csv_of(rows[:1]).encode() + b"\xff\xfe\x00,1\n")
+    done = run("run", stw, tmp_path / "x.csv")
+    assert done.returncode == 1 and "line 2" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_run_answers_every_line_at_once(stw, rows):
     """What `tail -f sensor.csv | stepwell run m.stw -` needs."""
     command = [sys.executable, "-m", "stepwell", "run", str(stw), "-"]

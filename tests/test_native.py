@@ -1,5 +1,6 @@
 """The emitted folder, compiled by the compilers at hand, equals the reference; sanitisers and checked operations stay silent."""
 
+import re
 import shutil
 import struct
 import subprocess
@@ -82,6 +83,15 @@ def test_command_of_the_emitted_readme(turbofan, tmp_path):
     assert np.allclose(printed, turbofan.stream().run(x), atol=6e-7)
 
 
+def test_smallest_engine_of_the_emitted_readme(turbofan, tmp_path):
+    emit(turbofan, tmp_path, "pump")
+    text = (tmp_path / "README.md").read_text()
+    sources = re.search(r"the smallest engine is: (.*?), compiled with", text)[1].split(", ")
+    flags = re.search(r"compiled with\n\n    (.*)\n", text)[1].split()
+    assert "stw_gru.c" not in sources and "-DSTW_WITH_GRU=0" in flags
+    subprocess.run(["cc", *WARNINGS, *flags, "-o", "lean", "main.c", "pump.c", *sources], cwd=tmp_path, check=True)
+
+
 def test_emitting_is_deterministic(model, tmp_path):
     first, second = (emit(model, tmp_path / name, "m") for name in ("a", "b"))
     assert [p.name for p in first] == [p.name for p in second]
@@ -104,7 +114,10 @@ def test_headers_compile_as_cpp(small_model, tmp_path):
     subprocess.run(["g++", *flags, "use.cpp"], cwd=tmp_path, check=True)
 
 
-@pytest.mark.parametrize("knob", ["STW_WITH_DENSE", "STW_WITH_ACTIVATION", "STW_WITH_SOFTMAX", "STW_WITH_STRINGS"])
+KNOBS = ["LSTM", "GRU", "RNN", "DENSE", "ACTIVATION", "SOFTMAX", "STRINGS"]
+
+
+@pytest.mark.parametrize("knob", [f"STW_WITH_{name}" for name in KNOBS])
 def test_knobs_compile(small_model, tmp_path, knob):
     emit(small_model, tmp_path, "m")
     for source in tmp_path.glob("stw_*.c"):

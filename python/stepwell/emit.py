@@ -19,6 +19,7 @@ from stepwell.model import FORMAT, Model
 from stepwell.sources import csrc
 
 ENGINE_SOURCES = ("stepwell.c", "stw_lstm.c", "stw_gru.c", "stw_rnn.c", "stw_dense.c", "stw_softmax.c", "stw_table.c")
+SOURCE_KIND = {"stw_lstm.c": "lstm", "stw_gru.c": "gru", "stw_rnn.c": "rnn", "stw_softmax.c": "softmax"}
 OPTIONAL_SOURCES = ("stw_state.c", "stw_probe.c", "stw_blob.c", "stw_crc.c")
 C_KEYWORDS = frozenset(
     (
@@ -74,6 +75,7 @@ def c_name(text: str) -> str:
 
 def _facts(model: Model, name: str) -> dict[str, object]:
     described = info.describe(model)
+    unused = _unused_kinds(model)
     return {
         "name": name,
         "macro": name.upper(),
@@ -86,8 +88,16 @@ def _facts(model: Model, name: str) -> dict[str, object]:
         "layers": [_layer_facts(model, index) for index in range(len(model.layers))],
         "struct_bytes": {"model": info.MODEL_STRUCT_BYTES, "layer": info.LAYER_STRUCT_BYTES},
         "engine_sources": ENGINE_SOURCES,
+        "lean_sources": [source for source in ENGINE_SOURCES if SOURCE_KIND.get(source, "") not in unused],
+        "lean_flags": [f"-DSTW_WITH_{kind.upper()}=0" for kind in unused],
         "optional_sources": OPTIONAL_SOURCES,
     }
+
+
+def _unused_kinds(model: Model) -> list[str]:
+    """Layer kinds, by the names of stw_config.h's knobs, that the model does without."""
+    used = {layer.kind for layer in model.layers} | {layer.activation for layer in model.layers}
+    return [kind for kind in ("lstm", "gru", "rnn", "dense", "activation", "softmax") if kind not in used]
 
 
 def _layer_facts(model: Model, index: int) -> dict[str, object]:

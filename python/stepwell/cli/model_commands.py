@@ -197,10 +197,12 @@ def emit(model_file: str, output: str | None, name: str | None, as_json: bool) -
 def run(model_file: str, data_file: str, columns: str | None, codes: bool, skip_bad: bool, as_json: bool) -> None:
     """Stream a csv file or stdin: one line in, one line out, at once."""
     model = stepwell.load(model_file)
+    # bytes that are no UTF-8 become characters that are no numbers, so that the row's own error names them
     if data_file == "-":
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
         _run_lines(model, sys.stdin, "stdin", split_columns(columns), codes, skip_bad, as_json)
     else:
-        with open(data_file) as file:
+        with open(data_file, encoding="utf-8-sig", errors="replace") as file:
             _run_lines(model, file, data_file, split_columns(columns), codes, skip_bad, as_json)
 
 
