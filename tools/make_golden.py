@@ -23,7 +23,7 @@ def new_models() -> None:
     from conftest import SHAPES, random_sequences
 
     for number, (name, make) in enumerate(SHAPES.items()):
-        if name in ("two lstm, three dense", "softmax", "tanh, sigmoid after lstm"):
+        if name in ("two lstm, three dense", "softmax", "tanh, sigmoid after lstm", "gru rnn lstm gru"):
             graph = Graph(make(np.random.default_rng(number)))
             sequences = random_sequences(np.random.default_rng(number + 100), 16, 40, graph.n_in)
             slug = name.replace(",", "").replace(" ", "_")

@@ -13,10 +13,12 @@ from conftest import ROOT, random_sequences
 from elftools.elf.elffile import ELFFile
 from stepwell.hil import run_hil
 from stepwell.link import HostLink, connect
-from stepwell.model import GATES
+from stepwell.model import LstmLayer
 from stepwell.reference import Reference
 
 from .conftest import need
+
+GATES = LstmLayer.gates
 
 BIT = 6  # of the weight's byte: 64 of 127
 
@@ -122,7 +124,11 @@ def test_flipped_dense_weight_is_found_in_the_outputs(images, deep_model, data, 
     good = images(deep_model, "microbit").elf
     bad = with_bit_flipped(good, tmp_path / "bad.elf", "app_model_w4", 1)
     first = report_on("qemu:microbit", deep_model, data, bad).first
-    assert (first.layer, first.quantity, first.note) == (deep_model.layers[-1].name, "y", "all LSTM units are right")
+    assert (first.layer, first.quantity, first.note) == (
+        deep_model.layers[-1].name,
+        "y",
+        "all recurrent units are right",
+    )
 
 
 class Sick(HostLink):

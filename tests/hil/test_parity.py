@@ -10,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import stepwell
+from conftest import ROOT
 from stepwell.build import build, why_not
 from stepwell.errors import LinkError
 from stepwell.hil import layer_states, run_hil
 from stepwell.link import connect, messages
 from stepwell.link.messages import Error, Message
 from stepwell.link.urls import EMULATORS
-from stepwell.model import LstmLayer
+from stepwell.model import LstmLayer, RecurrentLayer
 from stepwell.reference import Reference
 
 from .conftest import BOARDS, PORTS, need
@@ -57,6 +59,29 @@ def test_board_equals_engine_and_reference(link, turbofan, flights, expected):
     as_json = report.to_json()
     assert as_json["instructions_per_step"] == report.cost_per_step and as_json["cycles_per_step"] is None
     assert {"board", "model", "steps", "mismatches", "stack_bytes", "ram_bytes"} <= set(as_json)
+
+
+@pytest.mark.parametrize("board", BOARDS)
+@pytest.mark.parametrize("golden", ["gru_rnn_lstm_gru", "two_lstm_three_dense", "tanh_sigmoid_after_lstm"])
+def test_every_layer_kind(golden, board, images):
+    """Outputs, state and the probe of every unit: GRU, RNN, LSTM, dense, activations, softmax."""
+    need(f"sim:{board}")
+    model = stepwell.load(ROOT / "tests" / "golden" / f"{golden}.stw")
+    rng = np.random.default_rng(3)
+    x_q = rng.integers(-32768, 32768, (300, model.n_in)).astype(np.int16)
+    x_q[100:] //= 100
+    seen: dict[tuple[int, str], np.ndarray] = {}
+    reference = Reference(model, lambda index, name, values: seen.update({(index, name): values}))
+    with connect(f"sim:{board}", model=model, image=images(model, board).elf) as link:
+        link.reset()
+        assert np.array_equal(link.step(x_q), reference.run_q(x_q))
+        reference.step_q(x_q[0])
+        for index, layer in enumerate(model.layers):
+            if isinstance(layer, RecurrentLayer):
+                units = link.probe(index, seen[index, "x"], 0, layer.n_out)
+                assert [unit.h for unit in units] == seen[index, "h_new"].tolist()
+                z = seen[index, "z"].reshape(len(layer.records), layer.n_out)
+                assert [unit.z[: len(z)] for unit in units] == [tuple(column) for column in z.T.tolist()]
 
 
 @pytest.mark.parametrize("board", BOARDS)
