@@ -77,8 +77,8 @@ typedef struct stw_row {
 } stw_row;
 
 typedef struct stw_layer {
-    uint8_t        kind;  /* stw_kind */
-    uint8_t        act;   /* stw_activation; STW_NONE for recurrent layers */
+    uint8_t        kind; /* stw_kind */
+    uint8_t        act;  /* stw_activation; STW_NONE for recurrent layers */
     uint16_t       n_in;
     uint16_t       n_out; /* hidden size of recurrent layers */
     const void    *w;     /* recurrent int8 [n_out][gates][n_in]; dense int16 [n_out][n_in]; activation: null */

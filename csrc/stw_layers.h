@@ -18,7 +18,9 @@ static inline size_t stw_n_gates(const stw_layer *l)
 /* Row records of a layer. */
 static inline size_t stw_n_rows(const stw_layer *l)
 {
-    return l->kind == STW_LSTM || l->kind == STW_GRU ? 4u * (size_t)l->n_out : l->kind == STW_ACTIVATION ? 1u : l->n_out;
+    return l->kind == STW_LSTM || l->kind == STW_GRU ? 4u * (size_t)l->n_out
+           : l->kind == STW_ACTIVATION               ? 1u
+                                                     : l->n_out;
 }
 
 /* Values of c and of h that a layer keeps from step to step. */
