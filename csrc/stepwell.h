@@ -124,8 +124,9 @@ int stw_init_shared(stw_stream *s, const stw_model *model, void *state, size_t s
 
 void stw_reset(stw_stream *s); /* h = 0, c = 0: a new sequence starts */
 
-/* One timestep: x[n_in] codes -> y[n_out] in Q(y_frac).  Time depends on the model only, never on the data.
- * y may not overlap x.  STW_E_ARG on a null pointer, then nothing has changed. */
+/* One timestep: x[n_in] codes -> y[n_out] in Q(y_frac).  No loop and no branch depends on the data (but softmax's
+ * search for the largest logit, where a compiler may branch): the number of instructions depends on the model only. y
+ * may not overlap x.  STW_E_ARG on a null pointer, then nothing has changed. */
 int stw_step(stw_stream *s, const int16_t *x, int32_t *y);
 
 /* stw_state.c (optional): snapshots of h and c, to sleep or to move a stream; little endian, with model id and CRC-32.

@@ -21,7 +21,7 @@ int32_t stw_activate(uint8_t act, int32_t v)
 {
     switch (act) {
     case STW_RELU:
-        return v > 0 ? v : 0;
+        return v & ~stw_mask(v);
     case STW_TANH:
         return stw_tanh(stw_sat16(v));
     case STW_SIGMOID:

@@ -18,8 +18,10 @@
 #define STW_CHECK(condition) ((void)0)
 #endif
 
-/* The specification's >> is the floor shift.  C99 leaves negative operands to the compiler: refuse one that differs. */
+/* The specification's >> is the floor shift, and a sum that wraps is taken modulo 2^32.  C99 leaves both to the
+ * compiler for negative values: refuse one that differs. */
 typedef char stw_shift_must_be_arithmetic[((-3) >> 1) == -2 ? 1 : -1];
+typedef char stw_conversion_must_wrap[(int32_t)0xFFFFFFFEu == -2 ? 1 : -1];
 
 /* RSH(x, n): x / 2^n, rounded half up.  0 <= n <= 31. */
 static inline int32_t stw_rsh(int32_t x, int n)
@@ -63,21 +65,44 @@ static inline int32_t stw_join(int32_t ax, int kx)
     return kx >= 0 ? ax * ((int32_t)1 << kx) : stw_rsh(ax, -kx);
 }
 
-/* SAT16(x) */
+/* -1 when x is negative, else 0.  Choices are made with such masks: no branch depends on the data, so a step takes the
+ * same instructions whatever it computes. */
+static inline int32_t stw_mask(int32_t x)
+{
+    return x >> 31;
+}
+
+/* The smaller and the larger of two values whose difference fits int32. */
+static inline int32_t stw_min(int32_t a, int32_t b)
+{
+    return b + ((a - b) & stw_mask(a - b));
+}
+
+static inline int32_t stw_max(int32_t a, int32_t b)
+{
+    return a - ((a - b) & stw_mask(a - b));
+}
+
+/* x or, where mask is -1, -x. */
+static inline int32_t stw_negate_if(int32_t x, int32_t mask)
+{
+    return (x ^ mask) - mask;
+}
+
+/* SAT16(x), |x| <= 2^31 - 2^16. */
 static inline int16_t stw_sat16(int32_t x)
 {
-    return (int16_t)(x > 32767 ? 32767 : x < -32768 ? -32768 : x);
+    STW_CHECK(x >= -(INT32_MAX - 65535) && x <= INT32_MAX - 65535);
+    return (int16_t)stw_max(stw_min(x, 32767), -32768);
 }
 
 /* SAT32(a + b) */
 static inline int32_t stw_sat_add(int32_t a, int32_t b)
 {
-    int32_t room = b >= 0 ? INT32_MAX - b : INT32_MIN - b; /* a may reach this and no further */
+    int32_t sum      = (int32_t)((uint32_t)a + (uint32_t)b);
+    int32_t overflow = stw_mask((a ^ sum) & (b ^ sum)); /* both terms differ in sign from the sum */
 
-    if (b >= 0) {
-        return a > room ? INT32_MAX : a + b;
-    }
-    return a < room ? INT32_MIN : a + b;
+    return (sum & ~overflow) | ((stw_mask(a) ^ INT32_MAX) & overflow);
 }
 
 /* Y(a): the table stw_sigmoid_table read with linear interpolation; 0 <= a <= 22527, result < 2^22. */
@@ -90,24 +115,27 @@ static inline int32_t stw_table_y(int32_t a)
     return 64 * below + (a & 63) * (above - below);
 }
 
-static inline int32_t stw_abs_to(int32_t z, int32_t limit)
+/* min(|z|, 22527): where the table ends. */
+static inline int32_t stw_table_index(int32_t z)
 {
-    int32_t a = z < 0 ? -z : z;
-    return a < limit ? a : limit;
+    return stw_min(stw_negate_if(z, stw_mask(z)), 22527);
 }
 
 /* SIG(z): z Q4.11 -> 0..32767 in Q0.15, monotone, within 1.01 LSB of the logistic function. */
 static inline int16_t stw_sigmoid(int16_t z)
 {
-    int32_t y = (stw_table_y(stw_abs_to(z, 22527)) + 64) >> 7;
-    return (int16_t)(z < 0 ? 32768 - y : y < 32767 ? y : 32767);
+    int32_t below = stw_mask(z);
+    int32_t y     = (stw_table_y(stw_table_index(z)) + 64) >> 7;
+
+    return (int16_t)stw_min((32768 & below) + stw_negate_if(y, below), 32767);
 }
 
 /* TANH(z): z Q4.11 -> -32767..32767 in Q0.15, monotone and odd, within 1.46 LSB. */
 static inline int16_t stw_tanh(int16_t z)
 {
-    int32_t y = ((stw_table_y(stw_abs_to(2 * (int32_t)z, 22527)) + 32) >> 6) - 32768;
-    return (int16_t)(z < 0 ? -y : y);
+    int32_t y = ((stw_table_y(stw_table_index(2 * (int32_t)z)) + 32) >> 6) - 32768;
+
+    return (int16_t)stw_negate_if(y, stw_mask(z));
 }
 
 #endif /* STW_FIX_H */

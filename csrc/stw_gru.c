@@ -31,8 +31,7 @@ void stw_gru_unit(const stw_layer *l, const int16_t *x, const int16_t *h, int32_
     out->gate[3]     = 0;
 
     keep   = stw_gate_mul(c, z);
-    fresh  = 32768 - z < 32767 ? 32768 - z : 32767;
+    fresh  = stw_min(32768 - z, 32767);
     out->c = stw_sat_add(keep, stw_rsh(fresh * n, 8)); /* S, Q9.22 */
-    n      = stw_rsh(out->c, 7);                       /* Q0.15 */
-    out->h = (int16_t)(n > 32767 ? 32767 : n < -32767 ? -32767 : n);
+    out->h = (int16_t)stw_max(stw_min(stw_rsh(out->c, 7), 32767), -32767);
 }

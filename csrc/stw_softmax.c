@@ -9,9 +9,9 @@ static uint32_t exp2_neg(uint32_t d)
     uint32_t below = stw_exp2_table[k];
     uint32_t drop  = below - stw_exp2_table[k + 1];
     uint32_t y     = below * 1024u - (d & 1023u) * drop; /* Q25 */
-    uint32_t n     = d >> 16;
+    int32_t  n     = stw_min((int32_t)(d >> 16), 28);    /* y >> 31 is 0 already */
 
-    return n > 28u ? 0u : y >> (n + 3u);
+    return y >> (n + 3);
 }
 
 /* floor(2^15 * e / sum + 1/2) by long division, 0 <= e <= sum < 2^31: the core links no divide. */
@@ -22,12 +22,12 @@ static int32_t ratio_q15(uint32_t e, uint32_t sum)
 
     STW_CHECK(e <= sum && sum < 0x80000000u);
     for (int bit = 0; bit < 16; bit++) {
+        uint32_t fits;
+
         r *= 2u;
-        q *= 2u;
-        if (r >= sum) {
-            r -= sum;
-            q += 1u;
-        }
+        fits = ~(r - sum) >> 31; /* r < 2 * sum < 2^32: the top bit tells that sum was too large */
+        r -= sum & (0u - fits);
+        q = q * 2u + fits;
     }
     return (int32_t)((q + 1u) >> 1);
 }

@@ -85,6 +85,22 @@ def test_every_layer_kind(golden, board, images):
 
 
 @pytest.mark.parametrize("board", BOARDS)
+def test_every_step_takes_the_same_instructions(board, images, turbofan, flights):
+    """Whatever the data: ordinary, noise at full scale, silence, and cells that saturate."""
+    need(f"sim:{board}")
+    wild = np.random.default_rng(0).integers(-32768, 32768, (40, turbofan.n_in)).astype(np.int16)
+    silence = np.zeros((10, turbofan.n_in), np.int16)
+    with connect(f"sim:{board}", model=turbofan, image=images(turbofan, board).elf) as link:
+        link.reset()
+        costs = set()
+        for x_q in np.concatenate([turbofan.quantize(flights[0]), wild, silence, np.full_like(silence, 32767)]):
+            before = link.cost_ticks
+            link.step(x_q[None])
+            costs.add(link.cost_ticks - before)
+    assert len(costs) == 1, costs
+
+
+@pytest.mark.parametrize("board", BOARDS)
 def test_both_emulators_count_the_same_instructions(board, images, turbofan, flights):
     """Two independent counters: QEMU's virtual clock and the hook in unicorn."""
     costs = []
