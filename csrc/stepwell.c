@@ -265,10 +265,11 @@ static void recurrent_step(const stw_layer *l, const int16_t *x, int16_t *h, int
     memcpy(h, h_new, l->n_out * sizeof *h);
 }
 
+#if STW_WITH_DENSE || STW_WITH_ACTIVATION
 /* One value of a layer that is not recurrent, before it is stored: int32 in the layer's output format. */
 static int32_t layer_value(const stw_layer *l, const int16_t *x, size_t r)
 {
-    int32_t v = x[0];
+    int32_t v = 0;
 
 #if STW_WITH_DENSE
     if (l->kind == STW_DENSE) {
@@ -282,6 +283,9 @@ static int32_t layer_value(const stw_layer *l, const int16_t *x, size_t r)
 #endif
     return stw_activate(l->act, v);
 }
+#else
+#define layer_value(l, x, r) 0 /* stw_model_check has refused every layer that would come here */
+#endif
 
 static void last_layer(const stw_layer *l, const int16_t *x, int32_t *y)
 {

@@ -13,6 +13,8 @@
  *   result    int: STW_OK (0) or a negative stw_status; sizes come back as size_t.
  *   ownership nothing is freed here; the caller keeps model and ram alive while
  *             the stream is used.  One model may serve many streams.
+ *   checks    stw_init, stw_step, stw_save, stw_load and stw_blob_open refuse null pointers; the others expect a model
+ *             that stw_model_check or stw_blob_open accepted, or a stream that stw_init bound.
  *   threads   a stream belongs to one caller at a time; models are read only.
  *   _qN       an integer v that stands for v / 2^N.
  *
@@ -33,6 +35,8 @@ extern "C" {
 
 #if defined(__GNUC__) || defined(__clang__)
 #define STW_ALIGN4 __attribute__((aligned(4)))
+#elif defined(_MSC_VER)
+#define STW_ALIGN4 __declspec(align(4))
 #else
 #define STW_ALIGN4 /* place the array yourself so that its address is a multiple of 4 */
 #endif

@@ -14,13 +14,12 @@ static uint32_t exp2_neg(uint32_t d)
     return y >> (n + 3);
 }
 
-/* floor(2^15 * e / sum + 1/2) by long division, 0 <= e <= sum < 2^31: the core links no divide. */
+/* floor(2^15 * e / sum + 1/2) by long division, 0 <= e <= sum <= 2^31: the core links no divide. */
 static int32_t ratio_q15(uint32_t e, uint32_t sum)
 {
-    uint32_t q = e >= sum;
-    uint32_t r = e - (q ? sum : 0u);
+    uint32_t q = 0, r = e; /* e = sum gives sixteen ones, which round to 2^15 */
 
-    STW_CHECK(e <= sum && sum < 0x80000000u);
+    STW_CHECK(e <= sum && sum <= 0x80000000u);
     for (int bit = 0; bit < 16; bit++) {
         uint32_t fits;
 

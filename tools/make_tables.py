@@ -40,10 +40,11 @@ def render() -> str:
     return "\n".join(
         [
             "/* stw_table.c - activation tables; written by tools/make_tables.py, do not edit. */",
-            '#include "stw_table.h"\n',
+            '#include "stw_table.h"\n\n#include "stw_config.h"\n',
             "/* clang-format off */",
             c_array("stw_sigmoid_table", "min(65535, round(65536 / (1 + exp(-k / 32))))", sigmoid),
-            c_array("stw_exp2_table", "round(2^15 * 2^(-k / 64))", exp2_table()),
+            "#if STW_WITH_SOFTMAX",
+            c_array("stw_exp2_table", "round(2^15 * 2^(-k / 64))", exp2_table()) + "#endif\n",
         ]
     )
 

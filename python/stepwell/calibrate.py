@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from stepwell.errors import SampleError
 from stepwell.graph import FloatStream, Graph, Recurrent
+
+LARGEST_VALUE = 1e30
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
 
@@ -57,6 +60,7 @@ class _Accumulator:
 
     def __init__(self, width: int):
         self.count = 0
+        self.shift: np.ndarray | None = None  # the first vector: sums of differences from it do not cancel
         self.total = np.zeros(width)
         self.products = np.zeros((width, width))
         self.peaks: dict[str, float] = {}
@@ -67,13 +71,16 @@ class _Accumulator:
     def add(self, a: np.ndarray) -> None:
         """``a`` [..., K]"""
         a = a.reshape(-1, a.shape[-1])
+        self.shift = a[0].copy() if self.shift is None else self.shift
+        a = a - self.shift
         self.count += len(a)
         self.total += a.sum(axis=0)
         self.products += a.T @ a
 
     def stats(self) -> LayerStats:
         mean = self.total / self.count
-        return LayerStats(Moments(mean, self.products / self.count - np.outer(mean, mean)), self.peaks)
+        covariance = self.products / self.count - np.outer(mean, mean)
+        return LayerStats(Moments(mean + self.shift, covariance), self.peaks)
 
 
 def calibrate(graph: Graph, sequences: Sequence[np.ndarray], progress: Progress | None = None) -> Calibration:
@@ -98,7 +105,13 @@ def calibrate(graph: Graph, sequences: Sequence[np.ndarray], progress: Progress 
         done += batch.shape[0] * batch.shape[1]
         if progress:
             progress(done, n_steps)
-    return Calibration(tuple(s.stats() for s in sums), len(sequences), n_steps)
+    stats = tuple(s.stats() for s in sums)
+    for layer, found in zip(graph.layers, stats, strict=True):
+        if not np.isfinite(found.moments.covariance).all() or max(found.peaks.values()) > LARGEST_VALUE:
+            raise SampleError(
+                f"layer '{layer.name}' sees values up to {max(found.peaks.values()):.3g}: normalise the inputs"
+            )
+    return Calibration(stats, len(sequences), n_steps)
 
 
 def length_groups(sequences: Sequence[np.ndarray], at_most: int = 256) -> Iterator[list[int]]:

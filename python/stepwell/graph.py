@@ -13,7 +13,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from stepwell.errors import ImportRefused
+
 ACTIVATIONS = ("none", "relu", "tanh", "sigmoid", "softmax")
+SOFTMAX_MAX = 512  # STW_SOFTMAX_MAX
 
 
 class Recurrent:
@@ -133,6 +136,18 @@ class Graph:
     source: Source = field(default_factory=Source)
     notes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Raises ImportRefused, naming the layer, when the chain cannot be run."""
+        if not any(isinstance(layer, Recurrent) for layer in self.layers):
+            raise ImportRefused("a graph needs at least one recurrent layer")
+        for index, layer in enumerate(self.layers):
+            is_last = index == len(self.layers) - 1
+            reason = _fault(layer) or _activation_fault(layer, is_last)
+            if not is_last and layer.n_out != self.layers[index + 1].n_in:
+                reason = reason or f"gives {layer.n_out} values, the next layer takes {self.layers[index + 1].n_in}"
+            if reason:
+                raise ImportRefused(f"layer {index} '{layer.name}': {reason}")
+
     @property
     def n_in(self) -> int:
         return self.layers[0].n_in
@@ -140,6 +155,35 @@ class Graph:
     @property
     def n_out(self) -> int:
         return self.layers[-1].n_out
+
+
+def _fault(layer: Layer) -> str:
+    """What is wrong with a layer's arrays; empty when nothing is."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    if isinstance(layer, Recurrent):
+        rows = len(layer.gates) * layer.w_h.shape[-1]
+        shapes = {"w_x": (rows, layer.w_x.shape[-1]), "w_h": (rows, rows // len(layer.gates)), "bias": (rows,)}
+        shapes |= {"bias_h": (rows,)} if isinstance(layer, Gru) else {}
+    elif isinstance(layer, Dense):
+        shapes = {"weight": layer.weight.shape[:2], "bias": layer.weight.shape[:1]}
+    for name, shape in shapes.items():
+        array = getattr(layer, name)
+        if array.shape != shape or array.size == 0:
+            return f"{name} has shape {list(array.shape)}, expected {list(shape)}"
+        if not np.isfinite(array).all():
+            return f"{name} holds NaN or infinity: the training has diverged"
+    return "" if 0 < layer.n_in < 65536 and 0 < layer.n_out < 65536 else "more than 65535 inputs or outputs"
+
+
+def _activation_fault(layer: Layer, is_last: bool) -> str:
+    if isinstance(layer, Recurrent):
+        return ""
+    known = ACTIVATIONS if isinstance(layer, Dense) else ("relu", "tanh", "sigmoid")
+    if layer.activation not in known:
+        return f"activation '{layer.activation}' is not one of {', '.join(known)}"
+    if layer.activation == "softmax" and (not is_last or layer.n_out > SOFTMAX_MAX):
+        return f"softmax must come last and have at most {SOFTMAX_MAX} classes"
+    return ""
 
 
 def sigmoid(z: np.ndarray) -> np.ndarray:

@@ -36,7 +36,9 @@ SOFTMAX_FRAC = 16  # log2-scaled logits are Q15.16
 OUTPUT_BITS = 20  # the largest calibrated output gets about this many bits
 DAMPING = 0.01
 SHIFT_MAX = 46
+LARGEST_RATIO = 2.0**14 - 1  # mult / 2^shift with shift = 1
 KX_MAX = 15
+BIAS_MAX = 2**29  # weights that are tiny against their bias are rounded coarser, so that the accumulator holds it
 MIN_LEVELS = 15  # a row repaired below integers of this size keeps too little of its weights
 
 
@@ -183,7 +185,7 @@ def _smallest_unit(v_scale: float) -> float:
 
 def _dense(layer: Dense, stats: LayerStats, x_scale: float, is_last: bool, report: Report) -> DenseLayer:
     reach = float(_reach(layer.weight, layer.bias, x_scale).max())
-    v_scale, y_scale = _dense_formats(layer, stats, reach, is_last)
+    v_scale, y_scale = _dense_formats(layer, stats, reach, is_last, report)
 
     def row_name(row: int) -> str:
         return f"layer '{layer.name}' row {row}"
@@ -192,7 +194,7 @@ def _dense(layer: Dense, stats: LayerStats, x_scale: float, is_last: bool, repor
     return DenseLayer(layer.name, q.astype(np.int16), rows, layer.activation, x_scale, y_scale)
 
 
-def _dense_formats(layer: Dense, stats: LayerStats, reach: float, is_last: bool) -> tuple[float, float]:
+def _dense_formats(layer: Dense, stats: LayerStats, reach: float, is_last: bool, report: Report) -> tuple[float, float]:
     """Real value of one unit before the activation, and of one output code."""
     if layer.activation == "softmax":
         # the layer computes 2^z: z = logit * log2(e), so the factor goes into the row scales
@@ -201,12 +203,17 @@ def _dense_formats(layer: Dense, stats: LayerStats, reach: float, is_last: bool)
         return Z_SCALE, H_SCALE
     peak = stats.peaks["y"] or 1.0
     if not is_last:
-        scale = X_HEADROOM * peak / 32767
+        # no finer than what the weights could produce at all: a layer that calibration found nearly dead
+        scale = max(X_HEADROOM * peak / 32767, 1.02 * reach / proof.RESULT_MAX)
         return scale, scale
     # an output is int32 and never saturates: the format leaves room for all that the weights can produce
     by_range = OUTPUT_BITS - int(np.ceil(log2(peak)))
     by_proof = int(np.floor(log2(proof.RESULT_MAX / (1.02 * reach)))) if reach > 0 else 30
     y_frac = min(by_range, by_proof, 30)
+    if peak * 2.0**y_frac < 1024:
+        report.warnings.append(
+            f"layer '{layer.name}': the largest calibrated output, {peak:.3g}, gets fewer than 10 bits: scale the output up"
+        )
     if y_frac < 0:
         raise QuantizeError(
             f"layer '{layer.name}': outputs reach {reach:.3g}, beyond int32; scale the model's output down"
@@ -235,7 +242,7 @@ def _join_scales(
     ``noise_*``: sum of E[code^2], what a weight step of one unit is multiplied with. Returns (unit of the hidden sum, kx).
     """
     bare = (unit_x == 0) & (unit_h == 0)  # a row of bias alone: any scale does that holds the bias
-    unit_h = np.where(bare, np.maximum(2.0**-26, np.abs(bias) / 2**29), unit_h)
+    unit_h = np.where(bare, 2.0**-26, unit_h)
     unit_x = np.where(unit_x == 0, unit_h, unit_x)
     unit_h = np.where(unit_h == 0, unit_x, unit_h)
     ratio = np.log2(unit_x / unit_h)
@@ -246,11 +253,11 @@ def _join_scales(
     widen_h = ((cost_h < cost_x) & (ratio >= -KX_MAX)) | (ratio > KX_MAX)
     kx = np.where(widen_h, wider_h, wider_x)
     unit = np.where(widen_h, unit_x * 2.0**-wider_h, unit_h)
-    return np.maximum(unit, _smallest_unit(Z_SCALE)), kx.astype(int)
+    return np.maximum(unit, np.maximum(_smallest_unit(Z_SCALE), np.abs(bias) / BIAS_MAX)), kx.astype(int)
 
 
 def multipliers(ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``ratio`` ~ mult * 2^-shift with mult in 2^14..2^15-1: int16 and int8 arrays of ratio's shape."""
+    """``ratio`` < LARGEST_RATIO, ~ mult * 2^-shift with mult in 2^14..2^15-1: int16 and int8 arrays of ratio's shape."""
     shift = 14 - np.floor(np.log2(ratio)).astype(int)
     mult = np.floor(ratio * 2.0**shift + 0.5).astype(int)
     carried = mult == 2**15
@@ -259,10 +266,6 @@ def multipliers(ratio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     tiny = shift > SHIFT_MAX
     mult = np.where(tiny, np.maximum(1, np.floor(ratio * 2.0**SHIFT_MAX + 0.5)).astype(int), mult)
     shift = np.where(tiny, SHIFT_MAX, shift)
-    if (shift < 1).any():
-        raise QuantizeError(
-            f"a weight scale of {ratio.max():.3g} is too large for the format; rescale the model's weights"
-        )
     return mult.astype(np.int16), shift.astype(np.int8)
 
 
@@ -286,9 +289,12 @@ def round_compensated(weights: np.ndarray, steps: np.ndarray, covariance: np.nda
     """Round column by column; what a column loses, the columns after it make up as far as the data is correlated.
 
     GPTQ (Frantar et al. 2022, arXiv:2210.17323, the Cholesky form) with the covariance of the calibration activations as
-    Hessian: their mean is left to the bias correction. Columns with the most energy go first.
+    Hessian: their mean is left to the bias correction. Columns with the most energy go first. Columns are taken in units of
+    their steps, so that neither the order nor the damping depends on the unit of an input.
     """
     n = covariance.shape[0]
+    size = steps.mean(axis=0)
+    covariance, weights, steps = covariance * np.outer(size, size), weights / size, steps / size
     order = np.argsort(-np.diag(covariance), kind="stable")
     hessian = covariance[np.ix_(order, order)]
     damping = DAMPING * float(np.mean(np.diag(hessian))) or 1.0
@@ -312,21 +318,34 @@ def _prove(rounded, unit, kx, scale_v, n_x, row_name, report) -> tuple[np.ndarra
 
     ``rounded(rows, unit)`` gives integers and bias of those rows; ``n_x`` columns belong to the input, the rest to h.
     """
-    unit = unit.copy()
-    everything = np.arange(len(unit))
-    q, bias = rounded(everything, unit)
+    start, unit = unit, unit.copy()
+    _check_scales(unit / scale_v, row_name)
+    q, bias = rounded(np.arange(len(unit)), unit)
     while True:
         mult, shift = multipliers(unit / scale_v)
         rows = Rows(bias, mult, kx.astype(np.int8), shift)
-        failing = proof.failing_rows(proof.abs_sum(q[:, :n_x]), proof.abs_sum(q[:, n_x:]), rows)
+        sums = proof.abs_sum(q[:, :n_x]), proof.abs_sum(q[:, n_x:])
+        failing = proof.failing_rows(*sums, rows)
         if len(failing) == 0:
-            return q, Rows(bias.astype(np.int32), mult, rows.kx, shift)
+            break
+        _, total, result = proof.bounds(*sums, rows)
         for row in failing:
-            if np.abs(q[row]).max() < 2 * MIN_LEVELS:
+            coarse = np.abs(q[row]).max() < 2 * MIN_LEVELS and abs(bias[row]) < BIAS_MAX // 2
+            if coarse or (total[row] <= proof.INT32_MAX and result[row] > proof.RESULT_MAX):
                 raise QuantizeError(
-                    f"{row_name(row)} cannot pass the overflow proof: its weights or bias are too large against each other; "
+                    f"{row_name(row)} cannot pass the overflow proof: its weights or bias are too large; "
                     "retrain with weight decay or gradient clipping, or normalise the inputs"
                 )
-            report.repaired.append(f"{row_name(row)}: scale doubled")
         unit[failing] *= 2
+        _check_scales(unit / scale_v, row_name)
         q[failing], bias[failing] = rounded(failing, unit[failing])
+    for row in np.flatnonzero(unit > start):
+        report.repaired.append(f"{row_name(row)}: scale times {unit[row] / start[row]:.0f}")
+    return q, Rows(bias.astype(np.int32), mult, rows.kx, shift)
+
+
+def _check_scales(ratio: np.ndarray, row_name: Callable[[int], str]) -> None:
+    if ratio.max() >= LARGEST_RATIO:
+        raise QuantizeError(
+            f"{row_name(int(np.argmax(ratio)))}: weights too large for the format: scale the model down"
+        )
