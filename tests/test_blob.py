@@ -133,6 +133,40 @@ def test_stripped_blob_keeps_its_id_and_opens_in_c(small_model):
         stepwell.loads(stripped)
 
 
+@pytest.mark.parametrize(
+    "notes",
+    [
+        {"name": 5},
+        {"name": "\ud800"},
+        {"name": "\x1b[31mred"},
+        {"source": "abc"},
+        {"source": {"file": "m.onnx"}},
+        {"source": {"file": None, "sha256": "", "producer": ""}},
+        {"repaired_rows": 3},
+        {"warnings": [1]},
+    ],
+)
+def test_notes_are_hostile_too(small_model, notes):
+    with pytest.raises(stepwell.ModelError, match="no usable host notes"):
+        stepwell.loads(small_model.replace(notes=notes).blob)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, 1e-320, 10**400, "1", None])
+def test_scales_are_hostile_too(small_model, scale):
+    with pytest.raises(stepwell.ModelError, match="no usable host notes"):
+        stepwell.loads(small_model.replace(x_scale=scale).blob)
+
+
+def test_loading_keeps_the_very_bytes(small_model):
+    """A blob that is sound but not as we would write it keeps its id: boards and snapshots go by that."""
+    device_bytes = struct.unpack_from("<I", small_model.blob, 12)[0]
+    content = bytearray(small_model.blob)
+    struct.pack_into("<I", content, 12, device_bytes + 4)
+    content[device_bytes:device_bytes] = bytes(4)
+    model = stepwell.loads(forged(bytes(content)))
+    assert model.blob == forged(bytes(content)) and model.id != small_model.id
+
+
 def test_format_number_is_the_one_of_the_header():
     from stepwell.model import FORMAT
     from stepwell.sources import csrc

@@ -119,6 +119,35 @@ def test_bad_step_is_refused_and_changes_nothing(small_model, x, message):
     assert stream.digest() == digest
 
 
+@pytest.mark.parametrize("x", ["12", b"12", ["1", "2"], [1j, 2.0], np.ma.masked_array([1.0, 2.0], [True, False])])
+def test_values_that_only_look_like_numbers(small_model, x):
+    for runner in (small_model.stream(), small_model.reference()):
+        with pytest.raises(stepwell.SampleError):
+            runner.step(x)
+
+
+@pytest.mark.parametrize("x_q", [[40000, 0], [0.5, 0], ["1", "2"], [1, 2, 3], 7, None, [[1], [1, 2]]])
+def test_bad_codes(small_model, x_q):
+    for runner in (small_model.stream(), small_model.reference()):
+        with pytest.raises(stepwell.SampleError):
+            runner.step_q(x_q)
+        with pytest.raises(stepwell.SampleError):
+            runner.run_q([x_q])
+
+
+def test_empty_runs(small_model):
+    for runner in (small_model.stream(), small_model.reference()):
+        assert runner.run(np.empty((0, 2))).shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+    "call", [lambda m: m.stream().load(None), lambda m: stepwell.loads("x"), lambda m: m.batch(2.5)]
+)
+def test_wrong_types(small_model, call):
+    with pytest.raises(stepwell.StepwellError):
+        call(small_model)
+
+
 def test_bad_runs_and_batches_are_refused(small_model):
     stream, batch = small_model.stream(), small_model.batch(3)
     x = np.ones((4, 2))

@@ -92,6 +92,50 @@ def test_smallest_engine_of_the_emitted_readme(turbofan, tmp_path):
     subprocess.run(["cc", *WARNINGS, *flags, "-o", "lean", "main.c", "pump.c", *sources], cwd=tmp_path, check=True)
 
 
+def test_input_codes_in_c_are_those_of_the_host(turbofan, tmp_path):
+    """Ties, one unit in the last place beside them, rails and beyond."""
+    emit(turbofan, tmp_path, "pump")
+    (tmp_path / "codes.c").write_text(
+        '#include <stdio.h>\n#include "pump.h"\nint main(void)\n{\n    double v;\n'
+        "    while (fread(&v, sizeof v, 1, stdin) == 1) {\n        int16_t code = pump_x_code(v);\n"
+        "        fwrite(&code, sizeof code, 1, stdout);\n    }\n    return 0;\n}\n"
+    )
+    subprocess.run(["cc", *WARNINGS, "-O2", "-o", "codes", "codes.c", "pump.c"], cwd=tmp_path, check=True)
+    ties = (np.arange(-32770, 32770) + 0.5) * turbofan.x_scale
+    x = np.concatenate([ties, np.nextafter(ties, 1e9), np.nextafter(ties, -1e9), [0.0, -0.0, 1e300, -1e300]])
+    done = subprocess.run([tmp_path / "codes"], input=x.tobytes(), capture_output=True, check=True)
+    assert np.array_equal(np.frombuffer(done.stdout, "<i2"), turbofan.quantize(x))
+
+
+def test_files_of_the_user_are_not_overwritten(small_model, tmp_path):
+    emit(small_model, tmp_path, "pump")
+    emit(small_model, tmp_path, "pump")  # its own files may be replaced
+    (tmp_path / "main.c").write_text("int main(void) { return 42; }\n")
+    with pytest.raises(StepwellError, match=r"main\.c exists and was not written by stepwell"):
+        emit(small_model, tmp_path, "pump")
+    assert "42" in (tmp_path / "main.c").read_text()
+
+
+def test_names_in_a_model_cannot_become_code(small_model, tmp_path):
+    source = {"file": "a*/\n#error pwned\n/*", "sha256": "", "producer": ""}
+    evil = small_model.replace(notes={"name": "a*/ int evil; /*", "source": source})
+    emit(evil, tmp_path, "m")
+    text = (tmp_path / "m.h").read_text() + (tmp_path / "m.c").read_text()
+    assert "*/ int" not in text and "\n#error pwned" not in text
+    subprocess.run(["cc", *WARNINGS, "-fsyntax-only", "m.c"], cwd=tmp_path, check=True)
+
+
+def test_an_engine_of_one_layer_kind_links(tmp_path, small_model):
+    emit(small_model, tmp_path, "m")
+    flags = [f"-DSTW_WITH_{kind}=0" for kind in ("GRU", "RNN", "DENSE", "ACTIVATION", "SOFTMAX")]
+    sources = ["stepwell.c", "stw_lstm.c", "stw_table.c"]
+    (tmp_path / "use.c").write_text(
+        '#include "stepwell.h"\nint main(void)\n{\n    return stw_step(0, 0, 0) == STW_E_ARG ? 0 : 1;\n}\n'
+    )
+    subprocess.run(["cc", *WARNINGS, *flags, "-o", "use", "use.c", *sources], cwd=tmp_path, check=True)
+    subprocess.run([tmp_path / "use"], check=True)
+
+
 def test_emitting_is_deterministic(model, tmp_path):
     first, second = (emit(model, tmp_path / name, "m") for name in ("a", "b"))
     assert [p.name for p in first] == [p.name for p in second]
@@ -125,7 +169,9 @@ def test_knobs_compile(small_model, tmp_path, knob):
     subprocess.run(["cc", *WARNINGS, f"-D{knob}=0", "-c", tmp_path / "stepwell.c", "-o", tmp_path / "x.o"], check=True)
 
 
-@pytest.mark.parametrize("name", ["1st", "a b", "int", "stw_model", "x-y", ""])
+@pytest.mark.parametrize(
+    "name", ["1st", "a b", "int", "stw_model", "x-y", "", "stepwell", "Main", "README", "int32_t", "NULL", "_x"]
+)
 def test_names_that_are_no_identifiers(small_model, tmp_path, name):
     if name:
         with pytest.raises(StepwellError, match="cannot name a C object"):

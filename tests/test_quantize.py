@@ -5,11 +5,11 @@ import pytest
 import stepwell
 from conftest import random_dense, random_lstm, random_sequences
 from stepwell import proof
-from stepwell.calibrate import calibrate
+from stepwell.calibrate import Moments, calibrate
 from stepwell.check import sqnr_db
 from stepwell.errors import QuantizeError
-from stepwell.graph import FloatStream, Graph, Lstm
-from stepwell.quantize import _join_scales, multipliers, quantize, round_compensated
+from stepwell.graph import Activation, Dense, FloatStream, Graph, Lstm
+from stepwell.quantize import _join_scales, _round_rows, multipliers, quantize, round_compensated
 
 
 def sqnr(graph, model, seed=50):
@@ -146,3 +146,97 @@ def test_error_compensation_beats_plain_rounding():
     }
     power = {name: np.mean((e @ a.T) ** 2) for name, e in error.items()}
     assert power["compensated"] < 0.5 * power["plain"]
+
+
+def test_precision_does_not_depend_on_the_unit_of_an_input():
+    """The same network with inputs in other units: the same accuracy, within what rounding's luck gives."""
+    rng = np.random.default_rng(11)
+    lstm = random_lstm(rng, 4, 16)
+    x, test = random_sequences(rng, 24, 60, 4), random_sequences(rng, 8, 60, 4)
+    reached = []
+    for k in (1e-3, 1.0, 1e3):
+        graph = Graph((Lstm("lstm", lstm.w_x / k, lstm.w_h, lstm.bias),))
+        model = stepwell.convert(graph, x * k)
+        reached.append(sqnr_db(FloatStream(graph).run(test * k), model.reference().run(test * k)))
+    assert max(reached) - min(reached) < 0.5, reached
+
+
+@pytest.mark.parametrize("size", [1e-2, 2e-4, 1e-6, 1e-9])
+def test_rows_whose_weights_have_decayed(size):
+    rng = np.random.default_rng(12)
+    lstm = random_lstm(rng, 3, 4)
+    w_x, w_h, bias = lstm.w_x.copy(), lstm.w_h.copy(), lstm.bias.copy()
+    w_x[5] *= size
+    w_h[5] *= size
+    bias[5] = 1.0
+    graph = Graph((Lstm("lstm", w_x, w_h, bias),))
+    assert sqnr(graph, stepwell.convert(graph, random_sequences(rng, 16, 40, 3))) > 40
+
+
+@pytest.mark.parametrize("peak", [1e-3, 1e-5, 1e-7])
+def test_hidden_layers_that_calibration_finds_nearly_dead(peak):
+    rng = np.random.default_rng(13)
+    hidden = random_dense(rng, 6, 5, "relu")
+    bias = np.full(5, -100.0)
+    bias[0] = peak - hidden.weight[0] @ np.zeros(6)
+    graph = Graph(
+        (random_lstm(rng, 3, 6), Dense("hidden", hidden.weight * peak, bias, "relu"), random_dense(rng, 5, 2))
+    )
+    assert sqnr(graph, stepwell.convert(graph, random_sequences(rng, 16, 40, 3))) > 40
+
+
+def test_inputs_far_from_zero():
+    """A column such as a time stamp: its mean is huge against its spread."""
+    rng = np.random.default_rng(14)
+    x = random_sequences(rng, 16, 40, 3)
+    x[..., 2] += 1.7e9
+    graph = Graph((random_lstm(rng, 3, 4),))
+    covariance = calibrate(graph, list(x)).layers[0].moments.covariance
+    assert np.allclose(covariance[:3, :3], np.cov(x.reshape(-1, 3).T - [[0], [0], [1.7e9]], bias=True), rtol=1e-3)
+    with pytest.raises(QuantizeError, match="normalise the inputs"):
+        stepwell.convert(graph, x)
+    with pytest.raises(stepwell.SampleError, match="normalise the inputs"):
+        stepwell.convert(graph, x * 1e200)
+
+
+def test_bias_correction_takes_up_the_mean_of_what_rounding_left():
+    rng = np.random.default_rng(15)
+    weights, mean = rng.normal(size=(8, 12)), rng.normal(size=12) + 3
+    moments = Moments(mean, np.eye(12))
+    steps, unit = np.full((8, 12), 0.1), np.full(8, 1e-6)
+    q, bias = _round_rows(weights, np.zeros(8), steps, unit, moments, 127)
+    assert np.abs(weights @ mean - (q * steps) @ mean).max() > 1e-3, "rounding moved the mean"
+    assert np.abs(weights @ mean - (q * steps) @ mean - bias * unit).max() < 1e-6
+
+
+def test_the_demo_keeps_its_accuracy(turbofan):
+    """A guard over all choices of the quantiser: the figure is 65 dB today."""
+    from conftest import DEMO
+    from stepwell.importer import import_onnx
+
+    graph = import_onnx(DEMO / "turbofan.onnx", verify=False).graph
+    x = np.load(DEMO / "turbofan_test.npz")["x"].astype(float)
+    assert sqnr_db(FloatStream(graph).run(x), turbofan.reference().run(x)) > 63
+
+
+LSTM = random_lstm(np.random.default_rng(0), 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ((), "at least one recurrent layer"),
+        ((random_dense(np.random.default_rng(0), 3, 4),), "at least one recurrent layer"),
+        ((LSTM, random_dense(np.random.default_rng(0), 5, 2)), "gives 4 values, the next layer takes 5"),
+        ((LSTM, random_dense(np.random.default_rng(0), 4, 2, "gelu")), "activation 'gelu' is not one of"),
+        ((LSTM, Activation("act", "none", 4)), "activation 'none' is not one of"),
+        ((LSTM, random_dense(np.random.default_rng(0), 4, 513, "softmax")), "at most 512 classes"),
+        ((LSTM, random_dense(np.random.default_rng(0), 4, 4, "softmax"), LSTM), "softmax must come last"),
+        ((Lstm("bad", LSTM.w_x * np.nan, LSTM.w_h, LSTM.bias),), "layer 0 'bad': w_x holds NaN"),
+        ((Lstm("bad", LSTM.w_x[:8], LSTM.w_h, LSTM.bias),), "w_x has shape"),
+        ((Lstm("bad", LSTM.w_x, LSTM.w_h, LSTM.bias[:3]),), "bias has shape"),
+    ],
+)
+def test_graphs_that_make_no_sense(layers, message):
+    with pytest.raises(stepwell.ImportRefused, match=message):
+        Graph(layers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -41,14 +42,14 @@ def convert(
         from stepwell.importer import import_onnx
 
         imported = import_onnx(source)
-        graph, verified = imported.graph, vars(imported.replay)
+        graph, verified = imported.graph, asdict(imported.replay)
     samples = load_samples(calib, graph.n_in, columns=columns)
     calibration = calibrate(graph, samples.sequences, progress)
     model = quantize(graph, calibration)
     notes = {
         "name": name or _name_from(graph.source.file),
         "tool": f"stepwell {__version__}",
-        "source": vars(graph.source),
+        "source": asdict(graph.source),
         "source_check": verified,
         "calibration": {
             "sequences": calibration.n_sequences,
@@ -58,7 +59,7 @@ def convert(
         "readout": graph.readout,
         "import_notes": list(graph.notes),
     }
-    return model.replace(notes=notes | model.notes)
+    return loads(model.replace(notes=notes | model.notes).blob)  # what load would refuse must not be made
 
 
 def _name_from(file: str) -> str:
@@ -84,5 +85,10 @@ def loads(content: bytes) -> Model:
     from stepwell import blob
     from stepwell.engine import OpenModel
 
+    if not isinstance(content, (bytes, bytearray, memoryview)):
+        raise ModelError(f"a model is bytes, not {type(content).__name__}")
+    content = bytes(content)
     OpenModel(content)  # every bound and the overflow proof, in C
-    return blob.unpack(content)
+    model = blob.unpack(content)
+    model.__dict__["blob"] = content  # the very bytes, and with them the id, that were checked
+    return model

@@ -73,17 +73,17 @@ def model_id(blob: bytes) -> int:
 def pack(model: Model) -> bytes:
     """The model as one byte string. Deterministic: the same model gives the same bytes."""
     first = HEADER.size + LAYER.size * len(model.layers)
-    descriptors, arrays = [], b""
+    descriptors, arrays, n_bytes = [], [], 0
     for layer in model.layers:
         offsets = []
         for array in (*packed_weights(layer), packed_rows(layer)):
-            offsets.append(first + len(arrays) if array is not None else 0)
+            offsets.append(first + n_bytes if array is not None else 0)
             if array is not None:
-                arrays += array.tobytes()
-                arrays += bytes(-len(arrays) % 4)
+                arrays.append(array.tobytes() + bytes(-array.nbytes % 4))
+                n_bytes += len(arrays[-1])
         code = ACTIVATIONS.index(layer.activation)
         descriptors.append(LAYER.pack(KINDS[layer.kind], code, layer.n_in, layer.n_out, *offsets))
-    device = b"".join(descriptors) + arrays
+    device = b"".join([*descriptors, *arrays])
     notes = json.dumps(host_notes(model), sort_keys=True, separators=(",", ":")).encode()
     device_bytes = HEADER.size + len(device)
     total_bytes = device_bytes + len(notes) + 4
@@ -113,8 +113,8 @@ def unpack(blob: bytes) -> Model:
         host = json.loads(blob[device_bytes : total_bytes - 4])
         layers = tuple(_unpack_layer(blob, i, host["layers"][i]) for i in range(n_layers))
         x_scale = _positive(host["x_scale"])
-        notes = dict(host["notes"])
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        notes = _checked_notes(host["notes"])
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError, ArithmeticError, AttributeError) as error:
         raise ModelError(
             f"the model has no usable host notes ({error!r}): it was stripped for a device; load the original .stw file"
         ) from error
@@ -122,14 +122,49 @@ def unpack(blob: bytes) -> Model:
 
 
 def _positive(value: Any) -> float:
-    if not 0 < float(value) < float("inf"):
-        raise ValueError(f"scale {value} is not a positive number")
+    if not isinstance(value, (int, float)) or not 1e-30 < float(value) < 1e30:
+        raise ValueError(f"scale {value} is not usable")
     return float(value)
+
+
+NOTE_TYPES: dict[str, type] = {
+    "name": str,
+    "tool": str,
+    "readout": str,
+    "source": dict,
+    "source_check": dict,
+    "calibration": dict,
+    "import_notes": list,
+    "repaired_rows": list,
+    "warnings": list,
+}
+SOURCE_TEXTS = ("file", "sha256", "producer")
+
+
+def _checked_notes(notes: Any) -> dict[str, Any]:
+    """Notes as the quantiser writes them: known types, text that can be printed. ValueError otherwise."""
+    for name, kind in NOTE_TYPES.items():
+        if not isinstance(notes.get(name, kind()), kind):
+            raise ValueError(f"note '{name}' is no {kind.__name__}")
+    for lines in (notes.get(name, []) for name in ("import_notes", "repaired_rows", "warnings")):
+        for line in lines:
+            _printable(line)
+    _printable(notes.get("name", ""))
+    source = notes.get("source", {})
+    for text in [source[name] for name in SOURCE_TEXTS] if source else []:
+        _printable(text)
+    return dict(notes)
+
+
+def _printable(value: Any) -> str:
+    if not isinstance(value, str) or not value.isprintable():
+        raise ValueError("a name or note cannot be printed")
+    return value
 
 
 def _unpack_layer(blob: bytes, index: int, host: dict[str, Any]) -> IntLayer:
     kind, act, n_in, n_out, w, r, rows = LAYER.unpack_from(blob, HEADER.size + LAYER.size * index)
-    name, x_scale, y_scale = str(host["name"]), _positive(host["x_scale"]), _positive(host["y_scale"])
+    name, x_scale, y_scale = _printable(host["name"]), _positive(host["x_scale"]), _positive(host["y_scale"])
     activation = ACTIVATIONS[act]
 
     def array(dtype: Any, offset: int, *shape: int) -> np.ndarray:

@@ -82,8 +82,8 @@ def compare(model: Model, graph: Graph, samples: Samples, progress: Progress | N
 def sqnr_db(exact: np.ndarray, approximate: np.ndarray) -> float | None:
     """10 log10(signal power / error power); None when the error is zero."""
     error = float(np.sum((exact - approximate) ** 2))
-    signal = float(np.sum(exact**2))
-    return float(10 * np.log10(signal / error)) if error > 0 and signal > 0 else None
+    signal = max(float(np.sum(exact**2)), 1e-300)  # a silent output that is wrong is very bad, not exact
+    return float(10 * np.log10(signal / error)) if error > 0 else None
 
 
 def metric(targets: Sequence | np.ndarray | None, in_float: list, in_int: list) -> dict[str, Any] | None:

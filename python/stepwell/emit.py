@@ -11,10 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from stepwell import info
 from stepwell._version import __version__
-from stepwell.blob import KINDS, packed_rows, packed_weights
+from stepwell.blob import packed_rows, packed_weights
 from stepwell.errors import StepwellError
 from stepwell.files import write_whole
-from stepwell.graph import ACTIVATIONS
 from stepwell.model import FORMAT, Model
 from stepwell.sources import csrc
 
@@ -30,17 +29,26 @@ C_KEYWORDS = frozenset(
 )
 
 
+# names that C, its library, the engine or the folder's other files use already
+TAKEN = re.compile(
+    r"(?i:stw_.*|stepwell|main|readme|the_model)|u?int\w*_t|size_t|ptrdiff_t|NULL|printf|scanf|stderr|fprintf"
+)
+
+
 def emit(model: Model, folder: str | Path, name: str | None = None) -> list[Path]:
     """Write the folder and return its files. ``name`` (default: the model's) becomes the C identifier and the file names.
 
     Deterministic: the same model gives the same bytes. StepwellError when ``name`` is not a C identifier.
     """
     name = name or c_name(model.name)
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name in C_KEYWORDS or name.startswith("stw_"):
+    if not _usable(name):
         raise StepwellError(
-            f"'{name}' cannot name a C object: use letters, digits and _, no C keyword, no leading stw_"
+            f"'{name}' cannot name a C object and its files: use letters, digits and _, start with a letter, and take no C "
+            "keyword, no name of the C library, of the engine, main or readme"
         )
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise StepwellError(f"{folder} is a file: give a folder")
     folder.mkdir(parents=True, exist_ok=True)
     facts = _facts(model, name)
     environment = Environment(
@@ -56,8 +64,16 @@ def emit(model: Model, folder: str | Path, name: str | None = None) -> list[Path
         "main.c": "main.c.j2",
         "README.md": "README.md.j2",
     }
+    _refuse_to_overwrite([folder / file for file in generated])
     paths = [write_whole(folder / file, environment.get_template(t).render(facts)) for file, t in generated.items()]
     return paths + copy_engine(folder)
+
+
+def _refuse_to_overwrite(targets: list[Path]) -> None:
+    """What an earlier ``emit`` wrote may be replaced; a file of the user's may not."""
+    for target in targets:
+        if target.exists() and b"stepwell" not in target.read_bytes()[:300]:
+            raise StepwellError(f"{target} exists and was not written by stepwell: give another folder or --name")
 
 
 def copy_engine(folder: Path) -> list[Path]:
@@ -69,8 +85,11 @@ def copy_engine(folder: Path) -> list[Path]:
 def c_name(text: str) -> str:
     """A C identifier as close to ``text`` as possible."""
     cleaned = re.sub(r"[^A-Za-z0-9_]", "_", text)
-    cleaned = f"m_{cleaned}" if not cleaned or cleaned[0].isdigit() or cleaned in C_KEYWORDS else cleaned
-    return re.sub(r"^stw_", "m_stw_", cleaned)
+    return cleaned if _usable(cleaned) else f"m_{cleaned}"
+
+
+def _usable(name: str) -> bool:
+    return bool(re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)) and not TAKEN.fullmatch(name) and name not in C_KEYWORDS
 
 
 def _facts(model: Model, name: str) -> dict[str, object]:
@@ -81,9 +100,8 @@ def _facts(model: Model, name: str) -> dict[str, object]:
         "macro": name.upper(),
         "version": __version__,
         "format": FORMAT,
-        "info": described,
-        "source": {"file": "", "sha256": ""} | model.notes.get("source", {}),
-        "calibration": model.notes.get("calibration", {}),
+        "info": described | {"name": _comment(model.name)},
+        "source": {k: _comment(model.notes.get("source", {}).get(k, "")) for k in ("file", "sha256")},
         "readout": model.notes.get("readout", "every"),
         "layers": [_layer_facts(model, index) for index in range(len(model.layers))],
         "struct_bytes": {"model": info.MODEL_STRUCT_BYTES, "layer": info.LAYER_STRUCT_BYTES},
@@ -107,9 +125,9 @@ def _layer_facts(model: Model, index: int) -> dict[str, object]:
     return {
         "name": _comment(layer.name),
         "kind": layer.kind,
-        "kind_macro": f"STW_{next(k for k in KINDS if k == layer.kind).upper()}",
+        "kind_macro": f"STW_{layer.kind.upper()}",
         "act_macro": f"STW_{layer.activation.upper()}",
-        "activation": ACTIVATIONS[ACTIVATIONS.index(layer.activation)],
+        "activation": layer.activation,
         "n_in": layer.n_in,
         "n_out": layer.n_out,
         "w": None if w is None else _numbers(w),

@@ -9,7 +9,7 @@ import numpy as np
 from stepwell._engine import ffi, lib
 from stepwell.errors import ModelError, SampleError
 from stepwell.model import Model
-from stepwell.reference import check_input
+from stepwell.reference import as_numbers, check_codes, check_input
 
 
 def status_text(status: int) -> str:
@@ -59,12 +59,9 @@ def _pointer(kind: str, array: np.ndarray):
     return ffi.cast(kind, array.ctypes.data)
 
 
-def _rows(x: np.ndarray, n_in: int, what: str) -> np.ndarray:
+def _rows(x: object, n_in: int, what: str) -> np.ndarray:
     """``x`` as contiguous float64 [n, n_in]; SampleError when its shape is another. Values are checked in C."""
-    try:
-        x = np.ascontiguousarray(x, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise SampleError(f"input is not numeric: {error}") from error
+    x = as_numbers(x)
     if x.ndim != 2 or x.shape[1] != n_in:
         raise SampleError(f"input has shape {list(x.shape)}, expected [{what}, {n_in}]")
     return x
@@ -80,14 +77,12 @@ class Stream:
     def step(self, x: Sequence[float] | np.ndarray) -> np.ndarray:
         """One timestep: float [n_in] -> float64 [n_out]. SampleError on a wrong shape, NaN or inf; then the state is unchanged."""
         s = self._s
-        try:
-            if len(x) != s.n_in:
-                raise ValueError
-            s._x[:] = x
-        except (TypeError, ValueError):
-            self._refuse(x)
+        row = x if type(x) is np.ndarray and x.dtype.kind in "fiu" else as_numbers(x)
+        if row.shape != s._x.shape:
+            self._refuse(row)
+        s._x[:] = row
         if lib.stw_session_step(s._session):
-            self._refuse(x)
+            self._refuse(row)
         return s._y.copy()
 
     def _refuse(self, x: object) -> None:
@@ -105,16 +100,17 @@ class Stream:
 
     def step_q(self, x_q: Sequence[int] | np.ndarray) -> np.ndarray:
         """One timestep on codes: int16 [n_in] -> int32 [n_out] in Q(y_frac)."""
-        return self.run_q(np.asarray(x_q)[None])[0]
+        codes = check_codes(x_q, self._s.n_in)
+        if codes.ndim != 1:
+            raise SampleError(f"codes have shape {list(codes.shape)}, expected [{self._s.n_in}]")
+        return self.run_q(codes[None])[0]
 
     def run_q(self, x_q: np.ndarray) -> np.ndarray:
         """Codes int16 [T, n_in] -> int32 [T, n_out]. SampleError when a code does not fit int16."""
         s = self._s
-        codes = np.ascontiguousarray(x_q, dtype=np.int16)
-        if codes.ndim != 2 or codes.shape[1] != s.n_in or not np.array_equal(codes, x_q):
-            raise SampleError(
-                f"expected int16 codes of shape [T, {s.n_in}], got {np.asarray(x_q).dtype} {list(codes.shape)}"
-            )
+        codes = check_codes(x_q, s.n_in)
+        if codes.ndim != 2:
+            raise SampleError(f"codes have shape {list(codes.shape)}, expected [T, {s.n_in}]")
         y_q = np.empty((len(codes), s.n_out), np.int32)
         lib.stw_session_run_q(s._session, len(codes), _pointer("int16_t *", codes), _pointer("int32_t *", y_q))
         return y_q
@@ -132,6 +128,8 @@ class Stream:
 
     def load(self, snapshot: bytes) -> None:
         """Restore a snapshot. ModelError when it is damaged or of another model; then the state is unchanged."""
+        if not isinstance(snapshot, (bytes, bytearray, memoryview)):
+            raise ModelError(f"a snapshot is bytes, not {type(snapshot).__name__}")
         status = lib.stw_load(self._s._stream, bytes(snapshot), len(snapshot))
         if status != lib.STW_OK:
             raise ModelError(f"snapshot refused: {status_text(status)}")
@@ -160,8 +158,8 @@ class Batch:
     """``n`` streams of one model in flat memory, stepped together: state_bytes each, scratch shared."""
 
     def __init__(self, model: Model, n: int):
-        if n < 1:
-            raise SampleError(f"a batch needs at least one stream, got {n}")
+        if not isinstance(n, (int, np.integer)) or n < 1:
+            raise SampleError(f"a batch needs a whole number of streams, at least one, got {n}")
         self.model, self.n = model, n
         self._s = _Session(model)
         self.state_bytes = int(lib.stw_state_bytes(self._s._open.model))

@@ -56,7 +56,7 @@ def flash_bytes(model: Model) -> int:
 
 
 def _layer_flash(layer: IntLayer) -> int:
-    arrays = [array.nbytes for array in packed_weights(layer) if array is not None]
+    arrays = [-(-array.nbytes // 4) * 4 for array in packed_weights(layer) if array is not None]  # aligned to 4
     return LAYER_STRUCT_BYTES + sum(arrays) + len(layer.rows) * ROW.itemsize
 
 

@@ -156,7 +156,7 @@ class Reference:
 
     def step_q(self, x_q: Array) -> Array:
         """One timestep on codes: int16 [..., n_in] -> int32 [..., n_out] in Q(y_frac)."""
-        a = np.asarray(x_q).astype(np.int64)
+        a = check_codes(x_q, self.model.n_in).astype(np.int64)
         last = len(self.model.layers) - 1
         for index, layer in enumerate(self.model.layers):
             self._observe(index, "x", a)
@@ -190,7 +190,13 @@ class Reference:
 
     def run_q(self, x_q: Array) -> Array:
         """A sequence of codes: int16 [..., T, n_in] -> int32 [..., T, n_out]."""
-        return np.stack([self.step_q(x_q[..., t, :]) for t in range(x_q.shape[-2])], axis=-2)
+        x_q = check_codes(x_q, self.model.n_in)
+        if x_q.ndim < 2:
+            raise SampleError(f"codes have shape {list(x_q.shape)}, expected [T, {self.model.n_in}]")
+        y_q = np.empty((*x_q.shape[:-1], self.model.n_out), np.int32)
+        for t in range(x_q.shape[-2]):
+            y_q[..., t, :] = self.step_q(x_q[..., t, :])
+        return y_q
 
     def step(self, x: Array) -> Array:
         """One timestep on real numbers: float [..., n_in] -> float64 [..., n_out]. SampleError on NaN, inf or a wrong width."""
@@ -201,12 +207,32 @@ class Reference:
         return self.model.dequantize(self.run_q(self.model.quantize(check_input(x, self.model.n_in))))
 
 
-def check_input(x: Array, n_in: int) -> Array:
-    """``x`` as float64 [..., n_in], or SampleError that says what is wrong with it."""
+def as_numbers(x: object) -> Array:
+    """``x`` as contiguous float64. SampleError on text, complex or masked values, ragged rows."""
     try:
-        x = np.asarray(x, dtype=np.float64)
+        array = np.asarray(x)
     except (TypeError, ValueError) as error:
         raise SampleError(f"input is not numeric: {error}") from error
+    if array.dtype.kind not in "fiub" or isinstance(x, np.ma.MaskedArray):
+        raise SampleError(f"input is not numeric: {type(x).__name__} of {array.dtype}")
+    return np.ascontiguousarray(array, dtype=np.float64)
+
+
+def check_codes(x_q: object, n_in: int) -> Array:
+    """``x_q`` as contiguous int16 [..., n_in]. SampleError when it holds anything but integers of 16 bits."""
+    try:
+        codes = np.asarray(x_q)
+    except ValueError as error:
+        raise SampleError(f"codes are ragged: {error}") from error
+    fits = codes.dtype.kind in "iu" and (codes.size == 0 or (codes.min() >= -32768 and codes.max() <= 32767))
+    if not fits or codes.ndim == 0 or codes.shape[-1] != n_in:
+        raise SampleError(f"expected int16 codes of shape [..., {n_in}], got {codes.dtype} {list(codes.shape)}")
+    return np.ascontiguousarray(codes, dtype=np.int16)
+
+
+def check_input(x: Array, n_in: int) -> Array:
+    """``x`` as float64 [..., n_in], or SampleError that says what is wrong with it."""
+    x = as_numbers(x)
     if x.ndim == 0 or x.shape[-1] != n_in:
         raise SampleError(f"input has shape {list(x.shape)}, the model takes {n_in} values a step")
     if not np.isfinite(x).all():
