@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, random_dense, random_lstm, random_sequences
 from elftools.elf.elffile import ELFFile
-from stepwell import boards, convert, flash
+from stepwell import boards, convert, flash, load
 from stepwell.boards import LABELS, Board, board_names, flags, load_board, parse_facts
 from stepwell.build import COMPILERS, NAME, build, flash_bytes, intel_hex, why_not
 from stepwell.emit import emit
@@ -172,8 +172,7 @@ FILES = flash.Files(Path("a b.elf"), Path("a.bin"), Path("a.hex"))
     [
         ("microbit", "pyocd", None, "pyocd flash --target nrf51 a.hex"),
         ("microbit", "pyocd", "99", "pyocd flash --target nrf51 --uid 99 a.hex"),
-        ("microbit", "drive", None, "cp a.hex /media/MICROBIT"),
-        ("microbit", "drive", "/mnt", "cp a.hex /mnt"),
+        ("microbit", "drive", "/mnt", f"{sys.executable} -m stepwell.flash a.hex /mnt"),
         ("netduinoplus2", "st-flash", None, "st-flash --reset write a.bin 0x08000000"),
         ("netduinoplus2", "st-flash", "77", "st-flash --reset --serial 77 write a.bin 0x08000000"),
         (
@@ -194,10 +193,44 @@ def test_openocd_command():
     assert command[5:] == ["-c", "adapter serial 5", "-c", "program {a b.elf} verify reset exit"]
 
 
-def test_runner_is_chosen_or_refused(monkeypatch):
+def test_only_a_boards_drive_is_written_to(tmp_path):
+    """A folder that is no drive of a board, or none at all, is an error: nothing was flashed."""
+    image = tmp_path / "m.hex"
+    image.write_text(":00000001FF\n")
+    files, drive = flash.Files(image, image, image), tmp_path / "drive"
+    with pytest.raises(BuildError, match="failed with exit code 1"):
+        flash.flash(load_board("microbit"), files, "drive", str(drive))
+    assert not drive.exists()
+    drive.mkdir()
+    (drive / "DETAILS.TXT").write_text("Interface Version: 0255\n")
+    flash.flash(load_board("microbit"), files, "drive", str(drive))
+    assert (drive / "m.hex").read_text() == image.read_text()
+
+
+def test_makefile_builds_anew_for_another_model(tmp_path, small_model):
+    if why_not("gcc") or not shutil.which("make"):
+        pytest.skip("needs make and arm-none-eabi-gcc")
+    images = []
+    for name in ("a", "b"):
+        model = small_model if name == "a" else load(ROOT / "tests" / "golden" / "softmax.stw")
+        emit(model, tmp_path / name, NAME)
+        command = ["make", "-C", ROOT / "firmware", "BOARD=microbit", f"MODEL={tmp_path / name}", f"OUT={tmp_path}"]
+        subprocess.run(command, check=True, capture_output=True)
+        images.append((tmp_path / "microbit.elf").read_bytes())
+        subprocess.run(["touch", "-d", "1 hour ago", *(tmp_path / name).iterdir()], check=True)
+    assert images[0] != images[1]
+    done = subprocess.run([*command, "COMPILER=clang"], capture_output=True, text=True)
+    assert done.returncode != 0 and "unknown COMPILER clang" in done.stderr
+
+
+def test_runner_is_chosen_or_refused(monkeypatch, tmp_path):
     microbit = load_board("microbit")
-    monkeypatch.setattr("shutil.which", lambda program: program if program == "cp" else None)
+    monkeypatch.setattr("shutil.which", lambda program: None)
+    monkeypatch.setattr(flash, "mounted_drive", lambda label: tmp_path)
     assert flash.choose(microbit, None) == "drive" and flash.choose(microbit, "pyocd") == "pyocd"
+    monkeypatch.setattr(flash, "mounted_drive", lambda label: tmp_path / "absent")
+    with pytest.raises(BuildError, match="none of the programs that flash microbit is installed"):
+        flash.choose(microbit, None)
     with pytest.raises(BuildError, match="cannot be flashed by 'st-flash'; it can by: pyocd, openocd, drive"):
         flash.choose(microbit, "st-flash")
     with pytest.raises(BuildError, match="is an emulator's: there is nothing to flash"):

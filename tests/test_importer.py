@@ -656,3 +656,27 @@ def test_demo_model_converts_to_what_it_was():
     imported = import_onnx(path)
     assert (imported.graph.n_in, imported.graph.n_out, imported.graph.readout) == (14, 1, "every")
     assert isinstance(imported.replay, Replay)
+
+
+def test_dead_nodes_are_not_run(path):
+    """Nothing reads the loop; a replay of the whole file would never end."""
+    forever = helper.make_graph(
+        [helper.make_node("Identity", ["go_on"], ["again"])],
+        "forever",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+        ],
+        [helper.make_tensor_value_info("again", TensorProto.BOOL, [])],
+    )
+    tensors = {"count": np.array(2**62, np.int64), "true": np.array(True)}
+    loop = helper.make_node("Loop", ["count", "true"], [], body=forever)
+    loop.output.append("")
+    nodes = [lstm(), squeeze(), identity("h"), loop]
+    assert import_onnx(save(path, nodes, lstm_parts() | ONE | tensors)).replay.error <= LIMIT
+
+
+@pytest.mark.parametrize("shape", [(2**33, 1, 3), (5, 2**40, 3)])
+def test_inputs_that_would_not_fit_memory(path, shape):
+    with pytest.raises(ImportRefused, match="more than 16 million values"):
+        import_onnx(save(path, [lstm(), squeeze(), identity("h")], lstm_parts() | ONE, x=shape))

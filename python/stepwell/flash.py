@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +55,32 @@ def dfu_util(board: Board, files: Files, port: str | None) -> list[str]:
 
 def drive(board: Board, files: Files, port: str | None) -> list[str]:
     """Drag and drop onto the board's USB drive. ``port``: where it is mounted."""
-    target = port or f"/media/{board.text('DRIVE_LABEL')}"
-    return ["cp", str(files.hex), target]
+    return [
+        sys.executable,
+        "-m",
+        "stepwell.flash",
+        str(files.hex),
+        port or str(mounted_drive(board.text("DRIVE_LABEL"))),
+    ]
+
+
+def mounted_drive(label: str) -> Path:
+    """Where a drive with that label is, or would be, mounted."""
+    user = os.environ.get("USER", "")
+    places = [
+        Path("/media") / user / label,
+        Path("/run/media") / user / label,
+        Path("/media") / label,
+        Path("/Volumes") / label,
+    ]
+    return next((place for place in places if place.is_dir()), places[0])
+
+
+def copy_to_drive(image: Path, drive: Path) -> None:
+    """Copy onto a board's drive, which is a folder with a DETAILS.TXT or MICROBIT.HTM; BuildError when it is not that."""
+    if not any((drive / name).is_file() for name in ("DETAILS.TXT", "MICROBIT.HTM")):
+        raise BuildError(f"{drive} is no board's drive: connect the board, or name the place with --port")
+    shutil.copyfile(image, drive / image.name)
 
 
 RUNNERS: dict[str, Runner] = {
@@ -76,7 +102,9 @@ def choose(board: Board, runner: str | None) -> str:
             raise BuildError(f"board {board.name} cannot be flashed by '{runner}'; it can by: {', '.join(known)}")
         return runner
     anything = Files(Path(), Path(), Path())
-    installed = [name for name in known if shutil.which(RUNNERS[name](board, anything, None)[0])]
+    installed = [name for name in known if name != "drive" and shutil.which(RUNNERS[name](board, anything, None)[0])]
+    if "drive" in known and mounted_drive(board.text("DRIVE_LABEL")).is_dir():
+        installed.append("drive")
     if not installed:
         raise BuildError(
             f"none of the programs that flash {board.name} is installed: {', '.join(known)} "
@@ -94,3 +122,10 @@ def flash(board: Board, files: Files, runner: str, port: str | None = None) -> N
         raise BuildError(f"{command[0]} is not installed") from error
     if done.returncode:
         raise BuildError(f"{command[0]} failed with exit code {done.returncode}")
+
+
+if __name__ == "__main__":  # the "drive" runner is this program
+    try:
+        copy_to_drive(Path(sys.argv[1]), Path(sys.argv[2]))
+    except (BuildError, OSError) as error:
+        sys.exit(str(error))

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from stepwell.errors import LinkError
+from stepwell.errors import LinkError, SampleError
 from stepwell.link import HostLink, Link, Unit
 from stepwell.model import Model, RecurrentLayer
 from stepwell.reference import Reference
 
 SNAPSHOT_HEADER = 8  # magic, model id
+COMES_AND_GOES = "a second run was right: the fault comes and goes, look at power, clock and memory"
 BATCH = 256  # steps between two calls of progress
 
 Progress = Callable[[int, int], object]
@@ -101,6 +102,8 @@ def run_hil(
     Compares all outputs and the state after each sequence with the host engine. ``progress(done, total)`` counts steps.
     Raises LinkError when the board fails to answer or runs another model, SampleError on bad data.
     """
+    if not sequences or not all(len(sequence) for sequence in sequences):
+        raise SampleError("no steps to stream: give at least one sequence, and none that is empty")
     info = link.connect(model)
     codes = [model.quantize(sequence) for sequence in sequences]
     total, done = sum(map(len, codes)), 0
@@ -199,7 +202,7 @@ def _passed(model: Model, x_q: np.ndarray, sequence: int, y_board: np.ndarray) -
     """The second run was right: all that is known is the first wrong output of the first run."""
     y_host = model.stream().run_q(x_q)
     wrong = np.argwhere(y_board != y_host)
-    note = "a second run was right: the fault comes and goes, look at power, clock and memory"
+    note = COMES_AND_GOES
     if not len(wrong):  # only the state at the end was wrong
         return Difference(sequence, len(x_q) - 1, "all", "state", None, 0, 0, 0, before=False, note=note)
     step, output = (int(v) for v in wrong[0])
@@ -223,6 +226,8 @@ def _blame(link: Link | HostLink, model: Model, replay: _Replay, step: int, sequ
     difference = state_difference(model, state, expected_state)
     if difference:
         return _located(difference, sequence, step, note="the units compute it right, but the stored state is wrong")
+    if np.array_equal(y, expected_y):
+        return Difference(sequence, step, "-", "y", None, 0, 0, 0, before=False, note=COMES_AND_GOES)
     output = int(np.argmax(y[0] != expected_y[0]))
     values = (int(y[0][output]), int(expected_y[0][output]))
     last = model.layers[-1].name
@@ -287,7 +292,8 @@ def _unit_difference(layer: RecurrentLayer, units: list[Unit], seen: dict[str, n
             for name, value, right in zip(names, values, wanted, strict=False):
                 if value != right:
                     return layer.name, quantity, name, unit, value, int(right)
-        for quantity, value, wanted in (("c", board.c, seen["c"][unit]), ("h", board.h, seen["h_new"][unit])):
+        state = [("c", board.c, seen["c"][unit])] if layer.n_cells else []
+        for quantity, value, wanted in (*state, ("h", board.h, seen["h_new"][unit])):
             if value != wanted:
                 return layer.name, quantity, None, unit, value, int(wanted)
     return None

@@ -37,6 +37,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--hil-board", metavar="NAME", help="The board must be this one, by its own words")
     group.addoption("--hil-image", metavar="ELF", help="Image for an emulator (default: built from the model)")
     group.addoption("--hil-model", metavar="FILE", help="The .stw file of the model that the board must run")
+    group.addoption(
+        "--hil-flash",
+        metavar="RUNNER",
+        help="First build --hil-model for --hil-board and flash it ('auto': first runner)",
+    )
     group.addoption("--hil-required", action="store_true", help="Missing --hil-port is an error, not a skip")
     group.addoption("--hil-log", metavar="FILE", help="Append the board's own messages to this file")
 
@@ -46,9 +51,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Marked tests are skipped without a port, even when they use none of the fixtures."""
+    """Marked tests are skipped without a port, even when they use none of the fixtures, and fail with a port that is dead."""
     if item.get_closest_marker("hil"):
         _port(item.config)
+        if "hil_link" not in item.fixturenames:
+            item.fixturenames.append("hil_link")
 
 
 def _port(config: pytest.Config) -> str:
@@ -69,6 +76,23 @@ def hil_model(request: pytest.FixtureRequest) -> Model | None:
     return stepwell.load(path) if path else None
 
 
+def _flash(model: Model | None, board: str | None, runner: str) -> None:
+    """Build the model's image and write it to the board; the port that is opened next must then run it."""
+    import tempfile
+
+    from stepwell.boards import load_board
+    from stepwell.build import build
+    from stepwell.flash import Files, choose, flash
+
+    if model is None or board is None:
+        raise pytest.UsageError("--hil-flash needs --hil-model and --hil-board")
+    facts = load_board(board)
+    with tempfile.TemporaryDirectory(prefix="stepwell-") as folder:
+        image = build(model, board, folder)
+        chosen = choose(facts, None if runner == "auto" else runner)
+        flash(facts, Files(image.elf, image.bin, image.hex), chosen)
+
+
 @pytest.fixture(scope="session")
 def hil_link(request: pytest.FixtureRequest, hil_model: Model | None) -> Iterator[Link | HostLink]:
     """The connection of this session. No port: skip. A port that fails, another board, another model: error."""
@@ -77,7 +101,9 @@ def hil_link(request: pytest.FixtureRequest, hil_model: Model | None) -> Iterato
 
     option = request.config.getoption
     port = _port(request.config)
-    log = open(option("--hil-log"), "a") if option("--hil-log") else None  # noqa: SIM115 - closed below
+    if option("--hil-flash"):
+        _flash(hil_model, option("--hil-board"), option("--hil-flash"))
+    log = open(option("--hil-log"), "a", encoding="utf-8") if option("--hil-log") else None  # noqa: SIM115 - closed below
     try:
         with connect(port, model=hil_model, image=option("--hil-image"), baud=option("--hil-baud"), log=log) as link:
             found, wanted = link.info().board, option("--hil-board")

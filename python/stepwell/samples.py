@@ -83,6 +83,7 @@ def _load_npz(file: str, key: str, n_in: int) -> Samples:
         if key not in names:
             raise SampleError(f"{file}: no array '{key}'; it has {names}")
         sequences = _checked(archive[key], n_in, file).sequences
+        padded_to = len(sequences[0])
         if "lengths" in names:
             sequences = _cut(sequences, archive["lengths"], file)
         targets = archive["y"] if "y" in names else None
@@ -90,6 +91,10 @@ def _load_npz(file: str, key: str, n_in: int) -> Samples:
         raise SampleError(
             f"{file}: targets 'y' of shape {list(targets.shape)} for {len(sequences)} sequences: give one target a sequence"
         )
+    if targets is not None and targets.ndim == 3 and targets.shape[1] == padded_to:
+        targets = [
+            target[: len(s)] for target, s in zip(targets, sequences, strict=True)
+        ]  # one for each step: padded, too
     return Samples(sequences, None if targets is None else tuple(targets), file)
 
 

@@ -11,6 +11,7 @@ import pytest
 import stepwell
 from conftest import ROOT, random_sequences
 from elftools.elf.elffile import ELFFile
+from stepwell.build import build
 from stepwell.hil import run_hil
 from stepwell.link import HostLink, connect
 from stepwell.model import LstmLayer
@@ -186,3 +187,32 @@ def test_fault_that_does_not_come_back_is_said(deep_model, data):
     report = run_hil(Glitch(deep_model), deep_model, data)
     assert report.mismatches == 1 and "the fault comes and goes" in str(report.first)
     assert (report.first.step, report.first.quantity) == (59, "y") and report.first.board == report.first.expected + 1
+
+
+@pytest.mark.parametrize(("layer", "symbol"), [(0, "app_model_r0"), (1, "app_model_w1"), (3, "app_model_r3")])
+def test_flipped_weight_in_any_kind_of_layer(layer, symbol, tmp_path):
+    """GRU, RNN and a GRU behind an RNN: the layer and the unit are named."""
+    need("sim:microbit")
+    model = stepwell.load(ROOT / "tests" / "golden" / "gru_rnn_lstm_gru.stw")
+    recurrent = model.layers[layer]
+    unit = 2
+    width = recurrent.n_in if "_w" in symbol else recurrent.n_out
+    image = build(model, "microbit", tmp_path).elf
+    sick = tmp_path / "sick.elf"
+    content = bytearray(image.read_bytes())
+    with image.open("rb") as file:
+        elf = ELFFile(file)
+        entry = elf.get_section_by_name(".symtab").get_symbol_by_name(symbol)[0]
+        section = elf.get_section(entry["st_shndx"])
+        at = section["sh_offset"] + entry["st_value"] - section["sh_addr"] + unit * len(recurrent.gates) * width
+    content[at] ^= 0x40
+    sick.write_bytes(content)
+    with connect("sim:microbit", model=model, image=sick) as link:
+        report = run_hil(link, model, list(random_sequences(np.random.default_rng(4), 2, 40, model.n_in)))
+    assert report.mismatches > 0
+    assert (report.first.layer, report.first.unit, report.first.quantity) == (recurrent.name, unit, "z")
+
+
+def test_nothing_to_stream_is_refused(deep_model):
+    with pytest.raises(stepwell.SampleError, match="no steps to stream"):
+        run_hil(HostLink(deep_model, "host:"), deep_model, [])

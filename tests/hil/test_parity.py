@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -59,6 +60,20 @@ def test_board_equals_engine_and_reference(link, turbofan, flights, expected):
     as_json = report.to_json()
     assert as_json["instructions_per_step"] == report.cost_per_step and as_json["cycles_per_step"] is None
     assert {"board", "model", "steps", "mismatches", "stack_bytes", "ram_bytes"} <= set(as_json)
+
+
+def test_equal_requests_are_steps_of_their_own(images, small_model):
+    """Only a repeat of the very same request is answered from memory: a constant input still moves the state on."""
+    need("sim:microbit")
+    x_q = np.full((200, small_model.n_in), 1234, np.int16)
+    with connect("sim:microbit", model=small_model, image=images(small_model, "microbit").elf) as link:
+        link.reset()
+        steps = link.stat().steps
+        y_q = np.concatenate([link.step(x_q[k : k + 1]) for k in range(5)] + [link.step(x_q[5:])])
+        assert link.stat().steps - steps == len(x_q)
+        stream = small_model.stream()
+        assert np.array_equal(y_q, stream.run_q(x_q))
+        assert link.get_state() == stream.save()
 
 
 @pytest.mark.parametrize("board", BOARDS)
@@ -201,9 +216,13 @@ def test_any_request_is_answered(raw_board, small_model):
 def test_emulators_end_with_their_parent(port, end, images, small_model):
     need(port)
     image = str(images(small_model, "microbit").elf)
-    code = f"import os, sys; from stepwell.link import connect; link = connect({port!r}, image={image!r}); {end}"
-    environment = {"PYTHONPATH": ":".join(path for path in sys.path if path)}
-    subprocess.run([sys.executable, "-c", code], env=environment | {"PATH": "/usr/bin:/bin"}, capture_output=True)
+    count = "print(link.info().board, flush=True)"
+    code = (
+        f"import os, sys; from stepwell.link import connect; link = connect({port!r}, image={image!r}); {count}; {end}"
+    )
+    environment = os.environ | {"PYTHONPATH": ":".join(path for path in sys.path if path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "microbit", "the emulator was never there"
     deadline = time.monotonic() + 5
     while (left := processes_with(image)) and time.monotonic() < deadline:
         time.sleep(0.05)

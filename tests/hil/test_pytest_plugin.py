@@ -94,12 +94,12 @@ def test_board_with_properties_and_log(project, saved, small_model, images):
     assert properties == {"board": "microbit", "model": f"{small_model.id:08x}", "steps": "50"}
     assert "stepwell on microbit started" in (project.folder / "board.log").read_text()
     counts, output = project.run("--hil-port=sim:microbit", *options, "--hil-board=netduinoplus2")
-    assert counts["errors"] == "2" and "this is a microbit, the tests are for netduinoplus2" in output
+    assert counts["errors"] == "3" and "this is a microbit, the tests are for netduinoplus2" in output
 
 
 def test_port_that_fails_is_an_error(project, saved):
     counts, output = project.run(f"--hil-model={saved}", "--hil-port=/dev/no-such-port")
-    assert (counts["skipped"], counts["errors"]) == ("0", "2") and "cannot be opened" in output
+    assert (counts["skipped"], counts["errors"]) == ("0", "3") and "cannot be opened" in output
 
 
 def test_mismatch_says_where(project, saved):

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 import stepwell
-from stepwell.cli.output import examples, json_option, kilo, print_json, progress
+from stepwell.cli.output import columns_option, examples, json_option, kilo, print_json, progress, split_columns
 
 MISMATCH = 1
 
@@ -99,6 +99,7 @@ def flash(board: str, image: str | None, runner: str | None, port: str | None, d
     "--port", required=True, envvar="HIL_PORT", help="Serial port, pyserial URL, qemu:BOARD, sim:BOARD or host:."
 )
 @click.option("--data", required=True, help="Test sequences: .npz (x), .npy or .csv.")
+@columns_option
 @click.option("--image", help="ELF for the emulator (default: built from MODEL, in a temporary folder).")
 @click.option("--baud", default=115200, show_default=True, help="Baud rate of a serial port.")
 @click.option("--steps", type=click.IntRange(min=1), help="Use the first STEPS timesteps only.")
@@ -108,6 +109,7 @@ def hil(
     model_file: str,
     port: str,
     data: str,
+    columns: str | None,
     image: str | None,
     baud: int,
     steps: int | None,
@@ -123,7 +125,7 @@ def hil(
     from stepwell.samples import load_samples
 
     model = stepwell.load(model_file)
-    sequences = first_steps(load_samples(data, model.n_in).sequences, steps)
+    sequences = first_steps(load_samples(data, model.n_in, columns=split_columns(columns)).sequences, steps)
     with (
         connect(port, model=model, image=image, baud=baud, log=log) as link,
         progress(f"{port}", quiet=as_json) as tick,

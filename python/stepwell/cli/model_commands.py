@@ -9,14 +9,8 @@ from typing import Any, TextIO
 import click
 
 import stepwell
-from stepwell.cli.output import examples, json_option, kilo, print_json, progress
+from stepwell.cli.output import columns_option, examples, json_option, kilo, print_json, progress, split_columns
 from stepwell.errors import SampleError
-
-columns_option = click.option("--columns", help="Columns of a csv file to use, by header name: s2,s3,s4.")
-
-
-def split_columns(text: str | None) -> list[str] | None:
-    return [name.strip() for name in text.split(",")] if text else None
 
 
 @click.command(

@@ -13,6 +13,13 @@ import click
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 
 
+columns_option = click.option("--columns", help="Columns of a csv file to use, by header name: s2,s3,s4.")
+
+
+def split_columns(text: str | None) -> list[str] | None:
+    return [name.strip() for name in text.split(",")] if text else None
+
+
 def examples(*lines: str) -> str:
     """An epilog that click leaves unwrapped."""
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])

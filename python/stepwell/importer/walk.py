@@ -110,6 +110,7 @@ class _Walk:
     notes: list[str] = field(default_factory=list)
     stray_inputs: set[str] = field(default_factory=set)  # graph inputs that are neither data nor state
     node: onnx.NodeProto | None = None
+    folded_values: float = 0  # made by computing constants, so far
 
     def refuse(self, reason: str) -> ImportRefused:
         """The error for the node at hand."""
@@ -179,6 +180,18 @@ def walk(model: onnx.ModelProto) -> Walked:
     return _result(w, data.name, shape, [state.name for state in states])
 
 
+def live_part(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without what its outputs do not need: only nodes that ``walk`` has looked at may be run."""
+    needed = _upstream(model.graph, [output.name for output in model.graph.output])
+    live = onnx.ModelProto()
+    live.CopyFrom(model)
+    for field_name in ("node", "initializer", "sparse_initializer", "value_info"):
+        live.graph.ClearField(field_name)
+    live.graph.node.extend(node for node in model.graph.node if not needed.isdisjoint(node.output))
+    live.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in needed)
+    return live
+
+
 def _split_inputs(graph: onnx.GraphProto, inputs: list) -> tuple[onnx.ValueInfoProto, list]:
     """The data input is the one that a recurrent layer's X comes from; what leads only to initial states is a state input."""
     recurrent = [node for node in graph.node if node.op_type in RECURRENT]
@@ -224,6 +237,8 @@ def _declared_shape(value: onnx.ValueInfoProto, what: str = "input") -> tuple[in
         raise ImportRefused(
             f"{what} '{value.name}' has shape {list(sizes)}: expected [batch, time, features] or [time, features]"
         )
+    if prod(size or 1 for size in sizes) > CONSTANT_LIMIT:
+        raise ImportRefused(f"{what} '{value.name}' has shape {list(sizes)}: more than 16 million values")
     if what == "input" and sizes[-1] is None:
         raise ImportRefused(
             f"{what} '{value.name}' has a dynamic number of features: only batch and time may be dynamic"
@@ -280,8 +295,9 @@ def _computed(w: _Walk, inputs: list[Value]) -> tuple:
                 node.op_type, "a computation on constants that the importer does not know; fold it before the export"
             )
         )
-    if _size_bound(node.op_type, [value for value in inputs if value is not None]) > CONSTANT_LIMIT:
-        raise w.refuse("it would make a constant of more than 16 million values")
+    w.folded_values += _size_bound(node.op_type, [value for value in inputs if value is not None])
+    if w.folded_values > CONSTANT_LIMIT:
+        raise w.refuse("with it the graph's constants would have more than 16 million values")
     graph = helper.make_graph(
         [node],
         "constants",
