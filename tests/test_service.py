@@ -94,12 +94,16 @@ def test_each_refusal(program, small_model):
     step = messages.STEP_REQUEST.pack
     cases = [
         (Message.STEP, step(SESSION, 1) + x, Error.SESSION),
+        (Message.STEP, step(0, 1) + x, Error.SESSION),  # no session has begun, and none has the nonce 0
         (Message.RESET, bytes(4), Error.RANGE),
         (Message.RESET, S, None),
         (Message.STEP, step(SESSION, 1) + x, None),
         (Message.STEP, step(SESSION + 1, 1) + x, Error.SESSION),
         (Message.STEP, step(SESSION, 2) + x, Error.LENGTH),
         (Message.STEP, step(SESSION, 0), Error.RANGE),
+        (Message.STEP, step(SESSION, 31) + 31 * x, Error.RANGE),  # the question fits a frame, the answer would not
+        (Message.STEP, step(SESSION, 30) + 30 * x, None),
+        (Message.STEP, step(SESSION, 1) + 2 * x, Error.LENGTH),
         (Message.STEP, S, Error.LENGTH),
         (Message.GET_STATE, chunk(SESSION, n), Error.RANGE),
         (Message.GET_STATE, chunk(SESSION, 4), Error.ORDER),
