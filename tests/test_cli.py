@@ -193,6 +193,28 @@ def test_nothing_is_half_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["convert", "absent.onnx", "--calib", CALIB], "absent.onnx: no such file"),
+        (["convert", ".", "--calib", CALIB], ".: no such file"),
+        (["convert", CALIB, "--calib", CALIB], "not an ONNX file"),
+        (["convert", ONNX, "--calib", ONNX], "unknown kind of file"),
+        (["run", "MODEL", "absent.csv"], "absent.csv: No such file"),
+        (["emit", "MODEL", "-o", "a_file"], "a_file is a file"),
+        (["demo", "-o", "a_file"], "a_file: File exists"),
+        (["hil", "--port", "sim:microbit", "MODEL", "--data", TEST, "--image", "a_file"], "a_file is no ELF file"),
+        (["hil", "--port", "/dev/absent", "MODEL", "--data", TEST], "cannot be opened"),
+        (["build", "--board", "absent", "MODEL"], "no board 'absent'; there are: microbit"),
+    ],
+)
+def test_wrong_files_everywhere(stw, tmp_path, args, message):
+    (tmp_path / "a_file").write_text("text")
+    done = run(*(stw if arg == "MODEL" else arg for arg in args), cwd=tmp_path)
+    assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a_file"]
+
+
 def test_model_that_is_no_model(tmp_path):
     (tmp_path / "x.stw").write_text("no model")
     for command in (["info"], ["emit"], ["run"], ["check", "--data", TEST]):

@@ -99,13 +99,14 @@ def calibrate(graph: Graph, sequences: Sequence[np.ndarray], progress: Progress 
 
     n_steps = sum(len(s) for s in sequences)
     done = 0
-    for group in length_groups(sequences):
-        batch = np.stack([sequences[k] for k in group])
-        FloatStream(graph, observe).run(batch)
-        done += batch.shape[0] * batch.shape[1]
-        if progress:
-            progress(done, n_steps)
-    stats = tuple(s.stats() for s in sums)
+    with np.errstate(over="ignore", invalid="ignore"):  # values that are too large are refused below, with their layer
+        for group in length_groups(sequences):
+            batch = np.stack([sequences[k] for k in group])
+            FloatStream(graph, observe).run(batch)
+            done += batch.shape[0] * batch.shape[1]
+            if progress:
+                progress(done, n_steps)
+        stats = tuple(s.stats() for s in sums)
     for layer, found in zip(graph.layers, stats, strict=True):
         if not np.isfinite(found.moments.covariance).all() or max(found.peaks.values()) > LARGEST_VALUE:
             raise SampleError(

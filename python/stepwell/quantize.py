@@ -39,6 +39,7 @@ SHIFT_MAX = 46
 LARGEST_RATIO = 2.0**14 - 1  # mult / 2^shift with shift = 1
 KX_MAX = 15
 BIAS_MAX = 2**29  # weights that are tiny against their bias are rounded coarser, so that the accumulator holds it
+ENOUGH_STEPS = 2000  # of one long recording
 MIN_LEVELS = 15  # a row repaired below integers of this size keeps too little of its weights
 
 
@@ -79,7 +80,7 @@ def quantize(graph: Graph, calibration: Calibration) -> Model:
 
 def _calibration_warnings(calibration: Calibration) -> list[str]:
     warnings = []
-    if calibration.n_sequences < 8:
+    if calibration.n_sequences < 8 and calibration.n_steps < ENOUGH_STEPS:
         warnings.append(
             f"calibrated on {calibration.n_sequences} sequence(s): 16 to 64 are enough, fewer than 8 can cost several dB"
         )

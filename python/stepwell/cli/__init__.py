@@ -66,7 +66,8 @@ def main() -> None:
             sys.stderr.close()
             code = 1
         else:
-            click.echo(f"stepwell: {error}", err=True)
+            named = isinstance(error, OSError) and error.filename and error.strerror
+            click.echo(f"stepwell: {error.filename}: {error.strerror}" if named else f"stepwell: {error}", err=True)
             code = 1
     except (KeyboardInterrupt, click.Abort):
         click.echo("stepwell: interrupted", err=True)

@@ -10,7 +10,7 @@ import click
 
 import stepwell
 from stepwell.cli.output import columns_option, examples, json_option, kilo, print_json, progress, split_columns
-from stepwell.errors import SampleError
+from stepwell.errors import ImportRefused, SampleError
 
 
 @click.command(
@@ -29,6 +29,8 @@ def convert(
     onnx_file: str, calib: str, output: str | None, name: str | None, columns: str | None, as_json: bool
 ) -> None:
     """Import an ONNX file, calibrate and quantise it: MODEL.stw."""
+    if not Path(onnx_file).is_file():
+        raise ImportRefused(f"{onnx_file}: no such file")
     target = Path(output) if output else Path(onnx_file).with_suffix(".stw")
     with progress("calibrating", quiet=as_json) as tick:
         model = stepwell.convert(onnx_file, calib, name=name, columns=split_columns(columns), progress=tick)

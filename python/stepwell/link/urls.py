@@ -62,6 +62,8 @@ def _image(board: Board, image: str | Path | None, model: Model | None, folder: 
     if image is not None:
         if not Path(image).is_file():
             raise LinkError(f"no image {image}")
+        if Path(image).read_bytes()[:4] != b"\x7fELF":
+            raise LinkError(f"{image} is no ELF file: give the .elf that `stepwell build` wrote")
         return Path(image)
     if model is None:
         raise LinkError(f"an emulated {board.name} needs an image, or a model to build one from")
