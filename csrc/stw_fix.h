@@ -23,10 +23,10 @@
 typedef char stw_shift_must_be_arithmetic[((-3) >> 1) == -2 ? 1 : -1];
 typedef char stw_conversion_must_wrap[(int32_t)0xFFFFFFFEu == -2 ? 1 : -1];
 
-/* RSH(x, n): x / 2^n, rounded half up.  0 <= n <= 31. */
+/* RSH(x, n): x / 2^n, rounded half up.  0 <= n <= 31; x < 2^31 - 1 where n = 1. */
 static inline int32_t stw_rsh(int32_t x, int n)
 {
-    STW_CHECK(n >= 0 && n <= 31);
+    STW_CHECK(n >= 0 && n <= 31 && (n != 1 || x < INT32_MAX));
     return n == 0 ? x : ((x >> (n - 1)) + 1) >> 1;
 }
 
