@@ -175,6 +175,10 @@ def test_header_lengths():
     struct.pack_into("<I", other, 8, len(content) + 4)
     struct.pack_into("<I", other, body, zlib.crc32(other[:body]))
     assert opened(bytes(other)) == lib.STW_E_CHECKSUM, "total_bytes of another file"
+    for at in (body - 1, body, body + 3):  # the notes' last byte and the checksum itself: no constants
+        damaged = bytearray(content)
+        damaged[at] ^= 1
+        assert opened(bytes(damaged)) == lib.STW_E_CHECKSUM
 
 
 @pytest.mark.parametrize(
@@ -188,6 +192,13 @@ def test_header_fields(at, form, value, status):
     content = packed(dense(np.ones((1, 2))), y_frac=30)
     assert opened(content) == lib.STW_OK
     assert opened(patched(content, at, form, value)) == getattr(lib, f"STW_E_{status}")
+
+
+def test_unknown_kind_is_named_before_its_arrays():
+    content = packed(dense(np.ones((1, 2))))
+    for kind in (0, 6, 255):
+        unknown = patched(content, descriptor(0, "kind"), "<B", kind)
+        assert opened(patched(unknown, descriptor(0, "rows"), "<I", 0)) == lib.STW_E_LAYER
 
 
 def test_wrong_id_under_a_right_checksum():
@@ -592,6 +603,8 @@ def test_save_and_load_by_hand(stack):
     assert load(snapshot + b"\0") == lib.STW_E_FORMAT, "unsound, of another size"
     for length in range(12):
         assert load(snapshot[:length]) == lib.STW_E_FORMAT
+    for length in range(4, 8):
+        assert load(resealed(snapshot[:length] + bytes(4))) == lib.STW_E_FORMAT, "sound, but too short to name a model"
     n_cells, n_hidden = 5 + 4 + 6 + 3, 5 + 4 + 3 + 6 + 3
     assert size == 12 + 4 * n_cells + 2 * n_hidden
     for u in range(n_hidden):
@@ -620,6 +633,16 @@ def test_probe_outside_the_model(stack):
     assert lib.stw_probe(bound.stream, 0, ffi.NULL, 0, out) == lib.STW_E_ARG
     assert bytes(ffi.buffer(out)) == b"\xa5" * ffi.sizeof("stw_unit")
     assert lib.stw_probe(bound.stream, 0, x, 0, ffi.NULL) == lib.STW_E_ARG
+
+
+def test_probe_behind_the_last_layer():
+    """The layer that follows in memory belongs to no model."""
+    bound, out = Bound(Model((of_ones(RnnLayer, 2, 2), of_ones(RnnLayer, 2, 2)), 1.0, 15)), ffi.new("stw_unit *")
+    x = ffi.new("int16_t[2]")
+    assert lib.stw_probe(bound.stream, 1, x, 0, out) == lib.STW_OK
+    bound.model.n_layers = 1
+    assert lib.stw_probe(bound.stream, 0, x, 0, out) == lib.STW_OK
+    assert lib.stw_probe(bound.stream, 1, x, 0, out) == lib.STW_E_ARG
 
 
 def test_probe_of_every_layer_of_a_stack(stack):

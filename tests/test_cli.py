@@ -117,6 +117,28 @@ def test_run_names_the_row_that_is_no_text(stw, rows, tmp_path):
     assert done.returncode == 1 and "line 2" in done.stderr and "Traceback" not in done.stderr
 
 
+def test_run_says_when_it_clips_and_when_there_is_nothing(stw, rows, tmp_path):
+    done = run("run", stw, stdin=csv_of(rows[:2]) + csv_of(rows[:3] * 1000))
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 5
+    assert (
+        len(done.stderr.splitlines()) == 1
+        and "line 3: outside" in done.stderr
+        and "scaled as in training?" in done.stderr
+    )
+    done = run("run", stw, stdin="")
+    assert done.returncode == 1 and "stdin: no rows" in done.stderr
+    done = run("run", stw, stdin="# a comment\n" + csv_of(rows[:1]))
+    assert done.returncode == 1 and "line 2: 14 values, the header has 1" in done.stderr
+
+
+def test_convert_does_not_overwrite_its_source(tmp_path):
+    source = tmp_path / "m.onnx"
+    source.write_bytes(ONNX.read_bytes())
+    done = run("convert", source, "--calib", CALIB, "-o", source)
+    assert done.returncode == 1 and "is no .stw file" in done.stderr
+    assert source.read_bytes() == ONNX.read_bytes()
+
+
 def test_run_answers_every_line_at_once(stw, rows):
     """What `tail -f sensor.csv | stepwell run m.stw -` needs."""
     command = [sys.executable, "-m", "stepwell", "run", str(stw), "-"]

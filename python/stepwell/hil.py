@@ -16,7 +16,7 @@ import numpy as np
 from stepwell.errors import LinkError, SampleError
 from stepwell.link import HostLink, Link, Unit
 from stepwell.model import Model, RecurrentLayer
-from stepwell.reference import Reference
+from stepwell.reference import Reference, check_input
 
 SNAPSHOT_HEADER = 8  # magic, model id
 COMES_AND_GOES = "a second run was right: the fault comes and goes, look at power, clock and memory"
@@ -105,7 +105,7 @@ def run_hil(
     if not sequences or not all(len(sequence) for sequence in sequences):
         raise SampleError("no steps to stream: give at least one sequence, and none that is empty")
     info = link.connect(model)
-    codes = [model.quantize(sequence) for sequence in sequences]
+    codes = [model.quantize(check_input(sequence, model.n_in)) for sequence in sequences]
     total, done = sum(map(len, codes)), 0
     mismatches, first = 0, None
     stream = model.stream()

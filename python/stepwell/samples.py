@@ -188,9 +188,9 @@ class RowReader:
 
     def _values(self, cells: list[str], number: int) -> np.ndarray:
         where = f"{self.name} line {number}"
+        if self._labels and len(cells) != len(self._labels):
+            raise SampleError(f"{where}: {len(cells)} values, the header has {len(self._labels)}")
         if self._picked is not None:
-            if len(cells) != len(self._labels):
-                raise SampleError(f"{where}: {len(cells)} values, the header has {len(self._labels)}")
             cells = [cells[k] for k in self._picked]
         if len(cells) != self.n_in:
             hint = "" if self.columns or len(cells) < self.n_in else ": pick some with --columns a,b,c"

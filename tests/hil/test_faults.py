@@ -216,3 +216,5 @@ def test_flipped_weight_in_any_kind_of_layer(layer, symbol, tmp_path):
 def test_nothing_to_stream_is_refused(deep_model):
     with pytest.raises(stepwell.SampleError, match="no steps to stream"):
         run_hil(HostLink(deep_model, "host:"), deep_model, [])
+    with pytest.raises(stepwell.SampleError, match="nan at index"):
+        run_hil(HostLink(deep_model, "host:"), deep_model, [np.full((5, deep_model.n_in), np.nan)])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import click
+import numpy as np
 
 import stepwell
 from stepwell.cli.output import columns_option, examples, json_option, kilo, print_json, progress, split_columns
@@ -32,6 +33,8 @@ def convert(
     if not Path(onnx_file).is_file():
         raise ImportRefused(f"{onnx_file}: no such file")
     target = Path(output) if output else Path(onnx_file).with_suffix(".stw")
+    if target.is_file() and target.read_bytes()[:4] != b"STW1":
+        raise SampleError(f"{target} exists and is no .stw file: give another name with -o")
     with progress("calibrating", quiet=as_json) as tick:
         model = stepwell.convert(onnx_file, calib, name=name, columns=split_columns(columns), progress=tick)
     model.save(target)
@@ -216,6 +219,8 @@ def _run_lines(
     from stepwell.samples import RowReader
 
     stream, reader = model.stream(), RowReader(model.n_in, columns, name)
+    low, high = -32768 * model.x_scale, 32767 * model.x_scale
+    n_rows, clipped = 0, False
     for number, line in enumerate(lines, start=1):
         try:
             x = reader.parse(line, number)
@@ -226,9 +231,18 @@ def _run_lines(
             continue
         if x is None:  # a header
             continue
+        n_rows += 1
+        if not clipped and not np.array_equal(np.clip(x, low, high), x):
+            clipped = True
+            click.echo(
+                f"stepwell: {name} line {number}: outside {low:.4g} .. {high:.4g}, clipped: scaled as in training?",
+                err=True,
+            )
         y = [int(v) for v in stream.step_q(model.quantize(x))] if codes else [float(v) for v in stream.step(x)]
         text = (
             json.dumps({"row": number, "y": y}) if as_json else ",".join(f"{v:.9g}" if not codes else str(v) for v in y)
         )
         click.echo(text)
         sys.stdout.flush()
+    if n_rows == 0 and not skip_bad:
+        raise SampleError(f"{name}: no rows")

@@ -75,5 +75,5 @@ def _image(board: Board, image: str | Path | None, model: Model | None, folder: 
 def _open(url: str, baud: int) -> serial.SerialBase:
     try:
         return serial.serial_for_url(url, baudrate=baud, timeout=1, write_timeout=WRITE_SECONDS)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:  # rfc2217 raises TypeError without a port number
         raise LinkError(f"{url}: cannot be opened: {error}") from error
