@@ -194,6 +194,12 @@ def test_header_fields(at, form, value, status):
     assert opened(patched(content, at, form, value)) == getattr(lib, f"STW_E_{status}")
 
 
+def test_a_model_of_no_layers():
+    content = packed(dense(np.ones((2, 2))))
+    assert opened(content) == lib.STW_OK
+    assert opened(patched(content, N_LAYERS, "<H", 0)) == lib.STW_E_SHAPE, "n_in = n_out alone makes no model"
+
+
 def test_unknown_kind_is_named_before_its_arrays():
     content = packed(dense(np.ones((1, 2))))
     for kind in (0, 6, 255):
