@@ -34,12 +34,13 @@ size_t stw_snapshot_bytes(const stw_model *m)
 int stw_save(const stw_stream *s, void *buf, size_t buf_bytes)
 {
     uint8_t *p = (uint8_t *)buf;
-    size_t   n, n_bytes;
+    size_t   n, n_h, n_bytes;
 
     if (!s || !s->model || !buf) {
         return STW_E_ARG;
     }
     n       = n_cells(s->model);
+    n_h     = n_hidden(s->model);
     n_bytes = stw_snapshot_bytes(s->model);
     if (buf_bytes < n_bytes) {
         return STW_E_SPACE;
@@ -50,7 +51,7 @@ int stw_save(const stw_stream *s, void *buf, size_t buf_bytes)
     for (size_t u = 0; u < n; u++, p += 4) {
         stw_put32(p, (uint32_t)s->c[u]);
     }
-    for (size_t u = 0; u < n_hidden(s->model); u++, p += 2) {
+    for (size_t u = 0; u < n_h; u++, p += 2) {
         stw_put16(p, (uint16_t)s->h[u]);
     }
     stw_put32(p, stw_crc32(0, buf, n_bytes - CRC_BYTES));
@@ -59,7 +60,7 @@ int stw_save(const stw_stream *s, void *buf, size_t buf_bytes)
 
 static int snapshot_check(const stw_model *m, const uint8_t *p, size_t n_bytes)
 {
-    size_t n = n_cells(m);
+    size_t n = n_cells(m), n_h = n_hidden(m);
 
     if (n_bytes != stw_snapshot_bytes(m) || stw_get32(p) != SNAPSHOT_MAGIC) {
         /* a snapshot of another model usually has another size: name that cause when the rest is sound */
@@ -73,7 +74,7 @@ static int snapshot_check(const stw_model *m, const uint8_t *p, size_t n_bytes)
     if (stw_get32(p + 4) != m->id) {
         return STW_E_MISMATCH;
     }
-    for (size_t u = 0; u < n_hidden(m); u++) {
+    for (size_t u = 0; u < n_h; u++) {
         if (stw_get16(p + HEADER_BYTES + 4u * n + 2u * u) == 0x8000u) {
             return STW_E_FORMAT; /* h is never -32768; the overflow proof counts on it */
         }
@@ -84,7 +85,7 @@ static int snapshot_check(const stw_model *m, const uint8_t *p, size_t n_bytes)
 int stw_load(stw_stream *s, const void *buf, size_t buf_bytes)
 {
     const uint8_t *p = (const uint8_t *)buf;
-    size_t         n;
+    size_t         n, n_h;
     int            status;
 
     if (!s || !s->model || !buf) {
@@ -94,12 +95,13 @@ int stw_load(stw_stream *s, const void *buf, size_t buf_bytes)
     if (status != STW_OK) {
         return status;
     }
-    n = n_cells(s->model);
+    n   = n_cells(s->model);
+    n_h = n_hidden(s->model);
     p += HEADER_BYTES;
     for (size_t u = 0; u < n; u++, p += 4) {
         s->c[u] = (int32_t)stw_get32(p);
     }
-    for (size_t u = 0; u < n_hidden(s->model); u++, p += 2) {
+    for (size_t u = 0; u < n_h; u++, p += 2) {
         s->h[u] = (int16_t)stw_get16(p);
     }
     return STW_OK;
@@ -116,14 +118,14 @@ static uint32_t fnv1a(uint32_t hash, const uint8_t *p, size_t n)
 uint32_t stw_digest(const stw_stream *s)
 {
     uint32_t hash = 2166136261u;
-    size_t   n    = n_cells(s->model);
+    size_t   n = n_cells(s->model), n_h = n_hidden(s->model);
     uint8_t  bytes[4];
 
     for (size_t u = 0; u < n; u++) {
         stw_put32(bytes, (uint32_t)s->c[u]);
         hash = fnv1a(hash, bytes, 4);
     }
-    for (size_t u = 0; u < n_hidden(s->model); u++) {
+    for (size_t u = 0; u < n_h; u++) {
         stw_put16(bytes, (uint16_t)s->h[u]);
         hash = fnv1a(hash, bytes, 2);
     }

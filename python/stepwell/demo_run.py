@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import shutil
 import time
 from collections.abc import Callable
 from importlib import resources
@@ -79,13 +77,15 @@ def _host(model: Model, samples: Samples, tell: Tell) -> float:
 
 def emulator_at_hand() -> str | None:
     """ "sim" (unicorn) or "qemu", whichever can run here together with a compiler for boards; None when neither can."""
+    from stepwell.boards import load_board
     from stepwell.build import COMPILERS, why_not
+    from stepwell.link import qemu, sim
 
     if all(why_not(compiler) for compiler in COMPILERS):
         return None
-    if importlib.util.find_spec("unicorn"):
+    if sim.why_not(load_board(BOARD)) is None:
         return "sim"
-    return "qemu" if shutil.which("qemu-system-arm") else None
+    return "qemu" if qemu.why_not(load_board(BOARD)) is None else None
 
 
 def _board(

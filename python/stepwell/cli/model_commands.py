@@ -10,6 +10,7 @@ import click
 import numpy as np
 
 import stepwell
+from stepwell.blob import MAGIC
 from stepwell.cli.output import columns_option, examples, json_option, kilo, print_json, progress, split_columns
 from stepwell.errors import ImportRefused, SampleError
 
@@ -33,7 +34,7 @@ def convert(
     if not Path(onnx_file).is_file():
         raise ImportRefused(f"{onnx_file}: no such file")
     target = Path(output) if output else Path(onnx_file).with_suffix(".stw")
-    if target.is_file() and target.read_bytes()[:4] != b"STW1":
+    if target.is_file() and target.read_bytes()[:4] != MAGIC:
         raise SampleError(f"{target} exists and is no .stw file: give another name with -o")
     with progress("calibrating", quiet=as_json) as tick:
         model = stepwell.convert(onnx_file, calib, name=name, columns=split_columns(columns), progress=tick)

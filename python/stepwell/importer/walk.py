@@ -19,7 +19,7 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from stepwell.errors import ImportRefused
-from stepwell.graph import Activation, Dense, Gru, Layer, Lstm, Recurrent, Rnn
+from stepwell.graph import SOFTMAX_MAX, Activation, Dense, Gru, Layer, Lstm, Recurrent, Rnn
 from stepwell.importer.reader import to_array
 
 CONSTANT_LIMIT = 1 << 24  # values: more is not shape plumbing
@@ -573,8 +573,8 @@ def _softmax(w: _Walk, x: Value) -> tuple[Signal]:
             raise w.refuse("Softmax must run over the features (the last axis)")
         if not x.chain or not isinstance(x.chain[-1], Dense) or x.chain[-1].activation != "none":
             raise w.refuse("Softmax must follow a dense layer")
-        if x.chain[-1].n_out > 512:
-            raise w.refuse(f"Softmax over {x.chain[-1].n_out} classes: 512 at most")
+        if x.chain[-1].n_out > SOFTMAX_MAX:
+            raise w.refuse(f"Softmax over {x.chain[-1].n_out} classes: {SOFTMAX_MAX} at most")
     return _activation("softmax")(w, x)
 
 
