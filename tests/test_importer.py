@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from stepwell.errors import ImportRefused
-from stepwell.graph import Activation, Dense, FloatStream, Gru, Lstm, Rnn
+from stepwell.float_stream import FloatStream
+from stepwell.graph import Activation, Dense, Gru, Lstm, Rnn
 from stepwell.importer import Replay, file_sha256, import_onnx
 
 PATTERNS = Path(__file__).parent / "data" / "onnx"

@@ -8,7 +8,8 @@ from stepwell import proof
 from stepwell.calibrate import Moments, calibrate
 from stepwell.check import sqnr_db
 from stepwell.errors import QuantizeError
-from stepwell.graph import Activation, Dense, FloatStream, Graph, Lstm
+from stepwell.float_stream import FloatStream
+from stepwell.graph import Activation, Dense, Graph, Lstm
 from stepwell.quantize import _join_scales, _round_rows, multipliers, quantize, round_compensated
 
 
@@ -227,7 +228,7 @@ LSTM = random_lstm(np.random.default_rng(0), 3, 4)
     [
         ((), "at least one recurrent layer"),
         ((random_dense(np.random.default_rng(0), 3, 4),), "at least one recurrent layer"),
-        ((LSTM, random_dense(np.random.default_rng(0), 5, 2)), "gives 4 values, the next layer takes 5"),
+        ((LSTM, random_dense(np.random.default_rng(0), 5, 2)), "is given 4 values and takes 5"),
         ((LSTM, random_dense(np.random.default_rng(0), 4, 2, "gelu")), "activation 'gelu' is not one of"),
         ((LSTM, Activation("act", "none", 4)), "activation 'none' is not one of"),
         ((LSTM, random_dense(np.random.default_rng(0), 4, 513, "softmax")), "at most 512 classes"),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from stepwell.errors import ModelError
-from stepwell.graph import ACTIVATIONS
+from stepwell.functions import PLAIN
 from stepwell.model import (
     FORMAT,
     ActivationLayer,
@@ -81,7 +81,7 @@ def pack(model: Model) -> bytes:
             if array is not None:
                 arrays.append(array.tobytes() + bytes(-array.nbytes % 4))
                 n_bytes += len(arrays[-1])
-        code = ACTIVATIONS.index(layer.activation)
+        code = PLAIN.index(layer.activation)
         descriptors.append(LAYER.pack(KINDS[layer.kind], code, layer.n_in, layer.n_out, *offsets))
     device = b"".join([*descriptors, *arrays])
     notes = json.dumps(host_notes(model), sort_keys=True, separators=(",", ":")).encode()
@@ -165,7 +165,7 @@ def _printable(value: Any) -> str:
 def _unpack_layer(blob: bytes, index: int, host: dict[str, Any]) -> IntLayer:
     kind, act, n_in, n_out, w, r, rows = LAYER.unpack_from(blob, HEADER.size + LAYER.size * index)
     name, x_scale, y_scale = _printable(host["name"]), _positive(host["x_scale"]), _positive(host["y_scale"])
-    activation = ACTIVATIONS[act]
+    activation = PLAIN[act]
 
     def array(dtype: Any, offset: int, *shape: int) -> np.ndarray:
         return np.frombuffer(blob, dtype, int(np.prod(shape)), offset).reshape(shape)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from stepwell.errors import SampleError
-from stepwell.graph import FloatStream, Graph, Recurrent
+from stepwell.float_stream import FloatStream
+from stepwell.graph import Graph, Recurrent
 
 LARGEST_VALUE = 1e30
 

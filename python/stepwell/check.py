@@ -10,7 +10,8 @@ import numpy as np
 
 from stepwell.calibrate import Progress, length_groups
 from stepwell.errors import ModelError, SampleError
-from stepwell.graph import FloatStream, Graph
+from stepwell.float_stream import FloatStream
+from stepwell.graph import Graph
 from stepwell.model import Model, RecurrentLayer
 from stepwell.reference import Reference
 from stepwell.samples import Samples

@@ -1,30 +1,69 @@
 """The float graph: what a trained model is, once the exporter's plumbing is taken away.
 
-A graph is a chain of layers, each applied at every timestep. It is what the importer yields, what calibration runs, and the
-float side of every accuracy figure. Arrays are float64; gate rows are stacked in the order i, f, g, o (input, forget, cell
-candidate, output), which is torch's order and that of the integer specification; the ONNX operator's own order is i, o, f, c.
+A graph is a list of layers, each applied at every timestep; a layer reads the model's input or the outputs of layers before it. It
+is what the importers yield, what calibration runs, and the float side of every accuracy figure. Arrays are float64; gate rows are
+stacked in the order i, f, g, o (input, forget, cell candidate, output), which is torch's order and that of the integer
+specification; the ONNX operator's own order is i, o, f, c.
+
+An activation is the name of a plain function ("none", "relu", "tanh", "sigmoid", "softmax") or a ``Function``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
 from stepwell.errors import ImportRefused
+from stepwell.functions import PLAIN, Function, as_function
 
-ACTIVATIONS = ("none", "relu", "tanh", "sigmoid", "softmax")
 SOFTMAX_MAX = 512  # STW_SOFTMAX_MAX
+NORM_MAX = 1024  # STW_NORM_MAX: the sum of squares of a LayerNorm stays in 64 bits
+WIDTH_MAX = 65535
+TIMING_MAX = 65535
 
 
-class Recurrent:
-    """What the recurrent layers share: ``w_x`` [G*H, D] and ``w_h`` [G*H, H], rows stacked gate by gate."""
+class Layer:
+    """One layer. ``widths``: how many values it reads from each of its sources."""
+
+    name: str
+    n_out: int
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return (self.n_in,)
+
+    def arrays(self) -> Iterator[tuple[str, np.ndarray | None, tuple[int, ...]]]:
+        """(field, array or None where the layer does without, the shape it must have)."""
+        return iter(())
+
+    def fault(self) -> str:
+        """What else is wrong with the layer; empty when nothing is."""
+        return ""
+
+
+# ---- recurrent layers ----
+
+
+class Recurrent(Layer):
+    """What the recurrent layers share: ``w_x`` [G*H, D] and ``w_h`` [G*H, n_out], rows stacked gate by gate.
+
+    ``functions``: the activations f of the gates and g of the candidate (and h of an LSTM's output), as in the ONNX operators.
+    ``clip``: what enters an activation is limited to +-clip. ``h0``: initial hidden state [n_out], None for zeros. ``reverse``:
+    the layer reads a window backwards, which only a window mode can do; ``final``: every step gives the state at the window's end.
+    """
 
     gates: ClassVar[tuple[str, ...]]
     w_x: np.ndarray
     w_h: np.ndarray
+    bias: np.ndarray
+    functions: tuple[str | Function, ...]
+    clip: float
+    h0: np.ndarray | None
+    reverse: bool
+    final: bool
 
     @property
     def n_in(self) -> int:
@@ -34,28 +73,68 @@ class Recurrent:
     def n_out(self) -> int:
         return self.w_h.shape[1]
 
+    @property
+    def n_units(self) -> int:
+        """Units H; another number than n_out only where a projection follows them."""
+        return self.w_h.shape[0] // len(self.gates)
+
+    def arrays(self) -> Iterator[tuple[str, np.ndarray | None, tuple[int, ...]]]:
+        rows = len(self.gates) * self.n_units
+        yield "w_x", self.w_x, (rows, self.w_x.shape[-1])
+        yield "w_h", self.w_h, (rows, self.n_out)
+        yield "bias", self.bias, (rows,)
+        yield "h0", self.h0, (self.n_out,)
+
+    def fault(self) -> str:
+        if not self.clip > 0:
+            return f"clip must be positive, it is {self.clip}"
+        return next((reason for f in self.functions if (reason := _function_fault(f, softmax=False))), "")
+
 
 @dataclass(frozen=True, eq=False)
 class Lstm(Recurrent):
-    """One unidirectional LSTM layer (Hochreiter & Schmidhuber 1997, with forget gate: Gers et al. 2000).
+    """One LSTM layer (Hochreiter & Schmidhuber 1997, with forget gate: Gers et al. 2000).
 
-    Shapes: ``w_x`` [4H, D], ``w_h`` [4H, H], ``bias`` [4H]: the sum of the input and the recurrent bias.
+    Shapes: ``w_x`` [4H, D], ``w_h`` [4H, n_out], ``bias`` [4H]: the sum of the input and the recurrent bias. ``peephole`` [3H]:
+    what the cell adds to the gates i, f, o (Gers & Schmidhuber 2000). ``coupled``: f = 1 - i, row f is not used. ``projection``
+    [n_out, H]: h = projection @ (o * tanh(c)) (Sak et al. 2014). ``c0``: initial cell state [H].
     """
 
     name: str
     w_x: np.ndarray
     w_h: np.ndarray
     bias: np.ndarray
+    functions: tuple[str | Function, ...] = ("sigmoid", "tanh", "tanh")
+    clip: float = np.inf
+    peephole: np.ndarray | None = None
+    coupled: bool = False
+    projection: np.ndarray | None = None
+    h0: np.ndarray | None = None
+    c0: np.ndarray | None = None
+    reverse: bool = False
+    final: bool = False
 
     gates = ("i", "f", "g", "o")
+
+    def arrays(self) -> Iterator[tuple[str, np.ndarray | None, tuple[int, ...]]]:
+        yield from super().arrays()
+        yield "peephole", self.peephole, (3 * self.n_units,)
+        yield "projection", self.projection, (self.n_out, self.n_units)
+        yield "c0", self.c0, (self.n_units,)
+
+    def fault(self) -> str:
+        if self.projection is None and self.n_units != self.n_out:
+            return f"{self.n_units} units give {self.n_out} values, but there is no projection"
+        return super().fault()
 
 
 @dataclass(frozen=True, eq=False)
 class Gru(Recurrent):
-    """One unidirectional GRU layer (Cho et al. 2014), the reset gate applied after the recurrent product, as in torch and cuDNN.
+    """One GRU layer (Cho et al. 2014). ``reset_after``: reset gate applied after the recurrent product, as in torch and cuDNN.
 
     Shapes: ``w_x`` [3H, D], ``w_h`` [3H, H], ``bias`` [3H] added to the inputs' part, ``bias_h`` [3H] to the hidden state's part:
-    n = tanh(W_n x + b_n + r * (U_n h + bh_n)); for r and z only the sum of both counts.
+    n = tanh(W_n x + b_n + r * (U_n h + bh_n)), or tanh(W_n x + b_n + U_n (r * h) + bh_n) where the reset comes before; for r and z
+    only the sum of both biases counts.
     """
 
     name: str
@@ -63,54 +142,324 @@ class Gru(Recurrent):
     w_h: np.ndarray
     bias: np.ndarray
     bias_h: np.ndarray
+    functions: tuple[str | Function, ...] = ("sigmoid", "tanh")
+    clip: float = np.inf
+    reset_after: bool = True
+    h0: np.ndarray | None = None
+    reverse: bool = False
+    final: bool = False
 
     gates = ("r", "z", "n")
+
+    def arrays(self) -> Iterator[tuple[str, np.ndarray | None, tuple[int, ...]]]:
+        yield from super().arrays()
+        yield "bias_h", self.bias_h, (3 * self.n_units,)
 
 
 @dataclass(frozen=True, eq=False)
 class Rnn(Recurrent):
-    """One unidirectional Elman layer (Elman 1990): h = tanh(w_x x + w_h h + bias); ``w_x`` [H, D], ``w_h`` [H, H], ``bias`` [H]."""
+    """One Elman layer (Elman 1990): h = f(w_x x + w_h h + bias); ``w_x`` [H, D], ``w_h`` [H, H], ``bias`` [H]."""
 
     name: str
     w_x: np.ndarray
     w_h: np.ndarray
     bias: np.ndarray
+    functions: tuple[str | Function, ...] = ("tanh",)
+    clip: float = np.inf
+    h0: np.ndarray | None = None
+    reverse: bool = False
+    final: bool = False
 
     gates = ("h",)
 
 
+# ---- layers without memory ----
+
+
 @dataclass(frozen=True, eq=False)
-class Dense:
-    """``y = activation(weight @ x + bias)``; ``weight`` [n_out, n_in], ``bias`` [n_out]."""
+class Dense(Layer):
+    """``y = activation(weight @ x + bias)``; ``weight`` [n_out, n_in / groups], ``bias`` [n_out].
+
+    With groups the rows of group k read the k-th part of the input only; groups = n_in = n_out scales each value by itself.
+    """
 
     name: str
     weight: np.ndarray
     bias: np.ndarray
-    activation: str = "none"
+    activation: str | Function = "none"
+    groups: int = 1
 
     @property
     def n_in(self) -> int:
-        return self.weight.shape[1]
+        return self.weight.shape[1] * self.groups
 
     @property
     def n_out(self) -> int:
         return self.weight.shape[0]
 
+    def arrays(self) -> Iterator[tuple[str, np.ndarray | None, tuple[int, ...]]]:
+        yield "weight", self.weight, self.weight.shape[:2]
+        yield "bias", self.bias, self.weight.shape[:1]
+
+    def fault(self) -> str:
+        if self.groups < 1 or self.n_out % self.groups:
+            return f"{self.n_out} rows do not divide into {self.groups} groups"
+        return _function_fault(self.activation)
+
+    def product(self, x: np.ndarray) -> np.ndarray:
+        """weight @ x, group by group: [..., n_in] -> [..., n_out]."""
+        if self.groups == 1:
+            return x @ self.weight.T
+        parts = x.reshape(*x.shape[:-1], self.groups, self.weight.shape[1])
+        weight = self.weight.reshape(self.groups, -1, self.weight.shape[1])
+        return np.einsum("...gk,gok->...go", parts, weight).reshape(*x.shape[:-1], self.n_out)
+
 
 @dataclass(frozen=True)
-class Activation:
-    """An elementwise activation that follows a recurrent layer (a dense layer carries its own)."""
+class Activation(Layer):
+    """An elementwise activation that follows a layer which has none of its own."""
 
     name: str
-    activation: str
+    activation: str | Function
     n_in: int
 
     @property
     def n_out(self) -> int:
         return self.n_in
 
+    def fault(self) -> str:
+        if self.activation == "none":
+            return "activation 'none' is not one of relu, tanh, sigmoid or a Function: leave the layer out"
+        return _function_fault(self.activation, softmax=False)
 
-Layer = Lstm | Gru | Rnn | Dense | Activation
+
+@dataclass(frozen=True)
+class Add(Layer):
+    """``y = activation(weights[0] * a + weights[1] * b)``: residual connections, differences."""
+
+    name: str
+    n_in: int
+    weights: tuple[float, float] = (1.0, 1.0)
+    activation: str | Function = "none"
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return (self.n_in, self.n_in)
+
+    @property
+    def n_out(self) -> int:
+        return self.n_in
+
+    def fault(self) -> str:
+        finite = np.isfinite(self.weights).all() and any(self.weights)
+        return _function_fault(self.activation, softmax=False) if finite else f"weights {self.weights}"
+
+
+@dataclass(frozen=True)
+class Mul(Layer):
+    """``y = activation(a * b)``, elementwise: gates between layers."""
+
+    name: str
+    n_in: int
+    activation: str | Function = "none"
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return (self.n_in, self.n_in)
+
+    @property
+    def n_out(self) -> int:
+        return self.n_in
+
+    def fault(self) -> str:
+        return _function_fault(self.activation, softmax=False)
+
+
+@dataclass(frozen=True)
+class Concat(Layer):
+    """Two sources one after the other."""
+
+    name: str
+    parts: tuple[int, int]
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return self.parts
+
+    @property
+    def n_in(self) -> int:
+        return sum(self.parts)
+
+    @property
+    def n_out(self) -> int:
+        return self.n_in
+
+
+@dataclass(frozen=True)
+class Slice(Layer):
+    """Values ``start`` .. ``start + n_out`` of the source."""
+
+    name: str
+    n_in: int
+    start: int
+    n_out: int
+
+    def fault(self) -> str:
+        inside = self.start >= 0 and self.start + self.n_out <= self.n_in
+        return "" if inside else f"values {self.start} .. {self.start + self.n_out} of {self.n_in}"
+
+
+@dataclass(frozen=True)
+class MaxPool(Layer):
+    """The largest of each run of ``taps`` values: after a Window, the largest value of each channel in it."""
+
+    name: str
+    n_in: int
+    taps: int
+
+    @property
+    def n_out(self) -> int:
+        return self.n_in // self.taps
+
+    def fault(self) -> str:
+        return "" if self.taps > 0 and self.n_in % self.taps == 0 else f"{self.n_in} values in runs of {self.taps}"
+
+
+@dataclass(frozen=True, eq=False)
+class LayerNorm(Layer):
+    """``y = gamma * (x - mean(x)) / sqrt(var(x) + epsilon) + beta`` over the n values of a step (Ba et al. 2016)."""
+
+    name: str
+    gamma: np.ndarray
+    beta: np.ndarray
+    epsilon: float = 1e-5
+
+    @property
+    def n_in(self) -> int:
+        return len(self.gamma)
+
+    @property
+    def n_out(self) -> int:
+        return len(self.gamma)
+
+    def arrays(self) -> Iterator[tuple[str, np.ndarray | None, tuple[int, ...]]]:
+        yield "gamma", self.gamma, (self.n_in,)
+        yield "beta", self.beta, (self.n_in,)
+
+    def fault(self) -> str:
+        if not 2 <= self.n_in <= NORM_MAX:
+            return f"normalises over {self.n_in} values, 2 to {NORM_MAX} are supported"
+        return "" if 0 <= self.epsilon < np.inf else f"epsilon is {self.epsilon}"
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding(Layer):
+    """Row ``x`` of ``table`` [vocabulary, width] for each of ``n_in`` tokens; it must read the model's input."""
+
+    name: str
+    table: np.ndarray
+    n_in: int = 1
+
+    @property
+    def n_out(self) -> int:
+        return self.n_in * self.table.shape[1]
+
+    def arrays(self) -> Iterator[tuple[str, np.ndarray | None, tuple[int, ...]]]:
+        yield "table", self.table, self.table.shape[:2]
+
+    def fault(self) -> str:
+        return "" if len(self.table) <= 32768 else f"{len(self.table)} tokens, 32768 at most"
+
+
+@dataclass(frozen=True)
+class ArgMax(Layer):
+    """The index of the largest value, the first of equals; last layer only."""
+
+    name: str
+    n_in: int
+    n_out: ClassVar[int] = 1
+
+
+# ---- layers that look back ----
+
+
+@dataclass(frozen=True)
+class Window(Layer):
+    """The last values of each channel, channel by channel, oldest first: what a causal convolution or a pooling looks at.
+
+    y[c * taps + k] = x_c of ``dilation * (taps - 1 - k)`` steps ago. ``padding``: how many zeros the source puts before a sequence
+    (None: as many as make the first step count); fewer, and the first outputs come later. ``stride``: one output every so many
+    steps; everything after it runs at that rate.
+    """
+
+    name: str
+    n_in: int
+    taps: int
+    dilation: int = 1
+    stride: int = 1
+    padding: int | None = None
+
+    @property
+    def n_out(self) -> int:
+        return self.n_in * self.taps
+
+    @property
+    def span(self) -> int:
+        """Steps it remembers, the current one included."""
+        return (self.taps - 1) * self.dilation + 1
+
+    @property
+    def delay(self) -> int:
+        """Steps of its source before its first output."""
+        return 0 if self.padding is None else self.span - 1 - self.padding
+
+    def fault(self) -> str:
+        if min(self.taps, self.dilation, self.stride) < 1:
+            return f"taps {self.taps}, dilation {self.dilation} and stride {self.stride} must be positive"
+        return "" if 0 <= self.delay < self.span else f"padding {self.padding} does not fit a span of {self.span}"
+
+
+ATTENTIONS = ("score", "dot", "additive")
+
+
+@dataclass(frozen=True, eq=False)
+class Attention(Layer):
+    """A weighted mean of the last ``steps`` values: sum_i softmax_i(score_i) value_i, i over the steps seen since the reset.
+
+    ``form`` "score": sources (score [1], value), the score of a step is given; "dot" (Luong et al. 2015): sources (query, key,
+    value), score_i = scale * query . key_i; "additive" (Bahdanau et al. 2015): score_i = scale * weight . tanh(query + key_i).
+    """
+
+    name: str
+    form: str
+    steps: int
+    key_width: int
+    n_out: int
+    scale: float = 1.0
+    weight: np.ndarray | None = None
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return (1, self.n_out) if self.form == "score" else (self.key_width, self.key_width, self.n_out)
+
+    @property
+    def n_in(self) -> int:
+        return self.widths[0]
+
+    def arrays(self) -> Iterator[tuple[str, np.ndarray | None, tuple[int, ...]]]:
+        yield "weight", self.weight, (self.key_width,)
+
+    def fault(self) -> str:
+        if self.form not in ATTENTIONS or (self.weight is None) == (self.form == "additive"):
+            return f"form '{self.form}' is not one of {', '.join(ATTENTIONS)}, or its weight is missing"
+        if not 1 <= self.steps <= SOFTMAX_MAX:
+            return f"attends to {self.steps} steps, 1 to {SOFTMAX_MAX} are supported"
+        if self.key_width > NORM_MAX:
+            return f"keys of {self.key_width} values, {NORM_MAX} at most"
+        return "" if np.isfinite(self.scale) else f"scale is {self.scale}"
+
+
+# ---- the graph ----
 
 
 @dataclass(frozen=True)
@@ -124,10 +473,23 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Graph:
-    """A chain of layers.
+class Timing:
+    """A layer runs at the steps first, first + every, first + 2 every, ... after a reset, which is step 0."""
 
-    ``readout`` tells which outputs the source model gives: "every" step or the "last" one only. A stream computes the output
+    first: int = 0
+    every: int = 1
+
+    def runs(self, steps: int) -> int:
+        """How often it runs in the first ``steps`` steps."""
+        return 0 if steps <= self.first else (steps - 1 - self.first) // self.every + 1
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Layers in an order in which they can be computed; the last one makes the output.
+
+    ``sources``: for each layer the values it reads: 0 the model's input, k the output of layer k - 1; left out, the layers are a
+    chain. ``readout`` tells which outputs the source model gives: "every" step or the "last" one only. A stream computes the output
     at every step either way. ``notes`` are sentences for the user about what the importer did ("weights were float16").
     """
 
@@ -135,143 +497,94 @@ class Graph:
     readout: str = "every"
     source: Source = field(default_factory=Source)
     notes: tuple[str, ...] = ()
+    sources: tuple[tuple[int, ...], ...] = ()
+    timing: tuple[Timing, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
-        """Raises ImportRefused, naming the layer, when the chain cannot be run."""
+        """Raises ImportRefused, naming the layer, when the graph cannot be run."""
         if not any(isinstance(layer, Recurrent) for layer in self.layers):
             raise ImportRefused("a graph needs at least one recurrent layer")
-        for index, layer in enumerate(self.layers):
-            is_last = index == len(self.layers) - 1
-            reason = _fault(layer) or _activation_fault(layer, is_last)
-            if not is_last and layer.n_out != self.layers[index + 1].n_in:
-                reason = reason or f"gives {layer.n_out} values, the next layer takes {self.layers[index + 1].n_in}"
+        if not self.sources:
+            object.__setattr__(self, "sources", tuple((k,) for k in range(len(self.layers))))
+        for index in range(len(self.layers)):
+            reason = self._fault(index)
             if reason:
-                raise ImportRefused(f"layer {index} '{layer.name}': {reason}")
+                raise ImportRefused(f"layer {index} '{self.layers[index].name}': {reason}")
+            object.__setattr__(self, "timing", (*self.timing, self._timing(index)))
 
     @property
     def n_in(self) -> int:
-        return self.layers[0].n_in
+        return next(
+            layer.widths[reads.index(0)] for layer, reads in zip(self.layers, self.sources, strict=True) if 0 in reads
+        )
 
     @property
     def n_out(self) -> int:
         return self.layers[-1].n_out
 
+    @property
+    def needs_window(self) -> bool:
+        """Whether a layer reads a window backwards, so that no plain stream can run it."""
+        return any(isinstance(layer, Recurrent) and (layer.reverse or layer.final) for layer in self.layers)
 
-def _fault(layer: Layer) -> str:
-    """What is wrong with a layer's arrays; empty when nothing is."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    if isinstance(layer, Recurrent):
-        rows = len(layer.gates) * layer.w_h.shape[-1]
-        shapes = {"w_x": (rows, layer.w_x.shape[-1]), "w_h": (rows, rows // len(layer.gates)), "bias": (rows,)}
-        shapes |= {"bias_h": (rows,)} if isinstance(layer, Gru) else {}
-    elif isinstance(layer, Dense):
-        shapes = {"weight": layer.weight.shape[:2], "bias": layer.weight.shape[:1]}
-    for name, shape in shapes.items():
-        array = getattr(layer, name)
+    def width(self, value: int) -> int:
+        """Width of the model's input (0) or of the output of layer ``value - 1``."""
+        return self.layers[value - 1].n_out if value else self.n_in
+
+    def timing_of(self, value: int) -> Timing:
+        return self.timing[value - 1] if value else Timing()
+
+    def _timing(self, index: int) -> Timing:
+        layer, before = self.layers[index], self.timing_of(self.sources[index][0])
+        if not isinstance(layer, Window):
+            return before
+        return Timing(before.first + layer.delay * before.every, before.every * layer.stride)
+
+    def _fault(self, index: int) -> str:
+        layer, reads = self.layers[index], self.sources[index]
+        reason = _array_fault(layer) or layer.fault()
+        if reason:
+            return reason
+        if not all(0 < n <= WIDTH_MAX for n in (*layer.widths, layer.n_out)):
+            return f"more than {WIDTH_MAX} inputs or outputs, or none"
+        if len(reads) != len(layer.widths) or not all(0 <= value <= index for value in reads):
+            return f"reads values {list(reads)}"
+        for value, width in zip(reads, layer.widths, strict=True):
+            if self.width(value) != width:
+                return f"is given {self.width(value)} values and takes {width}"
+        if len({self.timing_of(value) for value in reads}) > 1:
+            return "its sources do not arrive at the same steps: pad convolutions on the left only, so that none is delayed"
+        if max(self._timing(index).first, self._timing(index).every) > TIMING_MAX:
+            return f"its first output or its stride is beyond {TIMING_MAX} steps"
+        if isinstance(layer, Embedding) and reads != (0,):
+            return "an embedding must read the model's input"
+        return self._order_fault(index)
+
+    def _order_fault(self, index: int) -> str:
+        layer, is_last = self.layers[index], index == len(self.layers) - 1
+        if isinstance(layer, ArgMax) and not is_last:
+            return "ArgMax must come last"
+        if getattr(layer, "activation", "") == "softmax" and (not is_last or layer.n_out > SOFTMAX_MAX):
+            return f"softmax must come last and have at most {SOFTMAX_MAX} classes"
+        return ""
+
+
+def _array_fault(layer: Layer) -> str:
+    for name, array, shape in layer.arrays():
+        if array is None:
+            continue
         if array.shape != shape or array.size == 0:
             return f"{name} has shape {list(array.shape)}, expected {list(shape)}"
         if not np.isfinite(array).all():
             return f"{name} holds NaN or infinity: the training has diverged"
-    return "" if 0 < layer.n_in < 65536 and 0 < layer.n_out < 65536 else "more than 65535 inputs or outputs"
-
-
-def _activation_fault(layer: Layer, is_last: bool) -> str:
-    if isinstance(layer, Recurrent):
-        return ""
-    known = ACTIVATIONS if isinstance(layer, Dense) else ("relu", "tanh", "sigmoid")
-    if layer.activation not in known:
-        return f"activation '{layer.activation}' is not one of {', '.join(known)}"
-    if layer.activation == "softmax" and (not is_last or layer.n_out > SOFTMAX_MAX):
-        return f"softmax must come last and have at most {SOFTMAX_MAX} classes"
     return ""
 
 
-def sigmoid(z: np.ndarray) -> np.ndarray:
-    """1 / (1 + exp(-z)), computed by way of tanh so that no z overflows."""
-    return 0.5 * (1.0 + np.tanh(0.5 * z))
-
-
-def activate(z: np.ndarray, activation: str) -> np.ndarray:
-    """Apply one of ACTIVATIONS; softmax runs over the last axis."""
-    if activation == "relu":
-        return np.maximum(z, 0.0)
-    if activation == "tanh":
-        return np.tanh(z)
-    if activation == "sigmoid":
-        return sigmoid(z)
-    if activation == "softmax":
-        e = np.exp(z - z.max(axis=-1, keepdims=True))
-        return e / e.sum(axis=-1, keepdims=True)
-    return z
-
-
-def lstm_step(layer: Lstm, x: np.ndarray, h: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """New hidden state, new cell state, pre-activations [..., 4H]."""
-    z = x @ layer.w_x.T + h @ layer.w_h.T + layer.bias
-    i, f, g, o = np.split(z, 4, axis=-1)
-    c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-    return sigmoid(o) * np.tanh(c), c, z
-
-
-def gru_step(layer: Gru, x: np.ndarray, h: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """New hidden state (twice: a GRU's state is its h), pre-activations [..., 4H]: r, z, and the two parts of n."""
-    x_r, x_z, x_n = np.split(x @ layer.w_x.T + layer.bias, 3, axis=-1)
-    h_r, h_z, h_n = np.split(h @ layer.w_h.T + layer.bias_h, 3, axis=-1)
-    r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
-    n = np.tanh(x_n + r * h_n)
-    h = z * h + (1.0 - z) * n
-    return h, h, np.concatenate([x_r + h_r, x_z + h_z, x_n, h_n], axis=-1)
-
-
-def rnn_step(layer: Rnn, x: np.ndarray, h: np.ndarray, c: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """New hidden state (twice), pre-activations [..., H]."""
-    z = x @ layer.w_x.T + h @ layer.w_h.T + layer.bias
-    return np.tanh(z), np.tanh(z), z
-
-
-class FloatStream:
-    """The float graph as a stream of one or more parallel sequences; leading dimensions of ``x`` are sequences.
-
-    ``observe(layer_index, name, values)`` is called for every quantity a calibration needs: "x" (the layer's input), and for
-    a recurrent layer "h" (the hidden state that enters the step), "z" (pre-activations) and "c" (the new cell state; for a GRU
-    or RNN its new h), for the others "y".
-    """
-
-    def __init__(self, graph: Graph, observe: Callable[[int, str, np.ndarray], None] | None = None):
-        self.graph = graph
-        self._observe = observe or (lambda index, name, values: None)
-        self.reset()
-
-    def reset(self) -> None:
-        self._state: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-
-    def step(self, x: np.ndarray) -> np.ndarray:
-        """One timestep: ``x`` [..., n_in] -> [..., n_out]."""
-        a = np.asarray(x, dtype=np.float64)
-        for index, layer in enumerate(self.graph.layers):
-            self._observe(index, "x", a)
-            if isinstance(layer, Recurrent):
-                a = self._recurrent(index, layer, a)
-            elif isinstance(layer, Dense):
-                a = activate(a @ layer.weight.T + layer.bias, layer.activation)
-                self._observe(index, "y", a)
-            else:
-                a = activate(a, layer.activation)
-                self._observe(index, "y", a)
-        return a
-
-    def _recurrent(self, index: int, layer: Lstm | Gru | Rnn, x: np.ndarray) -> np.ndarray:
-        zero = np.zeros((*x.shape[:-1], layer.n_out))
-        h, c = self._state.get(index, (zero, zero))
-        self._observe(index, "h", h)
-        step = {Lstm: lstm_step, Gru: gru_step, Rnn: rnn_step}[type(layer)]
-        h, c, z = step(layer, x, h, c)
-        self._observe(index, "z", z)
-        self._observe(index, "c", c)
-        self._state[index] = (h, c)
-        return h
-
-    def run(self, x: np.ndarray) -> np.ndarray:
-        """A whole sequence: ``x`` [..., T, n_in] -> [..., T, n_out]; state carries on from earlier calls."""
-        steps = [self.step(x[..., t, :]) for t in range(x.shape[-2])]
-        return np.stack(steps, axis=-2)
+def _function_fault(activation: str | Function, softmax: bool = True) -> str:
+    known = PLAIN if softmax else PLAIN[:-1]
+    if isinstance(activation, str) and activation not in known:
+        return f"activation '{activation}' is not one of {', '.join(known)}"
+    if isinstance(activation, Function) and activation.name in PLAIN:
+        return f"activation {activation.name} is plain: give its name"
+    values = as_function(activation)(np.linspace(-16.0, 16.0, 65)) if isinstance(activation, Function) else 0.0
+    return "" if np.isfinite(values).all() else f"activation {activation} is not finite everywhere"

@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 
 from stepwell.errors import ImportRefused
-from stepwell.graph import FloatStream, Graph
+from stepwell.float_stream import FloatStream
+from stepwell.graph import Graph
 from stepwell.importer.reader import in_float32
 from stepwell.importer.walk import Axis, Walked, live_part
 
