@@ -1,0 +1,88 @@
+"""Keras 3 model -> float graph, from its layers' settings and weights, proven by running both.
+
+``walk`` follows the calls from the inputs to the output and gives each to its handler: ``recurrent`` for the cells, ``windows``
+for what looks back over the sequence, ``plain`` for all that works step by step; ``activations`` maps functions, ``fuse`` tidies
+what they made, ``check`` runs Keras and the stream and compares. ``values`` is what they all speak of.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stepwell.errors import ImportRefused
+from stepwell.graph import Graph, Source
+from stepwell.importer.keras_models.check import replay
+from stepwell.importer.keras_models.fuse import fused
+from stepwell.importer.keras_models.walk import walk
+
+if TYPE_CHECKING:
+    from stepwell.importer import Imported
+
+__all__ = ["import_keras"]
+
+
+def import_keras(model, verify: bool = True) -> Imported:
+    """Read a built Keras 3 model: Sequential or Functional, one input [batch, T, n_in] (or tokens [batch, T]), one output.
+
+    Raises ImportRefused, naming the layer and what to do, when something in it cannot be streamed or is not understood, or when
+    the stream differs from Keras by more than 1e-5 of the output's range.
+    """
+    from stepwell.importer import Imported  # that package may import this one
+
+    keras = _keras()
+    _check_model(keras, model)
+    try:
+        walked = walk(model)
+        layers, sources = fused(walked.layers, walked.sources, walked.output.index)
+        readout = "every" if walked.output.timed else "last"
+        graph = Graph(layers, readout, _source(keras, model), tuple(walked.notes), sources)
+        return Imported(graph, replay(model, walked, graph) if verify else None)
+    except ImportRefused:
+        raise
+    except Exception as error:  # a model can hold anything that is Python
+        raise ImportRefused(
+            f"model '{model.name}' cannot be read: {type(error).__name__}: {str(error)[:300]}"
+        ) from error
+
+
+def _keras():
+    try:
+        import keras
+    except ImportError as error:
+        raise ImportRefused(
+            f"Keras models need Keras 3 and one of its backends ({error}): pip install keras torch, and set KERAS_BACKEND=torch"
+        ) from error
+    if not hasattr(keras, "KerasTensor"):
+        raise ImportRefused(f"keras {keras.__version__} is too old: pip install 'keras>=3'")
+    return keras
+
+
+def _check_model(keras, model) -> None:
+    if not isinstance(model, keras.Model):
+        kind = f"{type(model).__module__}.{type(model).__qualname__}"
+        raise ImportRefused(f"expected a keras.Model of Keras 3, not a {kind}: load it with keras.saving.load_model")
+    if isinstance(model, keras.Sequential) and not model.built:
+        raise ImportRefused(
+            f"model '{model.name}' is not built: begin it with keras.Input((T, n_in)), or call it on data"
+        )
+    if not getattr(getattr(model, "_functional", None) or model, "_nodes_by_depth", None):
+        raise ImportRefused(
+            f"model '{model.name}' is neither Sequential nor Functional: its call() is Python code; rebuild it as "
+            "keras.Model(inputs, outputs) from the same layers"
+        )
+    for what, tensors in (("inputs", model.inputs), ("outputs", model.outputs)):
+        if len(tensors) != 1:
+            raise ImportRefused(
+                f"model '{model.name}' has {len(tensors)} {what}, a stream has one: build a keras.Model with one of them, or "
+                "concatenate them along the features"
+            )
+
+
+def _source(keras, model) -> Source:
+    weights = hashlib.sha256()
+    for array in model.get_weights():
+        weights.update(np.ascontiguousarray(array).tobytes())
+    return Source(str(model.name), weights.hexdigest(), f"keras {keras.__version__}")

@@ -1,0 +1,167 @@
+"""From a model's inputs to its output: each call of a layer goes to the layer's handler."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from stepwell.errors import ImportRefused
+from stepwell.importer.keras_models import activations, plain, recurrent, windows
+from stepwell.importer.keras_models.values import Builder, Call, Handler, Refusal, Value
+
+HANDLERS: dict[str, Handler] = {
+    **plain.HANDLERS,
+    **activations.HANDLERS,
+    **recurrent.HANDLERS,
+    **windows.HANDLERS,
+}
+WAITED_FOR = {  # what may follow a value that waits
+    "ZeroPadding1D": (
+        "Conv1D",
+        "DepthwiseConv1D",
+        "SeparableConv1D",
+        "ZeroPadding1D",
+        "MaxPooling1D",
+        "AveragePooling1D",
+    ),
+    "Flatten": ("Dense", *plain.DROPPED),
+    "Softmax": ("Dot", "Multiply", *plain.DROPPED),
+    "Weighted": ("Sum",),
+}
+HINTS = {
+    "Lambda": "it holds Python code: use layers or keras.ops instead",
+    "RepeatVector": "a decoder begins when the sequence has ended: a stream cannot run it; export the encoder by itself",
+    "MultiHeadAttention": "use keras.layers.Attention or AdditiveAttention, of one head",
+    "UpSampling1D": "a stream gives one output a step: leave it out",
+    "Permute": "a stream keeps [batch, T, features] in this order",
+    "Transpose": "a stream keeps [batch, T, features] in this order",
+    "Conv2D": "use Conv1D over time, or wrap nothing in TimeDistributed but step by step layers",
+    "ConvLSTM1D": "use Conv1D in front of an LSTM",
+    "Minimum": "use Add, Multiply or Concatenate",
+    "Maximum": "use Add, Multiply or Concatenate",
+}
+
+
+@dataclass
+class Walked(Builder):
+    """The layers, before they are tidied, and the model's output; ``flush``: steps after the end that its last answer needs."""
+
+    output: Value | None = None
+    flush: int = 0
+
+
+def walk(model) -> Walked:
+    """Collect the layers of a Functional or Sequential model with one input and one output."""
+    walked = Walked()
+    (output,) = _run(walked, model, (_input(model.inputs[0]),))
+    if output is None or output.waits:
+        what = (
+            "a cell state" if output is None else f"{output.waits}, which is only understood in front of other layers"
+        )
+        raise ImportRefused(f"model '{model.name}' ends with {what}: end it with a layer")
+    walked.output = output
+    walked.flush = _flush(walked)
+    return walked
+
+
+def _input(tensor) -> Value:
+    """[batch, T, *inner]; T alone for tokens."""
+    if len(tensor.shape) < 2 or None in tensor.shape[2:]:
+        raise ImportRefused(f"the input is {list(tensor.shape)}: expected [batch, T, n_in], or [batch, T] of tokens")
+    return Value(0, tuple(tensor.shape[2:]), steps=tensor.shape[1])
+
+
+def _flush(walked: Walked) -> int:
+    """A last answer that looks ahead needs the zeros that the source puts after the end: fed, where they are the input's."""
+    if walked.output.timed or not walked.ahead:
+        return 0
+    for name, _, reads in walked.ahead:
+        if reads:
+            raise ImportRefused(
+                f"layer '{name}': padding='same' puts zeros between layers after the end of the sequence, which a stream never "
+                "sees: use padding='causal'"
+            )
+    return max(after for _, after, _ in walked.ahead)
+
+
+def _run(walked: Walked, model, inputs: tuple[Value, ...]) -> list[Value | None]:
+    """The outputs of a model, or of one within it."""
+    functional = getattr(model, "_functional", None) or model
+    values = dict(zip(map(id, functional.inputs), inputs, strict=True))
+    for node in _needed_nodes(functional):
+        made = _node(walked, node, tuple(values[id(tensor)] for tensor in _read_by(node)))
+        values.update(zip(map(id, node.outputs), made, strict=True))
+    return [values[id(tensor)] for tensor in functional.outputs]
+
+
+def _needed_nodes(functional) -> list:
+    """The calls that the outputs need, sources first; what only makes masks is not among them."""
+    by_depth = functional._nodes_by_depth
+    nodes = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth] if not node.is_input]
+    wanted = set(map(id, functional.outputs))
+    needed = []
+    for node in reversed(nodes):
+        if wanted & set(map(id, node.outputs)):
+            needed.append(node)
+            wanted |= set(map(id, _read_by(node)))
+    return needed[::-1]
+
+
+def _read_by(node) -> list:
+    """The tensors that a call reads, but for masks: Keras hands them on by itself."""
+    import keras
+
+    named = {name: value for name, value in node.arguments.kwargs.items() if name != "mask"}
+    return [leaf for leaf in keras.tree.flatten((node.arguments.args, named)) if isinstance(leaf, keras.KerasTensor)]
+
+
+def _node(walked: Walked, node, inputs: tuple[Value | None, ...]) -> list[Value | None]:
+    args, kwargs = node.arguments.args, node.arguments.kwargs
+    if kwargs.get("initial_state") is not None or (len(args) > 1 and hasattr(node.operation, "cell")):
+        raise ImportRefused(
+            f"{_named(node.operation)}: its initial_state comes from another layer, but a stream begins with its own: leave it out"
+        )
+    shapes = tuple(tuple(tensor.shape) for tensor in node.outputs)
+    return _apply(walked, node.operation, inputs, shapes, args, kwargs)
+
+
+def _apply(walked: Walked, layer, inputs, shapes, args=(), kwargs=None) -> list[Value | None]:
+    """What a layer makes of its inputs."""
+    if hasattr(layer, "_nodes_by_depth") or getattr(layer, "_functional", None):
+        return _run(walked, layer, inputs)
+    try:
+        _check(layer, inputs)
+
+        def run(inner, values, shapes):
+            return _apply(walked, inner, values, shapes)
+
+        made = HANDLERS[type(layer).__name__](Call(walked, layer, inputs, shapes, run, args, kwargs or {}))
+        return made if isinstance(made, list) else [made]
+    except Refusal as reason:
+        raise ImportRefused(f"{_named(layer)}: {reason}") from None
+    except ImportRefused:
+        raise
+    except Exception as error:  # settings that no version of the layer that we know has
+        raise ImportRefused(
+            f"{_named(layer)} is not understood as it is set ({type(error).__name__}: {str(error)[:200]})"
+        ) from error
+
+
+def _named(layer) -> str:
+    return f"layer '{layer.name}' ({type(layer).__name__})"
+
+
+def _check(layer, inputs: tuple[Value | None, ...]) -> None:
+    kind = type(layer).__name__
+    if kind not in HANDLERS or not type(layer).__module__.startswith("keras."):
+        hint = HINTS.get(kind, "")
+        raise Refusal(hint or f"not one of the layers that can be streamed: {', '.join(sorted(HANDLERS))}")
+    if None in inputs:
+        raise Refusal("it reads a state of a layer with return_state: only the hidden state of one cell can be read")
+    for x in inputs:
+        if x.waits and kind not in WAITED_FOR[x.waits]:
+            raise Refusal(f"{x.waits} is only understood in front of {', '.join(WAITED_FOR[x.waits])}")
+    policy = getattr(layer, "compute_dtype", "float32")
+    if policy not in ("float32", "float64") and "int" not in policy and getattr(layer, "weights", None):
+        raise Refusal(f"it computes in {policy}: build the model with dtype='float32' and load its weights into that")
+    if getattr(layer, "quantization_mode", None):
+        raise Refusal("its weights are quantised already: import the model from before model.quantize()")
