@@ -73,7 +73,7 @@ def _keras_output(model, x: np.ndarray) -> np.ndarray:
 
     try:
         with _from_zero_state(model):
-            y = model(keras.ops.convert_to_tensor(x), training=False)
+            (y,) = keras.tree.flatten(model(keras.ops.convert_to_tensor(x), training=False))
             return np.asarray(keras.ops.convert_to_numpy(y), dtype=np.float64)
     except Exception as error:  # nobody tells what a backend raises
         raise ImportRefused(

@@ -113,7 +113,7 @@ def combined(call: Call, kind: type, inputs: tuple[Value, ...], **settings) -> V
 
 def concatenated(call: Call, inputs: tuple[Value, ...]) -> Value:
     if len({x.timed for x in inputs}) > 1:
-        raise Refusal("it joins a sequence with what another one ended with: repeat nothing over time, or end both")
+        raise Refusal("it joins a sequence with what another one ended with: take the last step of both")
 
     def join(a: Value, b: Value) -> Value:
         return replace(
@@ -123,8 +123,23 @@ def concatenated(call: Call, inputs: tuple[Value, ...]) -> Value:
     return reduce(join, inputs)
 
 
+def _constant(call: Call) -> tuple[np.ndarray, bool] | None:
+    """The constant of an operation on one tensor, and whether it comes first; None where there is no such thing."""
+    operands = [call.args[k] if k < len(call.args) else call.kwargs.get(f"x{k + 1}") for k in range(2)]
+    known = [k for k, operand in enumerate(operands) if isinstance(operand, int | float | np.ndarray | np.generic)]
+    return (np.asarray(operands[known[0]], dtype=np.float64), known == [0]) if len(known) == 1 else None
+
+
+def add(call: Call) -> Value:
+    constant = _constant(call)
+    return scaled(call, call.x, np.array(1.0), constant[0]) if constant else combined(call, Add, call.inputs)
+
+
 def multiply(call: Call) -> Value:
     """The product; of the weights of an attention and its values, still to be summed over time."""
+    constant = _constant(call)
+    if constant:
+        return scaled(call, call.x, constant[0], np.array(0.0))
     weights = [x for x in call.inputs if x.waits == "Softmax"]
     others = [x for x in call.inputs if x.waits != "Softmax"]
     if not weights:
@@ -140,9 +155,19 @@ def average(call: Call) -> Value:
 
 
 def subtract(call: Call) -> Value:
+    constant, first = _constant(call) or (None, False)
+    if constant is not None:
+        return scaled(call, call.x, np.array(-1.0 if first else 1.0), constant if first else -constant)
     if len(call.inputs) != 2:
         raise Refusal("the difference of two tensors is understood")
     return combined(call, Add, call.inputs, weights=(1.0, -1.0))
+
+
+def divide(call: Call) -> Value:
+    constant, first = _constant(call) or (None, True)
+    if first or not constant.all():
+        raise Refusal("division by a constant other than zero is understood")
+    return scaled(call, call.x, 1 / constant, np.array(0.0))
 
 
 def concatenate(call: Call) -> Value:
@@ -228,9 +253,11 @@ HANDLERS = {
     "Rescaling": rescaling,
     "Embedding": embedding,
     "PReLU": prelu,
-    "Add": lambda call: combined(call, Add, call.inputs),
+    "Add": add,
     "Subtract": subtract,
     "Multiply": multiply,
+    "Divide": divide,
+    "TrueDivide": divide,
     "Average": average,
     "Concatenate": concatenate,
     "Masking": masking,

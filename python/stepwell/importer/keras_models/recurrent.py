@@ -63,16 +63,17 @@ def bidirectional(call: Call) -> list[Value | None]:
     if layer.forward_layer.go_backwards:
         raise Refusal("its forward layer has go_backwards: exchange the two layers")
     ways = tuple(_one_way(call, part) for part in (layer.forward_layer, layer.backward_layer))
-    if layer.merge_mode not in MERGES:
-        raise Refusal(f"merge_mode '{layer.merge_mode}' is not one of {', '.join(MERGES)}")
-    return [MERGES[layer.merge_mode](call, ways), *[None] * (len(call.shapes) - 1)]
+    made = MERGES[layer.merge_mode](call, ways)
+    made = made if isinstance(made, list) else [made]
+    return [*made, *[None] * (len(call.shapes) - len(made))]
 
 
-MERGES: dict[str, Callable[[Call, tuple[Value, ...]], Value]] = {
+MERGES: dict[str | None, Callable[[Call, tuple[Value, ...]], Value | list[Value]]] = {
     "concat": concatenated,
     "sum": lambda call, ways: combined(call, Add, ways),
     "ave": lambda call, ways: combined(call, Add, ways, weights=(0.5, 0.5)),
     "mul": lambda call, ways: combined(call, Mul, ways),
+    None: lambda call, ways: list(ways),
 }
 
 

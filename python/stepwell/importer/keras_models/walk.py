@@ -27,6 +27,12 @@ WAITED_FOR = {  # what may follow a value that waits
     "Softmax": ("Dot", "Multiply", *plain.DROPPED),
     "Weighted": ("Sum",),
 }
+WAITING = {
+    "ZeroPadding1D": "zeros in front of a sequence",
+    "Flatten": "a whole sequence in one row",
+    "Softmax": "a softmax over time",
+    "Weighted": "a sequence weighted by a softmax over time",
+}
 HINTS = {
     "Lambda": "it holds Python code: use layers or keras.ops instead",
     "RepeatVector": "a decoder begins when the sequence has ended: a stream cannot run it; export the encoder by itself",
@@ -37,6 +43,7 @@ HINTS = {
     "Conv2D": "use Conv1D over time, or wrap nothing in TimeDistributed but step by step layers",
     "ConvLSTM1D": "use Conv1D in front of an LSTM",
     "Minimum": "use Add, Multiply or Concatenate",
+    "Conv1DTranspose": "a stream gives one output a step: leave it out",
     "Maximum": "use Add, Multiply or Concatenate",
 }
 
@@ -53,11 +60,12 @@ def walk(model) -> Walked:
     """Collect the layers of a Functional or Sequential model with one input and one output."""
     walked = Walked()
     (output,) = _run(walked, model, (_input(model.inputs[0]),))
-    if output is None or output.waits:
-        what = (
-            "a cell state" if output is None else f"{output.waits}, which is only understood in front of other layers"
+    if output is None:
+        raise ImportRefused(
+            f"model '{model.name}' ends with a state of a layer with return_state: end it with the layer's output"
         )
-        raise ImportRefused(f"model '{model.name}' ends with {what}: end it with a layer")
+    if output.waits:
+        raise ImportRefused(f"model '{model.name}' ends with {_waiting(output)}")
     walked.output = output
     walked.flush = _flush(walked)
     return walked
@@ -80,7 +88,11 @@ def _flush(walked: Walked) -> int:
                 f"layer '{name}': padding='same' puts zeros between layers after the end of the sequence, which a stream never "
                 "sees: use padding='causal'"
             )
-    return max(after for _, after, _ in walked.ahead)
+    after = max(after for _, after, _ in walked.ahead)
+    walked.notes.append(
+        f"for the answer to a whole sequence, as trained, give the stream {after} steps of zeros after its end"
+    )
+    return after
 
 
 def _run(walked: Walked, model, inputs: tuple[Value, ...]) -> list[Value | None]:
@@ -146,6 +158,16 @@ def _apply(walked: Walked, layer, inputs, shapes, args=(), kwargs=None) -> list[
         ) from error
 
 
+def _known() -> list[str]:
+    import keras
+
+    return sorted(name for name in HANDLERS if hasattr(keras.layers, name))
+
+
+def _waiting(x: Value) -> str:
+    return f"{WAITING[x.waits]}, which is only understood in front of {', '.join(WAITED_FOR[x.waits])}"
+
+
 def _named(layer) -> str:
     return f"layer '{layer.name}' ({type(layer).__name__})"
 
@@ -153,13 +175,12 @@ def _named(layer) -> str:
 def _check(layer, inputs: tuple[Value | None, ...]) -> None:
     kind = type(layer).__name__
     if kind not in HANDLERS or not type(layer).__module__.startswith("keras."):
-        hint = HINTS.get(kind, "")
-        raise Refusal(hint or f"not one of the layers that can be streamed: {', '.join(sorted(HANDLERS))}")
+        raise Refusal(HINTS.get(kind) or f"not one of the layers that can be streamed: {', '.join(_known())}")
     if None in inputs:
         raise Refusal("it reads a state of a layer with return_state: only the hidden state of one cell can be read")
     for x in inputs:
         if x.waits and kind not in WAITED_FOR[x.waits]:
-            raise Refusal(f"{x.waits} is only understood in front of {', '.join(WAITED_FOR[x.waits])}")
+            raise Refusal(f"it reads {_waiting(x)}")
     policy = getattr(layer, "compute_dtype", "float32")
     if policy not in ("float32", "float64") and "int" not in policy and getattr(layer, "weights", None):
         raise Refusal(f"it computes in {policy}: build the model with dtype='float32' and load its weights into that")
