@@ -393,6 +393,17 @@ def test_grouped_convolutions(layer):
     assert any(isinstance(part, Dense) and part.groups > 1 for part in made)
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_looking_ahead_and_reading_backwards(last):
+    """What reads the sequence from its end needs the zeros after it, which are fed where they are the input's."""
+    ahead = k.Conv1D(6, 4, padding="same")
+    after = k.LSTM(3) if last else k.Conv1D(3, 3, padding="valid")
+    imported = import_keras(sequential(ahead, k.Bidirectional(k.GRU(4, return_sequences=True)), after))
+    assert any("2 steps of zeros after its end" in note for note in imported.graph.notes)
+    inside = sequential(k.LSTM(4, return_sequences=True), k.Conv1D(4, 3, padding="same"), k.Bidirectional(k.GRU(3)))
+    assert "use padding='causal'" in refused(inside)
+
+
 @pytest.mark.parametrize("zeros", [1, 2, 3])
 def test_zeros_in_front(zeros):
     imported = import_keras(sequential(k.ZeroPadding1D((zeros, 0)), k.Conv1D(6, 4), k.LSTM(4)))

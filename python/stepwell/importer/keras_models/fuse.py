@@ -39,15 +39,20 @@ def _joined(before: Layer, layer: Layer) -> Layer | None:
     return None
 
 
+def ancestors(sources: Sources, values: list[int]) -> set[int]:
+    """All values that these are made of, themselves included."""
+    found, todo = set(), list(values)
+    while todo:
+        value = todo.pop()
+        if value not in found:
+            found.add(value)
+            todo.extend(sources[value - 1] if value else ())
+    return found
+
+
 def _needed(
     layers: list[Layer], sources: Sources, output: int
 ) -> tuple[tuple[Layer, ...], tuple[tuple[int, ...], ...]]:
-    wanted, todo = set(), [output]
-    while todo:
-        value = todo.pop()
-        if value and value not in wanted:
-            wanted.add(value)
-            todo.extend(sources[value - 1])
-    place = {0: 0} | {value: k + 1 for k, value in enumerate(sorted(wanted))}
-    kept = sorted(wanted)
+    kept = sorted(ancestors(sources, [output]) - {0})
+    place = {0: 0} | {value: k + 1 for k, value in enumerate(kept)}
     return tuple(layers[v - 1] for v in kept), tuple(tuple(place[r] for r in sources[v - 1]) for v in kept)

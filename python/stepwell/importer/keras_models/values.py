@@ -56,14 +56,24 @@ class Value:
         return replace(self, timed=False, steps=None)
 
 
+@dataclass(frozen=True)
+class Ahead:
+    """A layer that needs later steps: how many, the value that it reads and the one that it makes."""
+
+    name: str
+    steps: int
+    reads: int
+    made: int
+
+
 @dataclass
 class Builder:
-    """The graph as it grows. ``ahead``: (layer's name, how many later steps it needs, the value that it reads)."""
+    """The graph as it grows."""
 
     layers: list[Layer] = field(default_factory=list)
     sources: list[tuple[int, ...]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    ahead: list[tuple[str, int, int]] = field(default_factory=list)
+    ahead: list[Ahead] = field(default_factory=list)
 
     def put(self, layer: Layer, *reads: int) -> int:
         """Append a layer that reads these values; returns the value that it makes."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from stepwell.errors import ImportRefused
 from stepwell.importer.keras_models import activations, plain, recurrent, windows
+from stepwell.importer.keras_models.fuse import ancestors
 from stepwell.importer.keras_models.values import Builder, Call, Handler, Refusal, Value
 
 HANDLERS: dict[str, Handler] = {
@@ -79,20 +80,24 @@ def _input(tensor) -> Value:
 
 
 def _flush(walked: Walked) -> int:
-    """A last answer that looks ahead needs the zeros that the source puts after the end: fed, where they are the input's."""
-    if walked.output.timed or not walked.ahead:
-        return 0
-    for name, _, reads in walked.ahead:
-        if reads:
+    """What runs to the end of the sequence - its last answer, a layer that reads it backwards - needs the zeros that Keras puts
+    after it where a layer looks ahead: they can be fed where they are the input's."""
+    ends = [] if walked.output.timed else [walked.output.index]
+    ends += [k + 1 for k, layer in enumerate(walked.layers) if getattr(layer, "reverse", False)]
+    reached = ancestors(walked.sources, ends)
+    ahead = [layer for layer in walked.ahead if layer.made in reached]
+    for layer in ahead:
+        if layer.reads:
             raise ImportRefused(
-                f"layer '{name}': padding='same' puts zeros between layers after the end of the sequence, which a stream never "
-                "sees: use padding='causal'"
+                f"layer '{layer.name}': padding='same' puts zeros between layers after the end of the sequence, which a stream "
+                "never sees: use padding='causal'"
             )
-    after = max(after for _, after, _ in walked.ahead)
-    walked.notes.append(
-        f"for the answer to a whole sequence, as trained, give the stream {after} steps of zeros after its end"
-    )
-    return after
+    steps = max((layer.steps for layer in ahead), default=0)
+    if steps:
+        walked.notes.append(
+            f"for the answer to a whole sequence, as trained, give the stream {steps} steps of zeros after its end"
+        )
+    return steps
 
 
 def _run(walked: Walked, model, inputs: tuple[Value, ...]) -> list[Value | None]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from stepwell.graph import Attention, Dense, MaxPool, Window
 from stepwell.importer.keras_models.activations import function_of
-from stepwell.importer.keras_models.values import Call, Refusal, Value, numbers, numbers_or
+from stepwell.importer.keras_models.values import Ahead, Call, Refusal, Value, numbers, numbers_or
 
 FIXED = "give the Input a fixed length: keras.Input((T, n_in))"
 
@@ -60,7 +60,6 @@ def _window(call: Call, x: Value, reach: Reach, ahead: bool = True) -> int:
     if after and not ahead:
         raise Refusal("padding='same' pools beyond the end of the sequence: use padding='valid'")
     if after:
-        call.builder.ahead.append((call.name, after, x.index))
         call.note(
             f"it looks {after} steps ahead (padding='same'): the stream's answers come that many of its steps later"
         )
@@ -68,7 +67,10 @@ def _window(call: Call, x: Value, reach: Reach, ahead: bool = True) -> int:
         return x.index
     padding = None if before == reach.span - 1 else before
     made = Window(f"{call.name}.window", x.size, reach.taps, reach.dilation, reach.stride, padding)
-    return call.put(made, x.index)
+    index = call.put(made, x.index)
+    if after:
+        call.builder.ahead.append(Ahead(call.name, after, x.index, index))
+    return index
 
 
 def _convolved(call: Call, reach: Reach, kernel: np.ndarray, bias, groups: int, function="none") -> Value:
