@@ -21,7 +21,7 @@ from stepwell.importer.replay import TOLERANCE
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-keras = pytest.importorskip("keras", exc_type=ImportError)
+keras = pytest.importorskip("keras", reason="needs Keras 3 and one of its backends")
 k = keras.layers
 
 N_IN, T = 5, 12

@@ -107,6 +107,13 @@ def names() -> list[str]:
     return list(_models())
 
 
+def lengths() -> tuple[int | None, ...]:
+    """T fixed and dynamic. With the torch backend fixed only: Keras traces a dynamic T as one step, and the file computes one."""
+    import keras
+
+    return (STEPS,) if keras.backend.backend() == "torch" else (STEPS, None)
+
+
 def export(name: str, steps: int | None, folder: Path) -> Path:
     """Write BACKEND-NAME[-dynamic].onnx and its _io.npz; returns the path of the first."""
     import keras
@@ -153,7 +160,7 @@ def main() -> int:
     args.folder.mkdir(parents=True, exist_ok=True)
     failed = 0
     for name in names():
-        for steps in (STEPS, None):
+        for steps in lengths():
             if args.part in name:
                 try:
                     path = export(name, steps, args.folder)

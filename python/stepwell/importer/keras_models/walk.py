@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from stepwell.errors import ImportRefused
 from stepwell.importer.keras_models import activations, plain, recurrent, windows
@@ -147,11 +148,8 @@ def _apply(walked: Walked, layer, inputs, shapes, args=(), kwargs=None) -> list[
         return _run(walked, layer, inputs)
     try:
         _check(layer, inputs)
-
-        def run(inner, values, shapes):
-            return _apply(walked, inner, values, shapes)
-
-        made = HANDLERS[type(layer).__name__](Call(walked, layer, inputs, shapes, run, args, kwargs or {}))
+        call = Call(walked, layer, inputs, shapes, partial(_apply, walked), args, kwargs or {})
+        made = HANDLERS[type(layer).__name__](call)
         return made if isinstance(made, list) else [made]
     except Refusal as reason:
         raise ImportRefused(f"{_named(layer)}: {reason}") from None
