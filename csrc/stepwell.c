@@ -1,4 +1,4 @@
-/* stepwell.c - checks a model, lays out a stream's RAM, and walks the layers once per timestep. */
+/* stepwell.c - lays out a stream's RAM and walks the layers once per timestep; stw_check.c checks the model first. */
 #include "stepwell.h"
 
 #include <string.h>
@@ -36,6 +36,10 @@ const char *stw_strerror(int status)
         return "layers do not fit each other or leave the blob";
     case STW_E_OVERFLOW:
         return "weights could overflow an accumulator";
+    case STW_E_MISSING:
+        return "a sample is missing";
+    case STW_HOLD:
+        return "no new output at this step";
     default:
         return "unknown status";
     }
@@ -45,107 +49,28 @@ const char *stw_strerror(int status)
 #endif
 }
 
-static int activation_known(const stw_layer *l, int is_last)
+/* ---- memory ---- */
+
+static int lives_in_state(const stw_model *m, const stw_layer *l)
 {
-    switch (l->act) {
-    case STW_NONE:
-    case STW_RELU:
-    case STW_TANH:
-    case STW_SIGMOID:
-        return 1;
-    case STW_SOFTMAX:
-        return STW_WITH_SOFTMAX && is_last && l->kind == STW_DENSE && l->n_out <= STW_SOFTMAX_MAX;
-    default:
-        return 0;
-    }
+    return m->mode != STW_SLIDE && (stw_is_recurrent(l) || (l->kind == STW_WINDOW && l->p[1] == 1));
 }
 
-static int recurrent_known(uint8_t kind)
+/* Layers that compute their values one by one: int32 before they are stored. */
+static int computes_values(const stw_layer *l)
 {
-    return kind == STW_LSTM ? STW_WITH_LSTM : kind == STW_GRU ? STW_WITH_GRU : STW_WITH_RNN;
+    return l->kind == STW_DENSE || l->kind == STW_ACTIVATION || l->kind == STW_ADD || l->kind == STW_MUL;
 }
 
-static int layer_check(const stw_layer *l, int is_last)
+/* A last layer that writes to the caller's y at once. */
+static int writes_output(const stw_model *m, const stw_layer *l)
 {
-    switch (l->kind) {
-    case STW_LSTM:
-    case STW_GRU:
-    case STW_RNN:
-        if (!recurrent_known(l->kind) || l->act != STW_NONE) {
-            return STW_E_LAYER;
-        }
-        return l->w && l->r && l->rows ? STW_OK : STW_E_ARG;
-    case STW_DENSE:
-        if (!STW_WITH_DENSE || !activation_known(l, is_last)) {
-            return STW_E_LAYER;
-        }
-        return l->w && l->rows ? STW_OK : STW_E_ARG;
-    case STW_ACTIVATION:
-        if (!STW_WITH_ACTIVATION || !activation_known(l, is_last)) {
-            return STW_E_LAYER;
-        }
-        if (l->n_in != l->n_out) {
-            return STW_E_SHAPE;
-        }
-        return l->rows ? STW_OK : STW_E_ARG;
-    default:
-        return STW_E_LAYER;
-    }
+    return l + 1 == m->layers + m->n_layers && (computes_values(l) || l->kind == STW_ARG_MAX);
 }
 
-int stw_model_check(const stw_model *m)
+static size_t round_up_2(size_t n)
 {
-    uint16_t width;
-
-    if (!m || !m->layers) {
-        return STW_E_ARG;
-    }
-    if (m->format != STW_MODEL_FORMAT || m->y_frac > 30) {
-        return STW_E_FORMAT;
-    }
-    if (m->n_layers == 0 || m->n_in == 0) {
-        return STW_E_SHAPE;
-    }
-    width = m->n_in;
-    for (size_t i = 0; i < m->n_layers; i++) {
-        const stw_layer *l      = m->layers + i;
-        int              status = layer_check(l, i + 1u == m->n_layers);
-
-        if (status != STW_OK) {
-            return status;
-        }
-        if (l->n_in != width || l->n_out == 0) {
-            return STW_E_SHAPE;
-        }
-        width = l->n_out;
-    }
-    return width == m->n_out ? STW_OK : STW_E_SHAPE;
-}
-
-/* Scratch: the output of a layer may not overwrite its input, so two buffers take turns.  A recurrent layer's output is
- * copied to its h at once and leaves its buffer free again; the last layer writes to the caller's y. */
-typedef struct layout {
-    size_t n_cells;      /* values of c, all layers */
-    size_t n_hidden;     /* values of h, all layers */
-    size_t n_scratch[2]; /* int16 values in each buffer */
-} layout;
-
-static layout model_layout(const stw_model *m)
-{
-    layout       plan = {0, 0, {0, 0}};
-    unsigned int next = 0; /* buffer that the layer at hand may write */
-
-    for (size_t i = 0; i < m->n_layers; i++) {
-        const stw_layer *l = m->layers + i;
-
-        plan.n_cells += stw_n_cells(l);
-        plan.n_hidden += stw_n_hidden(l);
-        if ((stw_is_recurrent(l) || i + 1u < m->n_layers) && plan.n_scratch[next] < l->n_out) {
-            plan.n_scratch[next] = l->n_out;
-        }
-        next = stw_is_recurrent(l) ? 0u : 1u - next;
-    }
-    return plan;
+    return (n + 1u) & ~(size_t)1u;
 }
 
 static size_t round_up_4(size_t n)
@@ -153,56 +78,119 @@ static size_t round_up_4(size_t n)
     return (n + 3u) & ~(size_t)3u;
 }
 
-static size_t layout_state_bytes(layout plan)
+size_t stw_temporary(const stw_layer *l)
 {
-    return round_up_4(plan.n_cells * sizeof(int32_t) + plan.n_hidden * sizeof(int16_t));
+    if (l->kind == STW_GRU_BEFORE) {
+        return l->n_out; /* hidden states times the reset gate */
+    }
+    if (l->kind == STW_LSTM && l->p[0] != l->n_out) {
+        return l->p[0]; /* what the projection takes */
+    }
+    return l->kind == STW_ATTENTION ? 2u * (size_t)l->p[0] : 0u; /* scores, int32 */
 }
 
-static size_t layout_scratch_bytes(layout plan)
+/* int16 values of scratch that a layer uses from its place on. */
+static size_t layer_scratch(const stw_model *m, const stw_layer *l)
 {
-    return round_up_4((plan.n_scratch[0] + plan.n_scratch[1]) * sizeof(int16_t));
+    if (writes_output(m, l) || (l->kind == STW_WINDOW && lives_in_state(m, l))) {
+        return 0;
+    }
+    return round_up_2(l->n_out * stw_chunk(m)) + stw_temporary(l);
+}
+
+int stw_has_clock(const stw_model *m)
+{
+    const stw_layer *last = m->layers + m->n_layers - 1;
+
+    return last->first != 0 || last->every != 1;
+}
+
+/* The mode's counter; its window of inputs and the last codes, in front of the layers' state. */
+static size_t cells_before(const stw_model *m)
+{
+    return m->mode != STW_CARRY ? 1u : 0u;
+}
+
+static size_t hidden_before(const stw_model *m)
+{
+    size_t window = m->mode == STW_SLIDE ? m->window : 0u, last = m->missing == STW_MISSING_HOLD ? 1u : 0u;
+
+    return (window + last) * m->n_in;
+}
+
+stw_layout stw_model_layout(const stw_model *m)
+{
+    stw_layout plan = {1, 0, 0, 0, 0, 0};
+
+    plan.cells_before  = cells_before(m);
+    plan.hidden_before = hidden_before(m);
+    plan.cells_each    = stw_has_clock(m) ? 1u : 0u;
+    for (size_t i = 0; i < m->n_layers; i++) {
+        const stw_layer *l    = m->layers + i;
+        size_t           used = layer_scratch(m, l), place = l->out * stw_chunk(m);
+
+        plan.cells_each += stw_n_cells(l);
+        plan.hidden_each += stw_n_hidden(l);
+        if (used && plan.n_scratch < place + used) {
+            plan.n_scratch = place + used;
+        }
+    }
+    plan.n_scratch += m->channels ? m->n_in : 0u; /* the codes that stw_step_raw makes */
+    if (m->mode == STW_STAGGER) {
+        plan.n_copies = 0;
+        for (size_t steps = 0; steps < m->window; steps += m->stride) {
+            plan.n_copies++;
+        }
+    }
+    return plan;
+}
+
+static size_t n_cells(const stw_layout *plan)
+{
+    return plan->cells_before + plan->n_copies * plan->cells_each;
 }
 
 size_t stw_state_bytes(const stw_model *m)
 {
-    return layout_state_bytes(model_layout(m));
+    stw_layout plan = stw_model_layout(m);
+
+    return round_up_4(n_cells(&plan) * sizeof(int32_t) +
+                      (plan.hidden_before + plan.n_copies * plan.hidden_each) * sizeof(int16_t));
 }
 
 size_t stw_scratch_bytes(const stw_model *m)
 {
-    return layout_scratch_bytes(model_layout(m));
+    return round_up_4(stw_model_layout(m).n_scratch * sizeof(int16_t));
 }
 
 size_t stw_ram_bytes(const stw_model *m)
 {
-    layout plan = model_layout(m);
-    return layout_state_bytes(plan) + layout_scratch_bytes(plan);
+    return stw_state_bytes(m) + stw_scratch_bytes(m);
 }
 
 int stw_init_shared(stw_stream *s, const stw_model *m, void *state, size_t state_bytes, void *scratch,
                     size_t scratch_bytes)
 {
-    int    status = stw_model_check(m);
-    layout plan;
+    int        status = stw_model_check(m);
+    stw_layout plan;
 
     if (status != STW_OK) {
         return status;
     }
-    plan = model_layout(m);
-    if (!s || (!state && layout_state_bytes(plan)) || (!scratch && layout_scratch_bytes(plan))) {
+    plan = stw_model_layout(m);
+    if (!s || (!state && stw_state_bytes(m)) || (!scratch && plan.n_scratch)) {
         return STW_E_ARG;
     }
     if (((uintptr_t)state | (uintptr_t)scratch) & 3u) {
         return STW_E_ALIGN;
     }
-    if (state_bytes < layout_state_bytes(plan) || scratch_bytes < layout_scratch_bytes(plan)) {
+    if (state_bytes < stw_state_bytes(m) || scratch_bytes < stw_scratch_bytes(m)) {
         return STW_E_SPACE;
     }
-    s->model      = m;
-    s->c          = (int32_t *)state;
-    s->h          = (int16_t *)(void *)(s->c + plan.n_cells);
-    s->scratch[0] = (int16_t *)scratch;
-    s->scratch[1] = s->scratch[0] + plan.n_scratch[0];
+    s->model   = m;
+    s->c       = (int32_t *)state;
+    s->h       = (int16_t *)(void *)(s->c + n_cells(&plan));
+    s->scratch = (int16_t *)scratch;
     stw_reset(s);
     return STW_OK;
 }
@@ -225,72 +213,244 @@ int stw_init(stw_stream *s, const stw_model *m, void *ram, size_t ram_bytes)
     return stw_init_shared(s, m, ram, state_bytes, (uint8_t *)ram + state_bytes, ram_bytes - state_bytes);
 }
 
+stw_copy stw_copy_of(const stw_stream *s, size_t copy)
+{
+    const stw_model *m     = s->model;
+    int32_t         *cells = s->c + cells_before(m);
+    stw_copy         found;
+
+    found.h = s->h + hidden_before(m);
+    if (copy) {
+        stw_layout plan = stw_model_layout(m);
+
+        cells += copy * plan.cells_each;
+        found.h += copy * plan.hidden_each;
+    }
+    found.clock = stw_has_clock(m) ? cells : 0;
+    found.c     = found.clock ? cells + 1 : cells;
+    return found;
+}
+
+/* The initial state of a layer: zeros, unless the model was trained with another. */
+static void layer_reset(const stw_layer *l, int32_t *c, int16_t *h)
+{
+    stw_cell cell;
+
+    memset(c, 0, stw_n_cells(l) * sizeof *c);
+    memset(h, 0, stw_n_hidden(l) * sizeof *h);
+    if (!stw_is_recurrent(l) || !stw_cell_open(l, &cell) || !cell.h0) {
+        return;
+    }
+    memcpy(h, cell.h0, l->n_out * sizeof *h);
+    for (size_t u = 0; u < stw_n_cells(l); u++) {
+        uint32_t low = (uint16_t)cell.c0[2 * u], high = (uint16_t)cell.c0[2 * u + 1];
+
+        c[u] = (int32_t)(high << 16 | low);
+    }
+}
+
+void stw_copy_reset(const stw_stream *s, stw_copy to)
+{
+    const stw_model *m = s->model;
+
+    if (to.clock) {
+        *to.clock = 0;
+    }
+    for (const stw_layer *l = m->layers; l < m->layers + m->n_layers; l++) {
+        layer_reset(l, to.c, to.h);
+        to.c += stw_n_cells(l);
+        to.h += stw_n_hidden(l);
+    }
+}
+
 void stw_reset(stw_stream *s)
 {
-    memset(s->c, 0, stw_state_bytes(s->model));
+    stw_layout plan = stw_model_layout(s->model);
+
+    memset(s->c, 0, plan.cells_before * sizeof *s->c);
+    memset(s->h, 0, plan.hidden_before * sizeof *s->h);
+    for (size_t k = 0; k < plan.n_copies; k++) {
+        stw_copy_reset(s, stw_copy_of(s, k));
+    }
+    for (size_t k = 0; s->model->missing == STW_MISSING_HOLD && k < s->model->n_in; k++) {
+        s->h[plan.hidden_before - s->model->n_in + k] = s->model->channels ? s->model->channels[k].fill : 0;
+    }
 }
 
-void stw_recurrent_unit(const stw_layer *l, const int16_t *x, const int16_t *h, int32_t c, size_t u, stw_unit *out)
-{
-#if STW_WITH_LSTM
-    if (l->kind == STW_LSTM) {
-        stw_lstm_unit(l, x, h, c, u, out);
-    }
-#endif
-#if STW_WITH_GRU
-    if (l->kind == STW_GRU) {
-        stw_gru_unit(l, x, h, c, u, out);
-    }
-#endif
-#if STW_WITH_RNN
-    if (l->kind == STW_RNN) {
-        stw_rnn_unit(l, x, h, u, out);
-    }
-#endif
-}
+/* ---- one layer, one step ---- */
 
-/* One step of a whole recurrent layer: all units read the old h, then it is replaced. */
-static void recurrent_step(const stw_layer *l, const int16_t *x, int16_t *h, int32_t *c, int16_t *h_new)
+/* One step of a whole recurrent layer: all units read the old h, then it is replaced. out: n_out values. */
+static void recurrent_step(const stw_layer *l, const stw_cell *cell, const int16_t *x, int16_t *h, int32_t *c,
+                           int16_t *out, int16_t *spare)
 {
     int      has_cell = stw_n_cells(l) != 0;
+    int16_t *y        = cell->projection ? spare : out;
     stw_unit unit;
 
-    for (size_t u = 0; u < l->n_out; u++) {
-        stw_recurrent_unit(l, x, h, has_cell ? c[u] : 0, u, &unit);
+#if STW_WITH_GRU
+    if (l->kind == STW_GRU_BEFORE) {
+        stw_gru_before_reset(l, cell, x, h, spare);
+    }
+#endif
+    for (size_t u = 0; u < l->p[0]; u++) {
+        stw_recurrent_unit(l, cell, x, h, spare, has_cell ? c[u] : 0, u, &unit);
         if (has_cell) {
             c[u] = unit.c;
         }
-        h_new[u] = unit.h;
+        y[u] = unit.h;
     }
-    memcpy(h, h_new, l->n_out * sizeof *h);
+    for (size_t r = 0; cell->projection && r < l->n_out; r++) {
+        out[r] = stw_project(l, cell, y, r);
+    }
+    memcpy(h, out, l->n_out * sizeof *h);
 }
 
-#if STW_WITH_DENSE || STW_WITH_ACTIVATION
-/* One value of a layer that is not recurrent, before it is stored: int32 in the layer's output format. */
-static int32_t layer_value(const stw_layer *l, const int16_t *x, size_t r)
+#if STW_WITH_DENSE || STW_WITH_ACTIVATION || STW_WITH_MIX
+/* Value r of a layer that computes its values one by one, before it is stored: int32 in the layer's output format. */
+static int32_t layer_value(const stw_layer *l, const int16_t *const in[3], size_t r)
 {
-    int32_t v = 0;
+    const stw_row *row = l->rows;
+    int32_t        v   = 0;
 
-#if STW_WITH_DENSE
-    if (l->kind == STW_DENSE) {
-        v = stw_dense_row(l, x, r);
-    }
-#endif
+    switch (l->kind) {
 #if STW_WITH_ACTIVATION
-    if (l->kind == STW_ACTIVATION) {
-        v = stw_activation_scale(l, x[r]);
-    }
+    case STW_ACTIVATION:
+        v = stw_rq(in[0][r], row->mult, row->shift);
+        break;
 #endif
-    return stw_activate(l->act, v);
+#if STW_WITH_MIX
+    case STW_ADD: {
+        const int16_t *w = (const int16_t *)l->w;
+
+        v = stw_rq(w[0] * in[0][r] + w[1] * in[1][r], row->mult, row->shift);
+        break;
+    }
+    case STW_MUL:
+        v = stw_rq((int32_t)in[0][r] * in[1][r], row->mult, row->shift);
+        break;
+#endif
+    default:
+#if STW_WITH_DENSE
+        v = stw_dense_row(l, in[0], r);
+#endif
+        break;
+    }
+    return stw_activate(l, v);
 }
 #else
-#define layer_value(l, x, r) 0 /* stw_model_check has refused every layer that would come here */
+#define layer_value(l, in, r) 0 /* stw_model_check has refused every layer that would come here */
 #endif
 
-static void last_layer(const stw_layer *l, const int16_t *x, int32_t *y)
+#if STW_WITH_MIX
+static int16_t concat_value(const stw_layer *l, const int16_t *const in[3], size_t r)
 {
+    int            second = r >= l->n_in;
+    const stw_row *row    = l->rows + second;
+
+    return stw_sat16(stw_rq(second ? in[1][r - l->n_in] : in[0][r], row->mult, row->shift));
+}
+
+static int16_t largest(const int16_t *x, size_t n)
+{
+    int32_t top = x[0];
+
+    for (size_t k = 1; k < n; k++) {
+        top = stw_max(top, x[k]);
+    }
+    return (int16_t)top;
+}
+
+static int16_t embedded(const stw_layer *l, const int16_t *x, size_t r)
+{
+    size_t  token = 0;
+    int32_t index;
+
+    while (r >= l->p[1]) { /* value r belongs to token r / width */
+        r -= l->p[1];
+        token++;
+    }
+    index = stw_max(stw_min(x[token], l->p[0] - 1), 0);
+    return ((const int16_t *)l->w)[(size_t)index * l->p[1] + r];
+}
+
+/* Value r of a layer that moves values about. */
+static int16_t moved_value(const stw_layer *l, const int16_t *const in[3], size_t r)
+{
+    switch (l->kind) {
+    case STW_CONCAT:
+        return concat_value(l, in, r);
+    case STW_SLICE:
+        return in[0][l->p[0] + r];
+    case STW_MAX_POOL:
+        return largest(in[0] + r * l->p[0], l->p[0]);
+    default:
+        return embedded(l, in[0], r);
+    }
+}
+#endif
+
+/* One step of a layer that gives int16 values. */
+static void vector_step(const stw_layer *l, const int16_t *const in[3], int32_t *c, int16_t *h, int16_t *out,
+                        int16_t *spare)
+{
+    (void)c;
+    (void)h;
+    (void)spare;
+    if (computes_values(l)) {
+        for (size_t r = 0; r < l->n_out; r++) {
+            out[r] = stw_sat16(layer_value(l, in, r));
+        }
+        return;
+    }
+    switch (l->kind) {
+#if STW_WITH_WINDOW
+    case STW_WINDOW:
+        stw_window_gather(l, h, out);
+        break;
+#endif
+#if STW_WITH_NORM
+    case STW_LAYER_NORM:
+        stw_layer_norm(l, in[0], out);
+        break;
+#endif
+#if STW_WITH_ATTENTION
+    case STW_ATTENTION:
+        stw_attention_step(l, in, c, h, (int32_t *)(void *)spare, out);
+        break;
+#endif
+    default:
+#if STW_WITH_MIX
+        for (size_t r = 0; r < l->n_out; r++) {
+            out[r] = moved_value(l, in, r);
+        }
+#endif
+        break;
+    }
+}
+
+#if STW_WITH_MIX
+static int32_t arg_max(const int16_t *x, size_t n)
+{
+    int32_t best = 0;
+
+    for (size_t k = 1; k < n; k++) {
+        best += ((int32_t)k - best) & stw_mask(x[best] - x[k]);
+    }
+    return best;
+}
+#endif
+
+/* The model's output at the last layer's inputs; its int16 values, where it gives those, are in out. */
+static void last_layer(const stw_layer *l, const int16_t *const in[3], const int16_t *out, int32_t *y)
+{
+#if STW_WITH_MIX
+    if (l->kind == STW_ARG_MAX) {
+        y[0] = arg_max(in[0], l->n_in);
+        return;
+    }
+#endif
     for (size_t r = 0; r < l->n_out; r++) {
-        y[r] = stw_is_recurrent(l) ? x[r] : layer_value(l, x, r);
+        y[r] = computes_values(l) ? layer_value(l, in, r) : out[r];
     }
 #if STW_WITH_SOFTMAX
     if (l->act == STW_SOFTMAX) {
@@ -299,36 +459,142 @@ static void last_layer(const stw_layer *l, const int16_t *x, int32_t *y)
 #endif
 }
 
+/* ---- all layers ---- */
+
+/* Whether a layer runs at step t.  Strides are small numbers: subtracting is shorter than dividing. */
+static int runs_at(const stw_layer *l, size_t t)
+{
+    if (t < l->first) {
+        return 0;
+    }
+    for (t -= l->first; t >= l->every;) {
+        t -= l->every;
+    }
+    return t == 0;
+}
+
+/* The step after t of a clock: it runs on until every layer has started, then in turns of the last layer's stride. */
+static size_t clock_after(const stw_model *m, size_t t)
+{
+    const stw_layer *last = m->layers + m->n_layers - 1;
+
+    return t + 1u == (size_t)last->first + last->every ? last->first : t + 1u;
+}
+
+/* One walk over the layers; each runs over all n_steps steps from `start` on before the next one does. */
+typedef struct walk {
+    const stw_model *m;
+    const int16_t   *x;       /* [n_steps][n_in] */
+    int16_t         *scratch;
+    int16_t         *h_first; /* state of the first layer */
+    size_t           start, n_steps;
+} walk;
+
+/* Output of layer l, or the model's input where l is null, at step t. */
+static int16_t *value_at(const walk *w, const stw_layer *l, int16_t *h, size_t t)
+{
+    return lives_in_state(w->m, l) ? h : w->scratch + l->out * w->n_steps + t * l->n_out;
+}
+
+/* What a layer reads: value 0 is the model's input, value k the output of layer k - 1. */
+static const int16_t *source_at(const walk *w, size_t value, size_t t)
+{
+    int16_t         *h = w->h_first;
+    const stw_layer *l = w->m->layers;
+
+    if (value == 0) {
+        return w->x + t * w->m->n_in;
+    }
+    for (; l < w->m->layers + value - 1; l++) {
+        h += stw_n_hidden(l);
+    }
+    return value_at(w, l, h, t);
+}
+
+/* The layer over all steps; the last layer gives the output y (if wanted) at its last step.  Returns 1 if it ran. */
+static int run_layer(const walk *w, const stw_layer *l, int32_t *c, int16_t *h, int is_last, int32_t *y)
+{
+    int16_t *spare    = w->scratch + l->out * w->n_steps + round_up_2(l->n_out * w->n_steps);
+    int      reverse  = stw_is_recurrent(l) && stw_cell_flags(l) & STW_REVERSE, ran = 0;
+    stw_cell cell;
+
+    if (stw_is_recurrent(l)) {
+        stw_cell_open(l, &cell);
+    }
+    for (size_t k = 0; k < w->n_steps; k++) {
+        size_t         t     = reverse ? w->n_steps - 1 - k : k;
+        int16_t       *place = w->scratch + l->out * w->n_steps + t * l->n_out, *out = place;
+        const int16_t *in[3];
+
+        for (int j = 0; j < 3; j++) {
+            in[j] = source_at(w, l->src[j], t);
+        }
+#if STW_WITH_WINDOW
+        if (l->kind == STW_WINDOW &&
+            (l->src[0] == 0 || runs_at(w->m->layers + l->src[0] - 1, w->start + t))) {
+            stw_window_push(l, in[0], h);
+        }
+#endif
+        if (!runs_at(l, w->start + t)) {
+            continue;
+        }
+        ran = 1;
+        if (stw_is_recurrent(l)) {
+            recurrent_step(l, &cell, in[0], h, c, place, spare);
+        } else if (lives_in_state(w->m, l)) {
+            out = h;
+        } else if (!writes_output(w->m, l)) {
+            vector_step(l, in, c, h, place, spare);
+        }
+        if (is_last && y && t + l->every >= w->n_steps) {
+            last_layer(l, in, out, y);
+        }
+    }
+    if (stw_is_recurrent(l) && stw_cell_flags(l) & STW_FINAL) {
+        for (size_t t = 0; t < w->n_steps; t++) {
+            memcpy(w->scratch + l->out * w->n_steps + t * l->n_out, h, l->n_out * sizeof *h);
+        }
+        for (size_t r = 0; is_last && y && r < l->n_out; r++) {
+            y[r] = h[r];
+        }
+    }
+    return ran;
+}
+
+int stw_run_layers(const stw_stream *s, stw_copy state, const int16_t *x, int32_t *y)
+{
+    const stw_model *m    = s->model;
+    const stw_layer *last = m->layers + m->n_layers - 1;
+    size_t           t    = state.clock ? (size_t)*state.clock : 0;
+    walk             w;
+    int              fresh = 0;
+
+    w.m       = m;
+    w.x       = x;
+    w.scratch = s->scratch;
+    w.h_first = state.h;
+    w.n_steps = stw_chunk(m);
+    w.start   = m->mode == STW_SLIDE ? 0 : t;
+    for (const stw_layer *l = m->layers; l <= last; l++) {
+        fresh = run_layer(&w, l, state.c, state.h, l == last, y);
+        state.c += stw_n_cells(l);
+        state.h += stw_n_hidden(l);
+    }
+    if (state.clock) {
+        *state.clock = (int32_t)clock_after(m, t);
+    }
+    return fresh;
+}
+
 int stw_step(stw_stream *s, const int16_t *x, int32_t *y)
 {
-    const stw_layer *l, *last;
-    int32_t         *c;
-    int16_t         *h;
-    unsigned int     next = 0;
-
     if (!s || !s->model || !x || !y) {
         return STW_E_ARG;
     }
-    c    = s->c;
-    h    = s->h;
-    last = s->model->layers + s->model->n_layers - 1;
-    for (l = s->model->layers; l <= last; l++) {
-        int16_t *out = s->scratch[next];
-
-        if (stw_is_recurrent(l)) {
-            recurrent_step(l, x, h, c, out);
-            x = h;
-            c += stw_n_cells(l);
-            h += l->n_out;
-            next = 0;
-        } else if (l < last) {
-            for (size_t r = 0; r < l->n_out; r++) {
-                out[r] = stw_sat16(layer_value(l, x, r));
-            }
-            x    = out;
-            next = 1u - next;
-        }
+#if STW_WITH_MODES
+    if (s->model->mode != STW_CARRY) {
+        return stw_mode_step(s, x, y);
     }
-    last_layer(last, x, y);
-    return STW_OK;
+#endif
+    return stw_run_layers(s, stw_copy_of(s, 0), x, y) ? STW_OK : STW_HOLD;
 }

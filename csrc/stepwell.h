@@ -31,7 +31,7 @@ extern "C" {
 #endif
 
 #define STW_VERSION      0x000100 /* library, 0xMMmmpp */
-#define STW_MODEL_FORMAT 1        /* generated files and blobs carry this number */
+#define STW_MODEL_FORMAT 2        /* generated files and blobs carry this number */
 
 #if defined(__GNUC__) || defined(__clang__)
 #define STW_ALIGN4 __attribute__((aligned(4)))
@@ -53,15 +53,28 @@ typedef enum stw_status {
     STW_E_MISMATCH = -6, /* the snapshot was taken from another model */
     STW_E_LAYER    = -7, /* a layer kind that is unknown or that this build left out */
     STW_E_SHAPE    = -8, /* layers do not fit each other, or an array leaves the blob */
-    STW_E_OVERFLOW = -9  /* weights that could overflow an accumulator */
+    STW_E_OVERFLOW = -9, /* weights that could overflow an accumulator */
+    STW_E_MISSING  = -10, /* a sample is missing and the model refuses that */
+    STW_HOLD       = 1   /* no error: this step makes no new output, y was left as it is */
 } stw_status;
 
 typedef enum stw_kind {
-    STW_LSTM       = 1, /* gates i,f,g,o of each unit; state c int32 Q9.22, h int16 Q0.15 */
-    STW_DENSE      = 2, /* int16 weights, one row per output */
-    STW_ACTIVATION = 3, /* elementwise, for an activation that follows a recurrent layer */
-    STW_GRU        = 4, /* gates r,z,n, reset after the product; state S int32 Q9.22 and h int16 Q0.15 */
-    STW_RNN        = 5  /* Elman, tanh; state h int16 Q0.15 */
+    STW_LSTM       = 1,  /* gates i,f,g,o of each unit; state c int32 Q9.22, h int16 Q0.15 */
+    STW_DENSE      = 2,  /* int16 weights, one row per output; in groups, each of which reads a part of the input */
+    STW_ACTIVATION = 3,  /* elementwise, for an activation that follows a layer without one */
+    STW_GRU        = 4,  /* gates r,z,n, reset after the product; state S int32 Q9.22 and h int16 Q0.15 */
+    STW_RNN        = 5,  /* Elman; state h int16 Q0.15 */
+    STW_GRU_BEFORE = 6,  /* GRU with the reset before the product */
+    STW_WINDOW     = 7,  /* the last values of each channel: what a convolution or a pooling looks at */
+    STW_ADD        = 8,  /* weighted sum of two sources */
+    STW_MUL        = 9,  /* product of two sources, elementwise */
+    STW_CONCAT     = 10, /* two sources, each brought to the output's scale */
+    STW_SLICE      = 11, /* some of the source's values */
+    STW_MAX_POOL   = 12, /* the largest of each run of values */
+    STW_LAYER_NORM = 13, /* mean 0, variance 1 over the values of a step, then scaled */
+    STW_EMBEDDING  = 14, /* a row of a table for each token of the model's input */
+    STW_ARG_MAX    = 15, /* index of the largest value; last layer only */
+    STW_ATTENTION  = 16  /* weighted mean of the last steps' values */
 } stw_kind;
 
 typedef enum stw_activation {
@@ -69,8 +82,27 @@ typedef enum stw_activation {
     STW_RELU    = 1,
     STW_TANH    = 2,
     STW_SIGMOID = 3,
-    STW_SOFTMAX = 4 /* last layer only; rows give log2-scaled logits in Q15.16 */
+    STW_SOFTMAX = 4, /* last layer only; rows give log2-scaled logits in Q15.16 */
+    STW_TABLE   = 5  /* any other function: a table in extra */
 } stw_activation;
+
+/* What attention compares: scores given, query . key, or weight . tanh(query + key). */
+typedef enum stw_attention { STW_SCORE = 0, STW_DOT = 1, STW_ADDITIVE = 2 } stw_attention;
+
+/* When a model gives an output, and from which steps. */
+typedef enum stw_mode {
+    STW_CARRY   = 0, /* the state runs on, an output at every step */
+    STW_TUMBLE  = 1, /* reset every `window` steps */
+    STW_SLIDE   = 2, /* the last `window` steps from a zero state, every `stride` steps */
+    STW_STAGGER = 3  /* window / stride states, started `stride` steps apart: an output every `stride` steps */
+} stw_mode;
+
+/* What a missing sample (raw code INT32_MIN) becomes. */
+typedef enum stw_missing {
+    STW_MISSING_REFUSE = 0, /* STW_E_MISSING */
+    STW_MISSING_HOLD   = 1, /* the channel's last code */
+    STW_MISSING_FILL   = 2  /* the channel's fill code */
+} stw_missing;
 
 /* One row of weights becomes a number:  RSH(acc * mult, shift), acc = shift_kx(sum x) + sum h + bias. */
 typedef struct stw_row {
@@ -80,33 +112,55 @@ typedef struct stw_row {
     int8_t  shift; /* 1 .. 46 */
 } stw_row;
 
+/* A raw sample becomes a code:  SAT16(RSH((clamp(raw, low, high) - offset) * mult + bias, shift)). */
+typedef struct stw_channel {
+    int32_t low, high, offset;
+    int32_t mult;  /* 1 .. 2^30 - 1 */
+    int32_t bias;  /* what the offset has behind the point */
+    int16_t shift; /* 1 .. 62 */
+    int16_t fill;  /* the code of a missing sample */
+} stw_channel;
+
 typedef struct stw_layer {
-    uint8_t        kind; /* stw_kind */
-    uint8_t        act;  /* stw_activation; STW_NONE for recurrent layers */
-    uint16_t       n_in;
-    uint16_t       n_out; /* hidden size of recurrent layers */
-    const void    *w;     /* recurrent int8 [n_out][gates][n_in]; dense int16 [n_out][n_in]; activation: null */
-    const int8_t  *r;     /* recurrent int8 [n_out][gates][n_out]; others: null */
-    const stw_row *rows;  /* LSTM [n_out][4]; GRU [n_out][4]: r, z, n's input part, n's hidden part; RNN and
-                             dense [n_out]; activation [1] */
+    uint8_t        kind;   /* stw_kind */
+    uint8_t        act;    /* stw_activation; STW_NONE for kinds without one */
+    uint16_t       n_in;   /* values of the first source */
+    uint16_t       n_out;  /* hidden size of recurrent layers */
+    uint16_t       src[3]; /* values it reads: 0 the model's input, k the output of layer k - 1 */
+    uint16_t       out;    /* where its output stands in scratch: int16 values from the start, even */
+    uint16_t       first;  /* it runs at the steps first, first + every, first + 2 every, ... */
+    uint16_t       every;
+    uint16_t       p[3];  /* recurrent: units; dense: groups, rows and columns of each; window: taps, dilation; slice: start;
+                             max pool: taps; norm: exponent; embedding: tokens, width; attention: steps, form, key width */
+    const void    *w;     /* recurrent int8 [units][gates][n_in]; dense int16 [n_out][columns]; add, norm, embedding,
+                             additive attention int16; others: null */
+    const int8_t  *r;     /* recurrent int8 [units][gates][n_out]; others: null */
+    const stw_row *rows;  /* LSTM [units][4]; GRU [units][4]: r, z, n's input part, n's hidden part; GRU_BEFORE
+                             [units][3]; RNN, dense, norm [n_out]; concat [2]; activation, add, mul, attention [1] */
+    const int16_t *extra; /* STW_TABLE: table [513]; norm: epsilon, 4 words; recurrent: stw_layers.h; else null */
 } stw_layer;
 
 typedef struct stw_model {
-    uint16_t         format; /* STW_MODEL_FORMAT */
-    uint16_t         n_layers;
-    uint16_t         n_in;   /* int16 codes eaten by one step */
-    uint16_t         n_out;  /* int32 values made by one step */
-    uint8_t          y_frac; /* an output v stands for v / 2^y_frac */
-    uint32_t         id;     /* CRC-32 of all constants; ties snapshots to a model */
-    const stw_layer *layers; /* [n_layers] */
+    uint16_t           format; /* STW_MODEL_FORMAT */
+    uint16_t           n_layers;
+    uint16_t           n_in;     /* int16 codes eaten by one step */
+    uint16_t           n_out;    /* int32 values made by one step */
+    uint16_t           window;   /* steps of the mode's window; carry: 0 */
+    uint16_t           stride;   /* steps from one output of the mode to the next; carry: 1 */
+    uint8_t            mode;     /* stw_mode */
+    uint8_t            missing;  /* stw_missing */
+    uint8_t            y_frac;   /* an output v stands for v / 2^y_frac */
+    uint32_t           id;       /* CRC-32 of all constants; ties snapshots to a model */
+    const stw_layer   *layers;   /* [n_layers] */
+    const stw_channel *channels; /* [n_in], for stw_step_raw; null: the model takes codes only */
 } stw_model;
 
 /* Fields are for stepwell.c; the size may change between versions. */
 typedef struct stw_stream {
     const stw_model *model;
-    int32_t         *c;          /* cell states of all LSTM and GRU layers, Q9.22 */
-    int16_t         *h;          /* hidden states of all recurrent layers, Q0.15 */
-    int16_t         *scratch[2]; /* free between steps */
+    int32_t         *c;       /* cell states, Q9.22, and counters */
+    int16_t         *h;       /* hidden states and what layers and modes remember of their inputs */
+    int16_t         *scratch; /* free between steps */
 } stw_stream;
 
 uint32_t    stw_version(void);
@@ -114,7 +168,7 @@ const char *stw_strerror(int status); /* never null */
 
 /* Check a model before first use: format, layer kinds, shapes that fit each other. */
 int    stw_model_check(const stw_model *model);
-size_t stw_state_bytes(const stw_model *model);   /* c and h: what a stream must keep between steps */
+size_t stw_state_bytes(const stw_model *model);   /* what a stream must keep between steps */
 size_t stw_scratch_bytes(const stw_model *model); /* used during a step only */
 size_t stw_ram_bytes(const stw_model *model);     /* state + scratch */
 
@@ -126,12 +180,18 @@ int stw_init(stw_stream *s, const stw_model *model, void *ram, size_t ram_bytes)
 int stw_init_shared(stw_stream *s, const stw_model *model, void *state, size_t state_bytes, void *scratch,
                     size_t scratch_bytes);
 
-void stw_reset(stw_stream *s); /* h = 0, c = 0: a new sequence starts */
+void stw_reset(stw_stream *s); /* a new sequence starts from the initial state (zeros, if the model has no other) */
 
 /* One timestep: x[n_in] codes -> y[n_out] in Q(y_frac).  No loop and no branch depends on the data (but softmax's
  * search for the largest logit, where a compiler may branch): the number of instructions depends on the model only. y
- * may not overlap x.  STW_E_ARG on a null pointer, then nothing has changed. */
+ * may not overlap x.  STW_HOLD when a model with strides, a warm-up or a window mode makes no output at this step: y is
+ * left alone.  STW_E_ARG on a null pointer, then nothing has changed. */
 int stw_step(stw_stream *s, const int16_t *x, int32_t *y);
+
+/* stw_raw.c (optional): the same from raw samples (ADC counts), for models that were made with a scaler for them.
+ * INT32_MIN is a missing sample; STW_E_MISSING when the model refuses those, then nothing has changed.  STW_E_ARG on a
+ * null pointer, or when the model takes codes only. */
+int stw_step_raw(stw_stream *s, const int32_t *raw, int32_t *y);
 
 /* stw_state.c (optional): snapshots of h and c, to sleep or to move a stream; little endian, with model id and CRC-32.
  * stw_save and stw_load return STW_OK or a negative status; stw_load leaves the stream alone on error. */

@@ -1,9 +1,10 @@
 /* stw_blob.c - opens a packed model.  Everything in the blob is hostile until it has been checked here.
  *
  * Layout, little endian, arrays aligned to 4 bytes (docs/format.md; python/stepwell/blob.py writes it):
- *   header[32]   magic, format u16, n_layers u16, total_bytes u32, device_bytes u32, id u32,
- *                n_in u16, n_out u16, y_frac u8, 7 zero bytes
- *   layers[20]   kind u8, act u8, n_in u16, n_out u16, 2 zero bytes, offsets of w, r, rows u32 (0 = none)
+ *   header[40]   magic, format u16, n_layers u16, total_bytes u32, device_bytes u32, id u32, n_in u16, n_out u16,
+ *                y_frac u8, mode u8, missing u8, zero u8, window u16, stride u16, offset of channels u32, zero u32
+ *   layers[40]   kind u8, act u8, n_in u16, n_out u16, src u16[3], out u16, first u16, every u16, p u16[3],
+ *                offsets of w, r, rows, extra u32 (0 = none)
  *   arrays       up to device_bytes; id = CRC-32 of everything from n_in to here
  *   notes        anything (scales and provenance as JSON), not read by C
  *   crc u32      of all bytes before it; the last 4 of total_bytes
@@ -14,9 +15,9 @@
 #include "stw_layers.h"
 
 #define BLOB_MAGIC   0x31575453u /* "STW1" */
-#define HEADER_BYTES 32u
+#define HEADER_BYTES 40u
 #define ID_FROM      20u
-#define LAYER_BYTES  20u
+#define LAYER_BYTES  40u
 #define CRC_BYTES    4u
 
 /* The blob's arrays are used in place, so the machine must store int16 and int32 as the blob does. */
@@ -43,12 +44,7 @@ static int header_check(const uint8_t *p, size_t n_bytes)
     if (stw_crc32(0, p + ID_FROM, device_bytes - ID_FROM) != stw_get32(p + 16)) {
         return STW_E_CHECKSUM;
     }
-    for (size_t i = 25; i < HEADER_BYTES; i++) {
-        if (p[i] != 0) {
-            return STW_E_FORMAT;
-        }
-    }
-    return STW_OK;
+    return p[27] == 0 && stw_get32(p + 36) == 0 ? STW_OK : STW_E_FORMAT;
 }
 
 /* The array of n_bytes at the offset stored in field, or null when it does not lie inside [first, end). */
@@ -62,35 +58,126 @@ static const void *array_at(const uint8_t *blob, const uint8_t *field, uint64_t 
     return blob + offset;
 }
 
+/* int16 values of a recurrent layer's `extra`, from its header. */
+static uint64_t cell_values(const stw_layer *l, unsigned int parts)
+{
+    uint64_t n = STW_EXTRA_HEADER, units = l->p[0];
+
+    for (unsigned int bit = STW_PART_GATE; bit <= STW_PART_OUTPUT; bit *= 2u) {
+        n += parts & bit ? STW_TABLE_ENTRIES : 0u;
+    }
+    n += parts & STW_PART_PEEPHOLE ? 3u * units : 0u;
+    n += parts & STW_PART_START ? l->n_out + 2u * units : 0u;
+    n += parts & STW_PART_PROJECTION ? l->n_out * units : 0u;
+    return n;
+}
+
+/* Sets l->extra when the layer has one; 0 when it leaves the blob. */
+static int extra_open(stw_layer *l, const uint8_t *blob, const uint8_t *field, uint32_t first, uint32_t end)
+{
+    uint64_t n = 0;
+
+    if (stw_is_recurrent(l)) {
+        const uint8_t *header = (const uint8_t *)array_at(blob, field, 2u * STW_EXTRA_HEADER, first, end);
+
+        if (stw_get32(field) == 0) {
+            return 1;
+        }
+        if (!header || stw_get16(header) >= 2u * STW_PART_PROJECTION || stw_get16(header + 14) != 0) {
+            return 0;
+        }
+        for (size_t k = 3; k < 7; k++) {
+            if (stw_get16(header + 2 * k) > 15) {
+                return 0;
+            }
+        }
+        n = cell_values(l, stw_get16(header));
+    } else if (l->act == STW_TABLE) {
+        n = STW_TABLE_ENTRIES;
+    } else if (l->kind == STW_LAYER_NORM) {
+        n = 4;
+    }
+    l->extra = n ? (const int16_t *)array_at(blob, field, 2u * n, first, end) : 0;
+    return (l->extra != 0) == (stw_get32(field) != 0);
+}
+
+/* Bytes of the array w. */
+static uint64_t weight_bytes(const stw_layer *l)
+{
+    if (stw_is_recurrent(l)) {
+        return (uint64_t)stw_n_gates(l) * l->p[0] * l->n_in;
+    }
+    switch (l->kind) {
+    case STW_DENSE:
+        return 2u * (uint64_t)l->n_out * l->p[2];
+    case STW_ADD:
+        return 4;
+    case STW_LAYER_NORM:
+        return 2u * (uint64_t)l->n_in;
+    case STW_EMBEDDING:
+        return 2u * (uint64_t)l->p[0] * l->p[1];
+    case STW_ATTENTION:
+        return l->p[1] == STW_ADDITIVE ? 2u * (uint64_t)l->p[2] : 0u;
+    default:
+        return 0;
+    }
+}
+
 static int layer_open(stw_layer *l, const uint8_t *blob, const uint8_t *d, uint32_t first, uint32_t end)
 {
-    uint64_t n_weight_rows;
+    uint64_t n_w, n_r;
 
     memset(l, 0, sizeof *l);
     l->kind  = d[0];
     l->act   = d[1];
     l->n_in  = stw_get16(d + 2);
     l->n_out = stw_get16(d + 4);
-    if (!stw_is_recurrent(l) && l->kind != STW_DENSE && l->kind != STW_ACTIVATION) {
+    for (size_t k = 0; k < 3; k++) {
+        l->src[k] = stw_get16(d + 6 + 2 * k);
+        l->p[k]   = stw_get16(d + 18 + 2 * k);
+    }
+    l->out   = stw_get16(d + 12);
+    l->first = stw_get16(d + 14);
+    l->every = stw_get16(d + 16);
+    if (l->kind < STW_LSTM || l->kind > STW_ATTENTION) {
         return STW_E_LAYER;
     }
-    if (d[6] | d[7]) {
-        return STW_E_FORMAT;
+    if (!extra_open(l, blob, d + 36, first, end)) {
+        return STW_E_SHAPE;
     }
-    l->rows = (const stw_row *)array_at(blob, d + 16, stw_n_rows(l) * sizeof(stw_row), first, end);
-    if (l->kind == STW_ACTIVATION) {
-        return l->rows ? STW_OK : STW_E_SHAPE;
+    n_w = weight_bytes(l);
+    n_r = stw_is_recurrent(l) ? (uint64_t)stw_n_gates(l) * l->p[0] * l->n_out : 0u;
+    if (n_w) {
+        l->w = array_at(blob, d + 24, n_w, first, end);
     }
-    n_weight_rows = stw_is_recurrent(l) ? stw_n_gates(l) * l->n_out : l->n_out;
-    l->w          = array_at(blob, d + 8, n_weight_rows * l->n_in * (stw_is_recurrent(l) ? 1u : 2u), first, end);
-    if (stw_is_recurrent(l)) {
-        l->r = (const int8_t *)array_at(blob, d + 12, n_weight_rows * l->n_out, first, end);
+    if (n_r) {
+        l->r = (const int8_t *)array_at(blob, d + 28, n_r, first, end);
     }
-    return l->w && l->rows && (l->r || !stw_is_recurrent(l)) ? STW_OK : STW_E_SHAPE;
+    if (stw_n_rows(l)) {
+        l->rows = (const stw_row *)array_at(blob, d + 32, (uint64_t)stw_n_rows(l) * sizeof(stw_row), first, end);
+    }
+    return (l->w || !n_w) && (l->r || !n_r) && (l->rows || !stw_n_rows(l)) ? STW_OK : STW_E_SHAPE;
 }
 
-/* The overflow proof of docs/numerics.md for one row: sum_x = sum |w| over inputs up to 2^15, sum_h over hidden
- * states up to 32767.  Both sums are below 2^32, so every product here fits 64 bits. */
+static int channels_open(stw_model *m, const uint8_t *blob, const uint8_t *field, uint32_t first, uint32_t end)
+{
+    if (stw_get32(field) == 0) {
+        return STW_OK;
+    }
+    m->channels = (const stw_channel *)array_at(blob, field, (uint64_t)m->n_in * sizeof(stw_channel), first, end);
+    for (size_t k = 0; m->channels && k < m->n_in; k++) {
+        const stw_channel *channel = m->channels + k;
+
+        if (channel->mult < 1 || channel->mult >= (int32_t)1 << 30 || channel->shift < 1 || channel->shift > 62 ||
+            channel->low > channel->high) {
+            return STW_E_OVERFLOW;
+        }
+    }
+    return m->channels ? STW_OK : STW_E_SHAPE;
+}
+
+/* The overflow proof of docs/numerics.md for one row: sum_x = sum |w| over inputs, sum_h over hidden states,
+ * both up to 2^15.  Both sums are below 2^32, so every product here fits 64 bits. */
 static int row_is_safe(const stw_row *row, uint64_t sum_x, uint64_t sum_h)
 {
     uint64_t bias = row->bias < 0 ? 0u - (uint64_t)row->bias : (uint64_t)row->bias;
@@ -101,7 +188,7 @@ static int row_is_safe(const stw_row *row, uint64_t sum_x, uint64_t sum_h)
         return 0;
     }
     x     = row->kx >= 0 ? x << row->kx : (x >> -row->kx) + 1u;
-    bound = x + 32767u * sum_h + bias;
+    bound = x + 32768u * sum_h + bias;
     return bound <= 0x7FFFFFFFu && (bound * (uint64_t)row->mult) >> row->shift <= 0x7FFF0000u;
 }
 
@@ -126,25 +213,22 @@ static uint64_t sum_abs16(const int16_t *w, size_t n)
     return sum < 0x80000000u ? sum : 0x80000000u;
 }
 
-/* Sums of |w| of the weights that row record r scales: over the inputs and over the hidden state. */
-static void row_sums(const stw_layer *l, size_t r, uint64_t *sum_x, uint64_t *sum_h)
+/* Sums of |w| of the weights that row record r of a recurrent layer scales: over the inputs and over the hidden state. */
+static void recurrent_sums(const stw_layer *l, size_t r, uint64_t *sum_x, uint64_t *sum_h)
 {
-    size_t unit = r, gate = 0, n_gates = stw_n_gates(l);
+    size_t   n_gates = stw_n_gates(l), n_records = stw_n_records(l), unit = 0, gate;
+    stw_cell cell;
 
-    *sum_x = 1; /* an activation's row: one input of weight 1 */
-    *sum_h = 0;
-    if (l->kind == STW_DENSE) {
-        *sum_x = sum_abs16((const int16_t *)l->w + r * l->n_in, l->n_in);
-    }
-    if (!stw_is_recurrent(l)) {
+    *sum_x = *sum_h = 0;
+    if (r >= n_records * l->p[0]) {
+        stw_cell_open(l, &cell);
+        *sum_x = sum_abs16(cell.projection + (r - n_records * l->p[0]) * l->p[0], l->p[0]);
         return;
     }
-    if (l->kind != STW_RNN) {
-        unit = r >> 2;
-        gate = r & 3u;
+    for (gate = r; gate >= n_records; gate -= n_records) {
+        unit++;
     }
     /* a GRU's last gate has two records: gate 2 its inputs, gate 3 its hidden states */
-    *sum_x = 0;
     if (gate < n_gates) {
         *sum_x = sum_abs8((const int8_t *)l->w + (unit * n_gates + gate) * l->n_in, l->n_in);
     }
@@ -154,10 +238,60 @@ static void row_sums(const stw_layer *l, size_t r, uint64_t *sum_x, uint64_t *su
     }
 }
 
+/* The same for any layer. */
+static void row_sums(const stw_layer *l, size_t r, uint64_t *sum_x, uint64_t *sum_h)
+{
+    const int16_t *w = (const int16_t *)l->w;
+
+    *sum_h = 0;
+    if (stw_is_recurrent(l)) {
+        recurrent_sums(l, r, sum_x, sum_h);
+    } else if (l->kind == STW_DENSE) {
+        *sum_x = sum_abs16(w + r * l->p[2], l->p[2]);
+    } else if (l->kind == STW_ADD) {
+        *sum_x = sum_abs16(w, 2);
+    } else if (l->kind == STW_LAYER_NORM) {
+        *sum_x = sum_abs16(w + r, 1);
+    } else {
+        *sum_x = l->kind == STW_MUL ? 32768u : 1u; /* a product of two codes, or one code */
+    }
+}
+
 /* Only where input and hidden sums join has the input sum a scale of its own. */
 static int row_may_join(const stw_layer *l, size_t r)
 {
-    return stw_is_recurrent(l) && (l->kind != STW_GRU || (r & 3u) < 2);
+    return stw_is_recurrent(l) && r < stw_n_records(l) * l->p[0] && (l->kind != STW_GRU || (r & 3u) < 2);
+}
+
+static int row_may_have_bias(const stw_layer *l)
+{
+    return stw_is_recurrent(l) || l->kind == STW_DENSE || l->kind == STW_LAYER_NORM;
+}
+
+static int table_is_safe(const int16_t *table)
+{
+    for (size_t k = 0; table && k < STW_TABLE_ENTRIES; k++) {
+        if (table[k] == -32768) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+static int extra_is_safe(const stw_layer *l)
+{
+    stw_cell cell;
+
+    if (l->kind == STW_LAYER_NORM) {
+        uint64_t low = (uint16_t)l->extra[0] | (uint16_t)l->extra[1] | (uint16_t)l->extra[2];
+
+        return (uint16_t)l->extra[3] < 0x2000u && (low | (uint16_t)l->extra[3]) != 0; /* 1 .. 2^61 - 1 */
+    }
+    if (!stw_is_recurrent(l)) {
+        return l->act != STW_TABLE || table_is_safe(l->extra);
+    }
+    stw_cell_open(l, &cell);
+    return table_is_safe(cell.gate) && table_is_safe(cell.candidate) && table_is_safe(cell.output);
 }
 
 static int layer_is_safe(const stw_layer *l)
@@ -166,13 +300,18 @@ static int layer_is_safe(const stw_layer *l)
         const stw_row *row = l->rows + r;
         uint64_t       sum_x, sum_h;
 
+        if ((row->kx != 0 && !row_may_join(l, r)) || (row->bias != 0 && !row_may_have_bias(l))) {
+            return 0;
+        }
+        if (l->kind == STW_ATTENTION) { /* its scores are 64 bits wide and saturate */
+            return row->mult >= 1 && row->shift >= 1 && row->shift <= 62;
+        }
         row_sums(l, r, &sum_x, &sum_h);
-        if (!row_is_safe(row, sum_x, sum_h) || (row->kx != 0 && !row_may_join(l, r)) ||
-            (row->bias != 0 && l->kind == STW_ACTIVATION)) {
+        if (!row_is_safe(row, sum_x, sum_h)) {
             return 0;
         }
     }
-    return 1;
+    return extra_is_safe(l);
 }
 
 int stw_blob_open(stw_model *model, stw_layer *layers, size_t max_layers, const void *blob, size_t blob_bytes)
@@ -198,7 +337,12 @@ int stw_blob_open(stw_model *model, stw_layer *layers, size_t max_layers, const 
     m.n_in     = stw_get16(p + 20);
     m.n_out    = stw_get16(p + 22);
     m.y_frac   = p[24];
+    m.mode     = p[25];
+    m.missing  = p[26];
+    m.window   = stw_get16(p + 28);
+    m.stride   = stw_get16(p + 30);
     m.layers   = layers;
+    m.channels = 0;
     if (m.n_layers > max_layers) {
         return STW_E_SPACE;
     }
@@ -212,7 +356,10 @@ int stw_blob_open(stw_model *model, stw_layer *layers, size_t max_layers, const 
             return status;
         }
     }
-    status = stw_model_check(&m);
+    status = first <= end ? channels_open(&m, p, p + 32, first, end) : STW_E_SHAPE;
+    if (status == STW_OK) {
+        status = stw_model_check(&m);
+    }
     for (size_t i = 0; status == STW_OK && i < m.n_layers; i++) {
         status = layer_is_safe(layers + i) ? STW_OK : STW_E_OVERFLOW;
     }

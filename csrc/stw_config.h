@@ -23,6 +23,23 @@
 #ifndef STW_WITH_SOFTMAX
 #define STW_WITH_SOFTMAX 1
 #endif
+#ifndef STW_WITH_MIX /* add, mul, concat, slice, max pool, embedding, arg max */
+#define STW_WITH_MIX 1
+#endif
+#ifndef STW_WITH_WINDOW
+#define STW_WITH_WINDOW 1
+#endif
+#ifndef STW_WITH_NORM
+#define STW_WITH_NORM 1
+#endif
+#ifndef STW_WITH_ATTENTION /* needs softmax's code, too */
+#define STW_WITH_ATTENTION 1
+#endif
+
+/* Window modes other than carry: tumble, slide, stagger. */
+#ifndef STW_WITH_MODES
+#define STW_WITH_MODES 1
+#endif
 
 /* Names of status codes for stw_strerror; 0 saves about 300 bytes and returns "" instead. */
 #ifndef STW_WITH_STRINGS

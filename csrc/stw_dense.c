@@ -6,26 +6,26 @@
 
 int32_t stw_dense_row(const stw_layer *l, const int16_t *x, size_t r)
 {
-    const stw_row *row = l->rows + r;
-    int32_t        acc = stw_dot1((const int16_t *)l->w + r * l->n_in, x, l->n_in) + row->bias;
+    size_t         columns = l->p[2];
+    const stw_row *row     = l->rows + r;
 
-    return stw_rq(acc, row->mult, row->shift);
+    for (size_t first = l->p[1]; first <= r; first += l->p[1]) {
+        x += columns; /* the next group's part of the input */
+    }
+    return stw_rq(stw_dot1((const int16_t *)l->w + r * columns, x, columns) + row->bias, row->mult, row->shift);
 }
 
-int32_t stw_activation_scale(const stw_layer *l, int16_t x)
+int32_t stw_activate(const stw_layer *l, int32_t v)
 {
-    return stw_rq(x, l->rows->mult, l->rows->shift);
-}
-
-int32_t stw_activate(uint8_t act, int32_t v)
-{
-    switch (act) {
+    switch (l->act) {
     case STW_RELU:
         return v & ~stw_mask(v);
     case STW_TANH:
         return stw_tanh(stw_sat16(v));
     case STW_SIGMOID:
         return stw_sigmoid(stw_sat16(v));
+    case STW_TABLE:
+        return stw_lookup(l->extra, stw_sat16(v));
     default:
         return v;
     }

@@ -49,13 +49,20 @@ static inline int32_t stw_rq(int32_t a, int32_t m, int s)
     return high * ((int32_t)1 << (16 - s)) + (int32_t)lo;
 }
 
-/* RSH(g * c, 15) for a gate g in 0..32767 (Q0.15) and any int32 c. */
+/* RSH(g * c, 15) for a gate g in -32767..32767 (Q0.15) and any int32 c. */
 static inline int32_t stw_gate_mul(int32_t c, int32_t g)
 {
-    uint32_t lo = ((uint32_t)c & 0xFFFFu) * (uint32_t)g;
+    int32_t lo = (c & 0xFFFF) * g;
 
-    STW_CHECK(g >= 0 && g <= 32767);
-    return (c >> 16) * g * 2 + (int32_t)((lo + (1u << 14)) >> 15);
+    STW_CHECK(g >= -32767 && g <= 32767);
+    return (c >> 16) * g * 2 + ((lo + (1 << 14)) >> 15);
+}
+
+/* RSH(c * p, n) for a peephole weight p int16 and any int32 c; 17 <= n <= 26, so |result| <= 2^29. */
+static inline int32_t stw_peephole(int32_t c, int32_t p, int n)
+{
+    STW_CHECK(p >= -32768 && p <= 32767 && n >= 17 && n <= 26);
+    return stw_rsh((c >> 16) * p + (((c & 0xFFFF) * p) >> 16), n - 16);
 }
 
 /* An input sum brought to the scale of the hidden sum: ax * 2^kx, rounded when kx < 0.  -15 <= kx <= 15. */
@@ -94,6 +101,18 @@ static inline int16_t stw_sat16(int32_t x)
 {
     STW_CHECK(x >= -(INT32_MAX - 65535) && x <= INT32_MAX - 65535);
     return (int16_t)stw_max(stw_min(x, 32767), -32768);
+}
+
+/* min(max(x, -limit), limit) */
+static inline int16_t stw_limit(int32_t x, int32_t limit)
+{
+    return (int16_t)stw_max(stw_min(x, limit), -limit);
+}
+
+/* CLIP(z, clip) = min(max(z, -clip - 1), clip); clip = 32767 changes nothing. */
+static inline int16_t stw_clip(int32_t z, int32_t clip)
+{
+    return (int16_t)stw_max(stw_min(z, clip), ~clip);
 }
 
 /* SAT32(a + b) */
@@ -136,6 +155,17 @@ static inline int16_t stw_tanh(int16_t z)
     int32_t y = ((stw_table_y(stw_table_index(2 * (int32_t)z)) + 32) >> 6) - 32768;
 
     return (int16_t)stw_negate_if(y, stw_mask(z));
+}
+
+/* TAB(z): a table of 513 values over the int16 range read with linear interpolation, z int16. */
+static inline int16_t stw_lookup(const int16_t *table, int32_t z)
+{
+    int32_t k     = (z + 32768) >> 7;
+    int32_t below = table[k];
+    int32_t rise  = (table[k + 1] - below) * ((z + 32768) & 127);
+
+    STW_CHECK(z >= -32768 && z <= 32767);
+    return (int16_t)(below + ((rise + 64) >> 7));
 }
 
 #endif /* STW_FIX_H */

@@ -4,56 +4,157 @@
 
 #include "stepwell.h"
 
+#define STW_SOFTMAX_MAX   512
+#define STW_NORM_MAX      1024 /* values of a LayerNorm, width of attention keys: their sums stay in 64 bits */
+#define STW_TABLE_ENTRIES 513
+
 static inline int stw_is_recurrent(const stw_layer *l)
 {
-    return l->kind == STW_LSTM || l->kind == STW_GRU || l->kind == STW_RNN;
+    return l->kind == STW_LSTM || l->kind == STW_GRU || l->kind == STW_RNN || l->kind == STW_GRU_BEFORE;
 }
 
 /* Rows of weights for each unit of a recurrent layer. */
 static inline size_t stw_n_gates(const stw_layer *l)
 {
-    return l->kind == STW_LSTM ? 4u : l->kind == STW_GRU ? 3u : 1u;
+    return l->kind == STW_LSTM ? 4u : l->kind == STW_RNN ? 1u : 3u;
+}
+
+/* Row records for each unit of a recurrent layer: a GRU's candidate has two where its reset comes after. */
+static inline size_t stw_n_records(const stw_layer *l)
+{
+    return l->kind == STW_GRU ? 4u : stw_n_gates(l);
+}
+
+/* What a recurrent layer has beyond the plain cell, unpacked from its `extra`:
+ *   header  [8]: parts, flags, clip, formats: g_frac, a_frac, h_frac, peephole_frac, 0
+ *   then, for each bit of parts, an array: tables [513] each of the gates', the candidate's and the output's
+ *   activation, peephole [3][units], initial state h0 [n_out] and c0 [units] (int32, low half first), projection
+ *   [n_out][units]. */
+typedef struct stw_cell {
+    const int16_t *gate, *candidate, *output; /* tables; null: sigmoid, tanh, tanh */
+    const int16_t *peephole;                  /* i, f, o */
+    const int16_t *h0, *c0;
+    const int16_t *projection;
+    int16_t        clip; /* limit of pre-activations, Q4.11 */
+    uint16_t       flags;
+    uint8_t        g_frac, a_frac, h_frac, peephole_frac; /* of candidate, output activation, h, peephole */
+} stw_cell;
+
+enum { STW_EXTRA_HEADER = 8 };
+enum {
+    STW_PART_GATE       = 1,
+    STW_PART_CANDIDATE  = 2,
+    STW_PART_OUTPUT     = 4,
+    STW_PART_PEEPHOLE   = 8,
+    STW_PART_START      = 16,
+    STW_PART_PROJECTION = 32
+};
+enum { STW_COUPLED = 1, STW_REVERSE = 2, STW_FINAL = 4 };
+
+/* Unpacks `extra`; returns its length in int16 values.  A layer without gives the plain cell, and 0. */
+size_t stw_cell_open(const stw_layer *l, stw_cell *cell);
+
+static inline uint16_t stw_cell_flags(const stw_layer *l)
+{
+    return l->extra ? (uint16_t)l->extra[1] : 0u;
 }
 
 /* Row records of a layer. */
-static inline size_t stw_n_rows(const stw_layer *l)
+size_t stw_n_rows(const stw_layer *l);
+
+/* Values of c (cells and counters) and of h that a layer keeps from step to step. */
+size_t stw_n_cells(const stw_layer *l);
+size_t stw_n_hidden(const stw_layer *l);
+
+/* Numbers of c that count: they stay below this limit; 0 for layers that have none. */
+static inline int32_t stw_counter_limit(const stw_layer *l)
 {
-    return l->kind == STW_LSTM || l->kind == STW_GRU ? 4u * (size_t)l->n_out
-           : l->kind == STW_ACTIVATION               ? 1u
-                                                     : l->n_out;
+    return l->kind == STW_ATTENTION ? 2 * (int32_t)l->p[0] : 0;
 }
 
-/* Values of c and of h that a layer keeps from step to step. */
-static inline size_t stw_n_cells(const stw_layer *l)
+/* int16 values of scratch behind its output that a layer uses during a step. */
+size_t stw_temporary(const stw_layer *l);
+
+/* State of the model as a whole: for each copy of the state (stagger has several, others one) a clock, if a layer has a
+ * stride or a warm-up, and the layers' cells; before them the mode's counter.  h likewise, before them the input window
+ * of STW_SLIDE and the last codes of STW_MISSING_HOLD. */
+typedef struct stw_layout {
+    size_t n_copies;
+    size_t cells_before, cells_each; /* c[cells_before + copy * cells_each + ...]: clock, layers */
+    size_t hidden_before, hidden_each;
+    size_t n_scratch; /* int16 values */
+} stw_layout;
+
+stw_layout stw_model_layout(const stw_model *m);
+int        stw_has_clock(const stw_model *m);
+
+/* Steps that the layers run over at once: the window for STW_SLIDE, else 1. */
+static inline size_t stw_chunk(const stw_model *m)
 {
-    return l->kind == STW_LSTM || l->kind == STW_GRU ? l->n_out : 0u;
+    return m->mode == STW_SLIDE ? m->window : 1u;
 }
 
-static inline size_t stw_n_hidden(const stw_layer *l)
-{
-    return stw_is_recurrent(l) ? l->n_out : 0u;
-}
+/* stw_raw.c: raw samples [n_in] to codes x[n_in]; missing ones by the model's rule.  STW_OK or STW_E_MISSING. */
+int stw_raw_codes(stw_stream *s, const int32_t *raw, int16_t *x);
 
-/* What unit u does for layer input x and previous hidden states h; c is the unit's cell state before the step. */
-void stw_lstm_unit(const stw_layer *l, const int16_t *x, const int16_t *h, int32_t c, size_t u, stw_unit *out);
-void stw_gru_unit(const stw_layer *l, const int16_t *x, const int16_t *h, int32_t c, size_t u, stw_unit *out);
-void stw_rnn_unit(const stw_layer *l, const int16_t *x, const int16_t *h, size_t u, stw_unit *out);
+/* One copy of the layers' state. */
+typedef struct stw_copy {
+    int32_t *clock; /* null: no layer needs it */
+    int32_t *c;
+    int16_t *h;
+} stw_copy;
+
+stw_copy stw_copy_of(const stw_stream *s, size_t copy);
+void     stw_copy_reset(const stw_stream *s, stw_copy to);
+
+/* Runs all layers over stw_chunk() steps of x; y may be null, then the output is not computed.  1 when y is new. */
+int stw_run_layers(const stw_stream *s, stw_copy state, const int16_t *x, int32_t *y);
+
+/* One step of a model whose mode is not STW_CARRY: STW_OK or STW_HOLD. */
+int stw_mode_step(stw_stream *s, const int16_t *x, int32_t *y);
+
+/* What unit u does for layer input x and previous hidden states h; c is the unit's cell state before the step, reset
+ * the hidden states times the reset gate (STW_GRU_BEFORE only). */
+void stw_lstm_unit(const stw_layer *l, const stw_cell *cell, const int16_t *x, const int16_t *h, int32_t c, size_t u,
+                   stw_unit *out);
+void stw_gru_unit(const stw_layer *l, const stw_cell *cell, const int16_t *x, const int16_t *h, int32_t c, size_t u,
+                  stw_unit *out);
+void stw_gru_before_unit(const stw_layer *l, const stw_cell *cell, const int16_t *x, const int16_t *h,
+                         const int16_t *reset, int32_t c, size_t u, stw_unit *out);
+void stw_rnn_unit(const stw_layer *l, const stw_cell *cell, const int16_t *x, const int16_t *h, size_t u,
+                  stw_unit *out);
+
+/* h times the reset gate for all units of a STW_GRU_BEFORE layer. */
+void stw_gru_before_reset(const stw_layer *l, const stw_cell *cell, const int16_t *x, const int16_t *h,
+                          int16_t *reset);
 
 /* The unit function of the layer's kind. */
-void stw_recurrent_unit(const stw_layer *l, const int16_t *x, const int16_t *h, int32_t c, size_t u, stw_unit *out);
+void stw_recurrent_unit(const stw_layer *l, const stw_cell *cell, const int16_t *x, const int16_t *h,
+                        const int16_t *reset, int32_t c, size_t u, stw_unit *out);
 
-/* y[r] before the activation, in the layer's output format; bounded by the overflow proof. */
+/* Row r of a projection of y[units], row records from l->rows on: a hidden state. */
+int16_t stw_project(const stw_layer *l, const stw_cell *cell, const int16_t *y, size_t r);
+
+/* A row of weights over x before the activation, in the layer's output format; bounded by the overflow proof. */
 int32_t stw_dense_row(const stw_layer *l, const int16_t *x, size_t r);
 
-/* Row 0 of the layer's rows applied to one input code. */
-int32_t stw_activation_scale(const stw_layer *l, int16_t x);
-
 /* An activation of v: relu keeps v's format, tanh and sigmoid take Q4.11 and give Q0.15. */
-int32_t stw_activate(uint8_t act, int32_t v);
+int32_t stw_activate(const stw_layer *l, int32_t v);
 
 /* y[n]: log2-scaled logits in Q15.16 -> probabilities 0..32768 in Q0.15, in place.  1 <= n <= STW_SOFTMAX_MAX. */
 void stw_softmax(int32_t *y, size_t n);
 
-#define STW_SOFTMAX_MAX 512
+/* Layers that look back.  stw_window_push remembers a step; gather collects the taps in out[n_out]. */
+size_t stw_window_span(const stw_layer *l);
+void   stw_window_push(const stw_layer *l, const int16_t *x, int16_t *past);
+void   stw_window_gather(const stw_layer *l, const int16_t *past, int16_t *out);
+
+/* One step of attention: key and value of this step are remembered, out[n_out] is the weighted mean; scores int32
+ * [steps] is free before and after. */
+void stw_attention_step(const stw_layer *l, const int16_t *const in[3], int32_t *counter, int16_t *memory,
+                        int32_t *scores, int16_t *out);
+
+/* out[n] = gamma * (x - mean) / sqrt(var + epsilon) + beta */
+void stw_layer_norm(const stw_layer *l, const int16_t *x, int16_t *out);
 
 #endif /* STW_LAYERS_H */

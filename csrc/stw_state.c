@@ -1,4 +1,5 @@
-/* stw_state.c - snapshots of a stream: magic, model id, c[] as int32, h[] as int16, CRC-32; all little endian. */
+/* stw_state.c - snapshots of a stream: magic, model id, c[] as int32 (cells and counters), h[] as int16 (hidden states
+ * and what is remembered of inputs), CRC-32; all little endian. */
 #include "stw_bytes.h"
 #include "stw_layers.h"
 
@@ -8,22 +9,16 @@
 
 static size_t n_cells(const stw_model *m)
 {
-    size_t n = 0;
+    stw_layout plan = stw_model_layout(m);
 
-    for (size_t i = 0; i < m->n_layers; i++) {
-        n += stw_n_cells(m->layers + i);
-    }
-    return n;
+    return plan.cells_before + plan.n_copies * plan.cells_each;
 }
 
 static size_t n_hidden(const stw_model *m)
 {
-    size_t n = 0;
+    stw_layout plan = stw_model_layout(m);
 
-    for (size_t i = 0; i < m->n_layers; i++) {
-        n += stw_n_hidden(m->layers + i);
-    }
-    return n;
+    return plan.hidden_before + plan.n_copies * plan.hidden_each;
 }
 
 size_t stw_snapshot_bytes(const stw_model *m)
@@ -58,10 +53,41 @@ int stw_save(const stw_stream *s, void *buf, size_t buf_bytes)
     return STW_OK;
 }
 
+/* Whether the value at p is in 0 .. limit - 1. */
+static int below(const uint8_t *p, uint32_t limit)
+{
+    return stw_get32(p) < limit;
+}
+
+/* Counters index memory: those of a snapshot must be ones that steps could have given. */
+static int counters_fit(const stw_model *m, const uint8_t *p)
+{
+    stw_layout       plan = stw_model_layout(m);
+    const stw_layer *last = m->layers + m->n_layers - 1;
+
+    if (plan.cells_before && !below(p, m->mode == STW_STAGGER ? 2u * m->window : m->window)) {
+        return 0;
+    }
+    p += plan.cells_before * 4u;
+    for (size_t copy = 0; copy < plan.n_copies; copy++) {
+        if (stw_has_clock(m)) {
+            if (!below(p, (uint32_t)last->first + last->every)) {
+                return 0;
+            }
+            p += 4;
+        }
+        for (const stw_layer *l = m->layers; l <= last; l++) {
+            if (stw_counter_limit(l) && !below(p, (uint32_t)stw_counter_limit(l))) {
+                return 0;
+            }
+            p += stw_n_cells(l) * 4u;
+        }
+    }
+    return 1;
+}
+
 static int snapshot_check(const stw_model *m, const uint8_t *p, size_t n_bytes)
 {
-    size_t n = n_cells(m), n_h = n_hidden(m);
-
     if (n_bytes != stw_snapshot_bytes(m) || stw_get32(p) != SNAPSHOT_MAGIC) {
         /* a snapshot of another model usually has another size: name that cause when the rest is sound */
         int sound = n_bytes >= HEADER_BYTES + CRC_BYTES && stw_get32(p) == SNAPSHOT_MAGIC &&
@@ -74,12 +100,7 @@ static int snapshot_check(const stw_model *m, const uint8_t *p, size_t n_bytes)
     if (stw_get32(p + 4) != m->id) {
         return STW_E_MISMATCH;
     }
-    for (size_t u = 0; u < n_h; u++) {
-        if (stw_get16(p + HEADER_BYTES + 4u * n + 2u * u) == 0x8000u) {
-            return STW_E_FORMAT; /* h is never -32768; the overflow proof counts on it */
-        }
-    }
-    return STW_OK;
+    return counters_fit(m, p + HEADER_BYTES) ? STW_OK : STW_E_FORMAT;
 }
 
 int stw_load(stw_stream *s, const void *buf, size_t buf_bytes)

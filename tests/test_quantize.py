@@ -10,7 +10,8 @@ from stepwell.check import sqnr_db
 from stepwell.errors import QuantizeError
 from stepwell.float_stream import FloatStream
 from stepwell.graph import Activation, Dense, Graph, Lstm
-from stepwell.quantize import _join_scales, _round_rows, multipliers, quantize, round_compensated
+from stepwell.quantize import quantize
+from stepwell.rows import join_scales, multipliers, round_compensated, round_rows
 
 
 def sqnr(graph, model, seed=50):
@@ -130,7 +131,7 @@ def test_multipliers_cover_the_range():
 def test_joined_scales_are_never_narrower():
     rng = np.random.default_rng(1)
     unit_x, unit_h = np.exp2(rng.uniform(-30, -5, 200)), np.exp2(rng.uniform(-24, -18, 200))
-    unit, kx = _join_scales(unit_x, unit_h, 1.0, 1.0, np.zeros(200))
+    unit, kx = join_scales(unit_x, unit_h, 1.0, 1.0, np.zeros(200))
     assert (unit * 2.0**kx >= unit_x * 0.999999).all() and (unit >= unit_h * 0.999999).all()
     assert (np.abs(kx) <= 15).all()
 
@@ -205,7 +206,7 @@ def test_bias_correction_takes_up_the_mean_of_what_rounding_left():
     weights, mean = rng.normal(size=(8, 12)), rng.normal(size=12) + 3
     moments = Moments(mean, np.eye(12))
     steps, unit = np.full((8, 12), 0.1), np.full(8, 1e-6)
-    q, bias = _round_rows(weights, np.zeros(8), steps, unit, moments, 127)
+    q, bias = round_rows(weights, np.zeros(8), steps, unit, moments, 127)
     assert np.abs(weights @ mean - (q * steps) @ mean).max() > 1e-3, "rounding moved the mean"
     assert np.abs(weights @ mean - (q * steps) @ mean - bias * unit).max() < 1e-6
 

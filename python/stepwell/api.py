@@ -10,25 +10,33 @@ import numpy as np
 
 from stepwell._version import __version__
 from stepwell.calibrate import Progress, calibrate
-from stepwell.errors import ModelError
+from stepwell.errors import ImportRefused, ModelError
 from stepwell.graph import Graph
+from stepwell.mode import Mode, parse_mode
 from stepwell.model import Model
+from stepwell.scaler import as_scaler, fold_outputs
 
+Source = str | Path | Graph | object  # or a torch module, a Keras model
 Samples = np.ndarray | Sequence[np.ndarray] | str | Path
 
 
 def convert(
-    source: str | Path | Graph,
+    source: Source,
     calib: Samples,
     *,
     name: str | None = None,
     columns: Sequence[str] | None = None,
     progress: Progress | None = None,
+    mode: str | Mode = "carry",
+    scaler: object = None,
+    steps: int | None = None,
 ) -> Model:
     """A trained model as an integer model (w8a16).
 
-    ``source``: an .onnx file, or a Graph. ``calib``: sample sequences that look like real input: float [n_seq, T, n_in], one
-    [T, n_in], a list of those, or a path (.npz with array "x", .npy, .csv; ``columns`` picks csv columns by name).
+    ``source``: an .onnx file, a torch module, a Keras model, or a Graph. ``calib``: sample sequences that look like real input, in the
+    user's units: float [n_seq, T, n_in], one [T, n_in], a list of those, or a path (.npz with array "x", .npy, .csv; ``columns`` picks csv
+    columns by name). ``mode``: how windows are treated (``stepwell.mode.HELP``). ``scaler``: normalisation, clamping, missing samples and
+    raw counts (``stepwell.scaler.as_scaler``). ``steps``: the window's length, for torch modules that need to know it.
 
     Raises ImportRefused (a node that cannot be streamed), SampleError (bad calibration data) or QuantizeError (no integer
     model passes the overflow proof); each names the culprit.
@@ -36,16 +44,14 @@ def convert(
     from stepwell.quantize import quantize
     from stepwell.samples import load_samples
 
-    if isinstance(source, Graph):
-        graph, verified = source, {}
-    else:
-        from stepwell.importer import import_onnx
-
-        imported = import_onnx(source)
-        graph, verified = imported.graph, asdict(imported.replay)
-    samples = load_samples(calib, graph.n_in, columns=columns)
-    calibration = calibrate(graph, samples.sequences, progress)
-    model = quantize(graph, calibration)
+    graph, verified = _graph_of(source, steps)
+    mode, scaler = parse_mode(mode, graph.readout), as_scaler(scaler)
+    scaler.check(graph.n_in, graph.n_out)
+    graph = fold_outputs(graph, scaler)
+    samples = load_samples(calib, graph.n_in, columns=columns, may_miss=scaler.missing != "refuse")
+    sequences = samples.sequences if scaler.is_identity else [scaler.normalise(s) for s in samples.sequences]
+    calibration = calibrate(graph, sequences, progress, mode.window)
+    model = quantize(graph, calibration, mode, scaler)
     notes = {
         "name": name or _name_from(graph.source.file),
         "tool": f"stepwell {__version__}",
@@ -60,6 +66,30 @@ def convert(
         "import_notes": list(graph.notes),
     }
     return loads(model.replace(notes=notes | model.notes).blob)  # what load would refuse must not be made
+
+
+def _graph_of(source: Source, steps: int | None) -> tuple[Graph, dict[str, object]]:
+    """The float graph and how well it replays its source. Heavy frameworks are imported only when something of theirs is given."""
+    if isinstance(source, Graph):
+        return source, {}
+    frameworks = {base.__module__.split(".")[0] for base in type(source).__mro__}
+    if "keras" in frameworks:
+        from stepwell.importer.keras_models import import_keras
+
+        imported = import_keras(source)
+    elif "torch" in frameworks:
+        from stepwell.importer.torch import import_torch
+
+        imported = import_torch(source, steps=steps)
+    elif isinstance(source, (str, Path)):
+        from stepwell.importer import import_onnx
+
+        imported = import_onnx(source)
+    else:
+        raise ImportRefused(
+            f"a model is an .onnx file, a torch module, a Keras model or a Graph, not {type(source).__name__}"
+        )
+    return imported.graph, asdict(imported.replay)
 
 
 def _name_from(file: str) -> str:

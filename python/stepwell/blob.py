@@ -9,32 +9,70 @@ from __future__ import annotations
 import json
 import struct
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from stepwell.errors import ModelError
+from stepwell.errors import ModelError, SampleError
 from stepwell.functions import PLAIN
+from stepwell.graph import ATTENTIONS, Timing
+from stepwell.mode import KINDS as MODES
+from stepwell.mode import Mode
 from stepwell.model import (
     FORMAT,
     ActivationLayer,
+    AddLayer,
+    ArgMaxLayer,
+    AttentionLayer,
+    Cell,
+    ConcatLayer,
     DenseLayer,
+    EmbeddingLayer,
+    GruBeforeLayer,
     GruLayer,
     IntLayer,
+    LayerNormLayer,
     LstmLayer,
+    MaxPoolLayer,
     Model,
+    MulLayer,
     RecurrentLayer,
     RnnLayer,
     Rows,
+    SliceLayer,
+    WindowLayer,
 )
+from stepwell.scaler import MISSING, Channels, Scaler
 
 MAGIC = b"STW1"
-KINDS = {"lstm": 1, "dense": 2, "activation": 3, "gru": 4, "rnn": 5}
-RECURRENT = {KINDS[layer.kind]: layer for layer in (LstmLayer, GruLayer, RnnLayer)}
-HEADER = struct.Struct("<4sHHIIIHHB7x")
-LAYER = struct.Struct("<BBHH2xIII")
+KINDS = {
+    kind: number
+    for number, kind in enumerate(
+        "lstm dense activation gru rnn gru_before window add mul concat slice max_pool layer_norm embedding arg_max attention".split(),
+        start=1,
+    )
+}
+ACTIVATIONS = (*PLAIN, "table")  # STW_NONE .. STW_TABLE
+RECURRENT = {KINDS[layer.kind]: layer for layer in (LstmLayer, GruLayer, GruBeforeLayer, RnnLayer)}
+HEADER = struct.Struct("<4sHHIIIHHBBBxHHI4x")
+LAYER = struct.Struct("<BB11H4I")
 ID_FROM = 20
 ROW = np.dtype([("bias", "<i4"), ("mult", "<i2"), ("kx", "i1"), ("shift", "i1")])
+CHANNEL = np.dtype(
+    [
+        ("low", "<i4"),
+        ("high", "<i4"),
+        ("offset", "<i4"),
+        ("mult", "<i4"),
+        ("bias", "<i4"),
+        ("shift", "<i2"),
+        ("fill", "<i2"),
+    ]
+)
+TABLE_ENTRIES = 513
+EXTRA_HEADER = 8
+PARTS = ("gate", "candidate", "output", "peephole", "start", "projection")  # STW_PART_GATE, ..: bits 0, 1, ..
 
 
 def unit_major(gate_major: np.ndarray, n_gates: int) -> np.ndarray:
@@ -48,12 +86,19 @@ def gate_major(unit_major_rows: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(rows.reshape(-1, *rows.shape[2:]))
 
 
-def packed_rows(layer: IntLayer) -> np.ndarray:
-    """The layer's row records in the kernel's order: structured array of ROW."""
-    records = np.empty(len(layer.rows), ROW)
+def packed_rows(layer: IntLayer) -> np.ndarray | None:
+    """The layer's row records in the kernel's order: structured array of ROW; None where the kind has none."""
+    rows = getattr(layer, "rows", None)
+    if rows is None:
+        return None
+    records = np.empty(len(rows), ROW)
     for name in ROW.names:
-        records[name] = getattr(layer.rows, name)
-    return unit_major(records, len(layer.records)) if isinstance(layer, RecurrentLayer) else records
+        records[name] = getattr(rows, name)
+    if not isinstance(layer, RecurrentLayer):
+        return records
+    n = len(layer.records) * layer.n_units
+    of_units = unit_major(records[:n], len(layer.records)).reshape(-1)
+    return np.concatenate([of_units, records[n:]])  # those of a projection come last
 
 
 def packed_weights(layer: IntLayer) -> tuple[np.ndarray | None, np.ndarray | None]:
@@ -61,9 +106,113 @@ def packed_weights(layer: IntLayer) -> tuple[np.ndarray | None, np.ndarray | Non
     if isinstance(layer, RecurrentLayer):
         n_gates = len(layer.gates)
         return unit_major(layer.w_x, n_gates), unit_major(layer.w_h, n_gates)
+    weights = {"dense": "weight", "add": "weights", "layer_norm": "gamma", "embedding": "table", "attention": "weight"}
+    array = getattr(layer, weights[layer.kind]) if layer.kind in weights else None
+    return (None if array is None else array.astype("<i2")), None
+
+
+def packed_extra(layer: IntLayer) -> np.ndarray | None:
+    """What a layer has beyond rows and weights (stw_layer.extra), int16: a table, an epsilon, a cell's variants; None for nothing."""
+    if isinstance(layer, RecurrentLayer):
+        return _packed_cell(layer.cell)
+    if isinstance(layer, LayerNormLayer):
+        return np.frombuffer(struct.pack("<Q", layer.epsilon), "<i2")
+    table = getattr(layer, "table", None) if layer.activation == "table" else None
+    return None if table is None else table.astype("<i2")
+
+
+def _packed_cell(cell: Cell) -> np.ndarray | None:
+    start = None if cell.h0 is None else np.concatenate([cell.h0, cell.c0.astype("<i4").view("<i2")])
+    arrays = {**{name: getattr(cell, name) for name in PARTS if name != "start"}, "start": start}
+    parts = sum(1 << bit for bit, name in enumerate(PARTS) if arrays[name] is not None)
+    flags = cell.coupled + 2 * cell.reverse + 4 * cell.final
+    formats = [cell.g_frac, cell.a_frac, cell.h_frac]
+    if (parts, flags, cell.clip, formats) == (0, 0, 32767, [15, 15, 15]):
+        return None
+    header = np.array([parts, flags, cell.clip, *formats, cell.peephole_frac, 0], "<i2")
+    return np.concatenate([header, *(arrays[n].reshape(-1).astype("<i2") for n in PARTS if arrays[n] is not None)])
+
+
+def parameters(layer: IntLayer) -> tuple[int, int, int]:
+    """stw_layer.p"""
+    if isinstance(layer, RecurrentLayer):
+        return layer.n_units, 0, 0
     if isinstance(layer, DenseLayer):
-        return layer.weight.astype("<i2"), None
-    return None, None
+        return layer.groups, layer.n_out // layer.groups, layer.weight.shape[1]
+    if isinstance(layer, WindowLayer):
+        return layer.taps, layer.dilation, 0
+    if isinstance(layer, SliceLayer):
+        return layer.start, 0, 0
+    if isinstance(layer, MaxPoolLayer):
+        return layer.taps, 0, 0
+    if isinstance(layer, LayerNormLayer):
+        return layer.exponent, 0, 0
+    if isinstance(layer, EmbeddingLayer):
+        return *layer.table.shape, 0
+    if isinstance(layer, AttentionLayer):
+        return layer.steps, ATTENTIONS.index(layer.form), layer.key_width
+    return 0, 0, 0
+
+
+def packed_channels(model: Model) -> np.ndarray | None:
+    """stw_model.channels, or None for a model that takes codes only."""
+    channels = model.scaler.channels
+    if channels is None:
+        return None
+    records = np.empty(model.n_in, CHANNEL)
+    for name in CHANNEL.names:
+        records[name] = getattr(channels, name)
+    return records
+
+
+# ---- places in scratch ----
+
+
+def lives_in_state(model: Model, layer: IntLayer) -> bool:
+    """Whether the layer's output is read where its state stands (stepwell.c)."""
+    undilated = isinstance(layer, WindowLayer) and layer.dilation == 1
+    return model.mode.kind != "slide" and (isinstance(layer, RecurrentLayer) or undilated)
+
+
+def places(model: Model) -> list[int]:
+    """Where each layer's output stands in scratch, in int16 values, even: the first gap between the outputs that are still read.
+
+    In slide mode every output stands there for all steps of the window, so that places count in windows.
+    """
+    last_use = {value: index for index, reads in enumerate(model.sources) for value in reads}
+    found: list[int] = []
+    taken: list[tuple[int, int, int]] = []  # start, end, index of the last layer that reads it
+    for index, layer in enumerate(model.layers):
+        size = _scratch(model, layer)
+        taken = [t for t in taken if t[2] >= index]
+        place = 0
+        for start, end, _ in sorted(taken):
+            if place + size <= start:
+                break
+            place = max(place, end)
+        found.append(place)
+        until = index if lives_in_state(model, layer) else last_use.get(index + 1, index)
+        if size and until > index:
+            taken.append((place, place + size, until))
+    if found and max(found) > 65534:
+        raise ModelError("the model's layers need more than 128 kB of scratch: no microcontroller has that")
+    return found
+
+
+def _scratch(model: Model, layer: IntLayer) -> int:
+    """int16 values a step of the window that the layer needs from its place on, even."""
+    writes_output = layer is model.layers[-1] and layer.kind in ("dense", "activation", "add", "mul", "arg_max")
+    if writes_output or (isinstance(layer, WindowLayer) and lives_in_state(model, layer)):
+        return 0
+    spare = 0
+    if isinstance(layer, GruBeforeLayer) or (isinstance(layer, LstmLayer) and layer.cell.projection is not None):
+        spare = layer.n_units
+    elif isinstance(layer, AttentionLayer):
+        spare = 2 * layer.steps
+    return layer.n_out + layer.n_out % 2 + spare + spare % 2
+
+
+# ---- the blob ----
 
 
 def model_id(blob: bytes) -> int:
@@ -73,24 +222,34 @@ def model_id(blob: bytes) -> int:
 def pack(model: Model) -> bytes:
     """The model as one byte string. Deterministic: the same model gives the same bytes."""
     first = HEADER.size + LAYER.size * len(model.layers)
-    descriptors, arrays, n_bytes = [], [], 0
-    for layer in model.layers:
-        offsets = []
-        for array in (*packed_weights(layer), packed_rows(layer)):
-            offsets.append(first + n_bytes if array is not None else 0)
-            if array is not None:
-                arrays.append(array.tobytes() + bytes(-array.nbytes % 4))
-                n_bytes += len(arrays[-1])
-        code = PLAIN.index(layer.activation)
-        descriptors.append(LAYER.pack(KINDS[layer.kind], code, layer.n_in, layer.n_out, *offsets))
+    descriptors: list[bytes] = []
+    arrays: list[bytes] = []
+
+    def placed(array: np.ndarray | None) -> int:
+        """The offset at which the array will stand; 0 for none."""
+        if array is None:
+            return 0
+        offset = first + sum(map(len, arrays))
+        arrays.append(array.tobytes() + bytes(-array.nbytes % 4))
+        return offset
+
+    scratch = places(model)
+    for index, layer in enumerate(model.layers):
+        offsets = [placed(a) for a in (*packed_weights(layer), packed_rows(layer), packed_extra(layer))]
+        sources = (*model.sources[index], 0, 0)[:3]
+        timing = model.timing[index]
+        shape = (layer.n_in, layer.n_out, *sources, scratch[index], timing.first, timing.every, *parameters(layer))
+        descriptors.append(LAYER.pack(KINDS[layer.kind], ACTIVATIONS.index(layer.activation), *shape, *offsets))
+    channels = placed(packed_channels(model))
     device = b"".join([*descriptors, *arrays])
     notes = json.dumps(host_notes(model), sort_keys=True, separators=(",", ":")).encode()
     device_bytes = HEADER.size + len(device)
     total_bytes = device_bytes + len(notes) + 4
+    mode = (MODES.index(model.mode.kind), MISSING.index(model.scaler.missing), model.mode.window, model.mode.stride)
 
     def header(identity: int) -> bytes:
         counts = (FORMAT, len(model.layers), total_bytes, device_bytes, identity)
-        return HEADER.pack(MAGIC, *counts, model.n_in, model.n_out, model.y_frac)
+        return HEADER.pack(MAGIC, *counts, model.n_in, model.n_out, model.y_frac, *mode, channels)
 
     identity = zlib.crc32(header(0)[ID_FROM:] + device)
     body = header(identity) + device + notes
@@ -99,7 +258,7 @@ def pack(model: Model) -> bytes:
 
 def host_notes(model: Model) -> dict[str, Any]:
     layers = [{"name": layer.name, "x_scale": layer.x_scale, "y_scale": layer.y_scale} for layer in model.layers]
-    return {"x_scale": model.x_scale, "layers": layers, "notes": model.notes}
+    return {"x_scale": model.x_scale, "layers": layers, "scaler": model.scaler.to_json(), "notes": model.notes}
 
 
 def unpack(blob: bytes) -> Model:
@@ -107,18 +266,41 @@ def unpack(blob: bytes) -> Model:
 
     Raises ModelError when the host's part (scales, names) is missing or does not fit the constants.
     """
-    magic, _, n_layers, total_bytes, device_bytes, _, _, _, y_frac = HEADER.unpack_from(blob)
+    magic, _, n_layers, total, device, _, n_in, n_out, y_frac, mode, missing, window, stride, channels = (
+        HEADER.unpack_from(blob)
+    )
     assert magic == MAGIC
     try:
-        host = json.loads(blob[device_bytes : total_bytes - 4])
-        layers = tuple(_unpack_layer(blob, i, host["layers"][i]) for i in range(n_layers))
+        host = json.loads(blob[device : total - 4])
+        unpacked = [_unpack_layer(blob, i, host["layers"][i]) for i in range(n_layers)]
+        scaler = Scaler.from_json(
+            host["scaler"] | {"missing": MISSING[missing]}, _unpack_channels(blob, channels, n_in)
+        )
+        scaler.check(n_in, n_out)
         x_scale = _positive(host["x_scale"])
         notes = _checked_notes(host["notes"])
-    except (ValueError, KeyError, TypeError, IndexError, RecursionError, ArithmeticError, AttributeError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        IndexError,
+        RecursionError,
+        ArithmeticError,
+        AttributeError,
+        SampleError,
+    ) as error:
         raise ModelError(
             f"the model has no usable host notes ({error!r}): it was stripped for a device; load the original .stw file"
         ) from error
-    return Model(layers=layers, x_scale=x_scale, y_frac=y_frac, notes=notes)
+    layers, sources, timing = (tuple(part) for part in zip(*unpacked, strict=True))
+    return Model(layers, x_scale, y_frac, notes, sources, timing, Mode(MODES[mode], window, stride), scaler)
+
+
+def _unpack_channels(blob: bytes, offset: int, n_in: int) -> Channels | None:
+    if not offset:
+        return None
+    records = np.frombuffer(blob, CHANNEL, n_in, offset)
+    return Channels(*(records[name].astype(np.int64) for name in CHANNEL.names))
 
 
 def _positive(value: Any) -> float:
@@ -137,6 +319,7 @@ NOTE_TYPES: dict[str, type] = {
     "import_notes": list,
     "repaired_rows": list,
     "warnings": list,
+    "functions": dict,
 }
 SOURCE_TEXTS = ("file", "sha256", "producer")
 
@@ -162,24 +345,111 @@ def _printable(value: Any) -> str:
     return value
 
 
-def _unpack_layer(blob: bytes, index: int, host: dict[str, Any]) -> IntLayer:
-    kind, act, n_in, n_out, w, r, rows = LAYER.unpack_from(blob, HEADER.size + LAYER.size * index)
+class _Fields:
+    """One layer's descriptor and arrays, as a constructor needs them."""
+
+    def __init__(self, blob: bytes, index: int):
+        self._blob = blob
+        numbers = LAYER.unpack_from(blob, HEADER.size + LAYER.size * index)
+        self.kind, act, self.n_in, self.n_out, *rest = numbers
+        self.activation = ACTIVATIONS[act]
+        self.sources, _, self.timing, self.p = tuple(rest[:3]), rest[3], Timing(*rest[4:6]), tuple(rest[6:9])
+        self._w, self._r, self._rows, self._extra = rest[9:]
+
+    def _array(self, dtype: Any, offset: int, *shape: int) -> np.ndarray:
+        return np.frombuffer(self._blob, dtype, int(np.prod(shape)), offset).reshape(shape)
+
+    def weights(self, *shape: int) -> np.ndarray:
+        return self._array("<i2", self._w, *shape).astype(np.int16)
+
+    def bytes_of(self, which: str, *shape: int) -> np.ndarray:
+        return self._array(np.int8, self._w if which == "w" else self._r, *shape)
+
+    def records(self, n: int) -> np.ndarray:
+        return self._array(ROW, self._rows, n)
+
+    def rows(self, n: int) -> Rows:
+        return _rows(self.records(n))
+
+    def extra(self, start: int, n: int) -> np.ndarray:
+        return self._array("<i2", self._extra + 2 * start, n).astype(np.int16)
+
+    @property
+    def has_extra(self) -> bool:
+        return self._extra != 0
+
+    @property
+    def table(self) -> np.ndarray | None:
+        return self.extra(0, TABLE_ENTRIES) if self.activation == "table" else None
+
+
+def _unpack_layer(blob: bytes, index: int, host: dict[str, Any]) -> tuple[IntLayer, tuple[int, ...], Timing]:
+    f = _Fields(blob, index)
     name, x_scale, y_scale = _printable(host["name"]), _positive(host["x_scale"]), _positive(host["y_scale"])
-    activation = PLAIN[act]
+    layer = _unpack_recurrent(f, name, x_scale) if f.kind in RECURRENT else UNPACK[f.kind](f, name, x_scale, y_scale)
+    return layer, f.sources[: len(layer.widths)], f.timing
 
-    def array(dtype: Any, offset: int, *shape: int) -> np.ndarray:
-        return np.frombuffer(blob, dtype, int(np.prod(shape)), offset).reshape(shape)
 
-    if kind in RECURRENT:
-        recurrent = RECURRENT[kind]
-        w_x = gate_major(array(np.int8, w, n_out, len(recurrent.gates), n_in))
-        w_h = gate_major(array(np.int8, r, n_out, len(recurrent.gates), n_out))
-        records = gate_major(array(ROW, rows, n_out, len(recurrent.records)))
-        return recurrent(name, w_x, w_h, _rows(records), x_scale)
-    if kind == KINDS["dense"]:
-        weight = array("<i2", w, n_out, n_in).astype(np.int16)
-        return DenseLayer(name, weight, _rows(array(ROW, rows, n_out)), activation, x_scale, y_scale)
-    return ActivationLayer(name, n_in, _rows(array(ROW, rows, 1)), activation, x_scale, y_scale)
+def _unpack_recurrent(f: _Fields, name: str, x_scale: float) -> RecurrentLayer:
+    recurrent = RECURRENT[f.kind]
+    n_units, n_gates, n_records = f.p[0], len(recurrent.gates), len(recurrent.records)
+    cell = _unpack_cell(f, n_units) if f.has_extra else Cell()
+    w_x = gate_major(f.bytes_of("w", n_units, n_gates, f.n_in))
+    w_h = gate_major(f.bytes_of("r", n_units, n_gates, f.n_out))
+    n = n_records * n_units
+    records = f.records(n + (f.n_out if cell.projection is not None else 0))
+    records = np.concatenate([gate_major(records[:n].reshape(n_units, n_records)), records[n:]])
+    return recurrent(name, w_x, w_h, _rows(records), x_scale, cell)
+
+
+def _unpack_cell(f: _Fields, n_units: int) -> Cell:
+    parts, flags, clip, g_frac, a_frac, h_frac, peephole_frac, _ = (int(v) for v in f.extra(0, EXTRA_HEADER))
+    lengths = (TABLE_ENTRIES,) * 3 + (3 * n_units, f.n_out + 2 * n_units, f.n_out * n_units)
+    arrays: dict[str, np.ndarray] = {}
+    at = EXTRA_HEADER
+    for bit, (name, length) in enumerate(zip(PARTS, lengths, strict=True)):
+        if parts >> bit & 1:
+            arrays[name] = f.extra(at, length)
+            at += length
+    if "peephole" in arrays:
+        arrays["peephole"] = arrays["peephole"].reshape(3, n_units)
+    if "projection" in arrays:
+        arrays["projection"] = arrays["projection"].reshape(f.n_out, n_units)
+    if "start" in arrays:
+        start = arrays.pop("start")
+        arrays |= {"h0": start[: f.n_out], "c0": start[f.n_out :].astype("<i2").view("<i4").astype(np.int32)}
+    bits = {"coupled": bool(flags & 1), "reverse": bool(flags & 2), "final": bool(flags & 4)}
+    formats = {"g_frac": g_frac, "a_frac": a_frac, "h_frac": h_frac, "peephole_frac": peephole_frac}
+    return Cell(**arrays, clip=clip, **bits, **formats)
+
+
+def _unpack_attention(f: _Fields, name: str, x: float, y: float) -> AttentionLayer:
+    steps, form, width = f.p
+    weight = f.weights(width) if ATTENTIONS[form] == "additive" else None
+    return AttentionLayer(name, ATTENTIONS[form], steps, width, f.n_out, weight, f.rows(1), x, y)
+
+
+def _unpack_norm(f: _Fields, name: str, x: float, y: float) -> LayerNormLayer:
+    epsilon = struct.unpack("<Q", f.extra(0, 4).astype("<i2").tobytes())[0]
+    return LayerNormLayer(name, f.weights(f.n_in), f.rows(f.n_in), epsilon, f.p[0], x, y)
+
+
+UNPACK: dict[int, Callable[[_Fields, str, float, float], IntLayer]] = {
+    KINDS["dense"]: lambda f, name, x, y: DenseLayer(
+        name, f.weights(f.n_out, f.p[2]), f.rows(f.n_out), f.activation, x, y, f.p[0], f.table
+    ),
+    KINDS["activation"]: lambda f, name, x, y: ActivationLayer(name, f.n_in, f.rows(1), f.activation, x, y, f.table),
+    KINDS["add"]: lambda f, name, x, y: AddLayer(name, f.n_in, f.weights(2), f.rows(1), f.activation, x, y, f.table),
+    KINDS["mul"]: lambda f, name, x, y: MulLayer(name, f.n_in, f.rows(1), f.activation, x, y, f.table),
+    KINDS["concat"]: lambda f, name, x, y: ConcatLayer(name, (f.n_in, f.n_out - f.n_in), f.rows(2), x, y),
+    KINDS["slice"]: lambda f, name, x, y: SliceLayer(name, f.n_in, f.p[0], f.n_out, x, y),
+    KINDS["max_pool"]: lambda f, name, x, y: MaxPoolLayer(name, f.n_in, f.p[0], x, y),
+    KINDS["layer_norm"]: _unpack_norm,
+    KINDS["embedding"]: lambda f, name, x, y: EmbeddingLayer(name, f.weights(f.p[0], f.p[1]), f.n_in, x, y),
+    KINDS["arg_max"]: lambda f, name, x, y: ArgMaxLayer(name, f.n_in, x, y),
+    KINDS["window"]: lambda f, name, x, y: WindowLayer(name, f.n_in, f.p[0], f.p[1], x, y),
+    KINDS["attention"]: _unpack_attention,
+}
 
 
 def _rows(records: np.ndarray) -> Rows:

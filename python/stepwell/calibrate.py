@@ -9,7 +9,7 @@ import numpy as np
 
 from stepwell.errors import SampleError
 from stepwell.float_stream import FloatStream
-from stepwell.graph import Graph, Recurrent
+from stepwell.graph import Dense, Graph, Layer, Recurrent
 
 LARGEST_VALUE = 1e30
 
@@ -49,11 +49,7 @@ class Calibration:
     layers: tuple[LayerStats, ...]
     n_sequences: int
     n_steps: int
-
-    @property
-    def x_peak(self) -> float:
-        """Largest |x| of the model's input."""
-        return self.layers[0].peaks["x"]
+    x_peak: float  # largest |x| of the model's input
 
 
 class _Accumulator:
@@ -79,21 +75,29 @@ class _Accumulator:
         self.products += a.T @ a
 
     def stats(self) -> LayerStats:
+        if not self.count:
+            return LayerStats(Moments(np.zeros(0), np.zeros((0, 0))), self.peaks)
         mean = self.total / self.count
         covariance = self.products / self.count - np.outer(mean, mean)
         return LayerStats(Moments(mean + self.shift, covariance), self.peaks)
 
 
-def calibrate(graph: Graph, sequences: Sequence[np.ndarray], progress: Progress | None = None) -> Calibration:
-    """Run ``sequences`` ([T_i, n_in] each, every one from zero state) through the float graph and collect statistics."""
-    sums = [_Accumulator(layer.n_in + (layer.n_out if isinstance(layer, Recurrent) else 0)) for layer in graph.layers]
+def calibrate(
+    graph: Graph, sequences: Sequence[np.ndarray], progress: Progress | None = None, window: int = 0
+) -> Calibration:
+    """Run ``sequences`` ([T_i, n_in] each, every one from its initial state) through the float graph and collect statistics.
+
+    ``window``: cut them into windows of so many steps first, as the model's mode will.
+    """
+    sequences = _windows(sequences, window)
+    sums = [_Accumulator(_moments_width(layer)) for layer in graph.layers]
     pending: dict[int, np.ndarray] = {}
 
     def observe(index: int, name: str, values: np.ndarray) -> None:
         sums[index].peak(name, values)
         if name == "x":
             pending[index] = values
-            if not isinstance(graph.layers[index], Recurrent):
+            if isinstance(graph.layers[index], Dense):
                 sums[index].add(values)
         elif name == "h":
             sums[index].add(np.concatenate([pending[index], values], axis=-1))
@@ -109,11 +113,27 @@ def calibrate(graph: Graph, sequences: Sequence[np.ndarray], progress: Progress 
                 progress(done, n_steps)
         stats = tuple(s.stats() for s in sums)
     for layer, found in zip(graph.layers, stats, strict=True):
+        if not found.peaks:
+            raise SampleError(f"no calibration sequence is long enough for layer '{layer.name}' to run once")
         if not np.isfinite(found.moments.covariance).all() or max(found.peaks.values()) > LARGEST_VALUE:
             raise SampleError(
                 f"layer '{layer.name}' sees values up to {max(found.peaks.values()):.3g}: normalise the inputs"
             )
-    return Calibration(stats, len(sequences), n_steps)
+    return Calibration(stats, len(sequences), n_steps, max(float(np.abs(s).max()) for s in sequences))
+
+
+def _moments_width(layer: Layer) -> int:
+    """Length of the vector that the layer multiplies with its weights; 0 where it has none to round."""
+    if isinstance(layer, Recurrent):
+        return layer.n_in + layer.n_out
+    return layer.n_in if isinstance(layer, Dense) else 0
+
+
+def _windows(sequences: Sequence[np.ndarray], window: int) -> list[np.ndarray]:
+    """Each sequence cut into windows, what is left over at its end dropped; a shorter one stays whole."""
+    if not window:
+        return list(sequences)
+    return [s[at : at + window] for s in sequences for at in range(0, max(1, len(s) - window + 1), window)]
 
 
 def length_groups(sequences: Sequence[np.ndarray], at_most: int = 256) -> Iterator[list[int]]:

@@ -10,11 +10,12 @@ import numpy as np
 
 from stepwell.calibrate import Progress, length_groups
 from stepwell.errors import ModelError, SampleError
-from stepwell.float_stream import FloatStream
+from stepwell.float_stream import run_in_mode
 from stepwell.graph import Graph
 from stepwell.model import Model, RecurrentLayer
 from stepwell.reference import Reference
 from stepwell.samples import Samples
+from stepwell.scaler import fold_outputs
 
 
 def find_source(model: Model, model_path: Path, given: str | None) -> Path:
@@ -40,6 +41,7 @@ def compare(model: Model, graph: Graph, samples: Samples, progress: Progress | N
     Returns JSON types: SQNR in dB and largest error per output, saturation counts per place, the task's metric when the samples
     have targets, and ``engine_mismatches``: values in which C and reference differ, which is 0 or a defect.
     """
+    graph = fold_outputs(graph, model.scaler)
     if (graph.n_in, graph.n_out) != (model.n_in, model.n_out):
         raise ModelError(
             f"the float model maps {graph.n_in} inputs to {graph.n_out} outputs, the integer model {model.n_in} to {model.n_out}"
@@ -53,7 +55,7 @@ def compare(model: Model, graph: Graph, samples: Samples, progress: Progress | N
     for group in length_groups(samples.sequences):
         x = np.stack([samples.sequences[k] for k in group])
         saturation.count_inputs(x)
-        y_float = FloatStream(graph).run(x)
+        y_float = run_in_mode(graph, model.mode, x if model.scaler.is_identity else model.scaler.normalise(x))
         y_int = Reference(model, saturation.observe).run(x)
         for k, f, i in zip(group, y_float, y_int, strict=True):
             in_float[k], in_int[k] = f, i
@@ -135,7 +137,7 @@ class _SaturationCounter:
         self.counts: dict[str, dict[str, int]] = {}
 
     def count_inputs(self, x: np.ndarray) -> None:
-        codes = x / self._model.x_scale
+        codes = self._model.scaler.normalise(x) / self._model.x_scale
         self._add("input", (codes > 32767.5) | (codes < -32768.5))
 
     def observe(self, index: int, name: str, values: np.ndarray) -> None:

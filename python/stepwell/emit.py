@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +11,36 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from stepwell import info
 from stepwell._version import __version__
-from stepwell.blob import packed_rows, packed_weights
+from stepwell.blob import packed_channels, packed_extra, packed_rows, packed_weights, parameters, places
 from stepwell.errors import StepwellError
 from stepwell.files import write_whole
 from stepwell.model import FORMAT, Model
 from stepwell.sources import csrc
 
-ENGINE_SOURCES = ("stepwell.c", "stw_lstm.c", "stw_gru.c", "stw_rnn.c", "stw_dense.c", "stw_softmax.c", "stw_table.c")
-SOURCE_KIND = {"stw_lstm.c": "lstm", "stw_gru.c": "gru", "stw_rnn.c": "rnn", "stw_softmax.c": "softmax"}
-OPTIONAL_SOURCES = ("stw_state.c", "stw_probe.c", "stw_blob.c", "stw_crc.c")
+# the engine's files, and for those that a model may do without the knobs of stw_config.h that need them
+ENGINE_SOURCES: dict[str, tuple[str, ...]] = {
+    "stepwell.c": (),
+    "stw_check.c": (),
+    "stw_cell.c": (),
+    "stw_lstm.c": ("LSTM",),
+    "stw_gru.c": ("GRU",),
+    "stw_rnn.c": ("RNN",),
+    "stw_dense.c": (),
+    "stw_window.c": ("WINDOW",),
+    "stw_attention.c": ("ATTENTION",),
+    "stw_norm.c": ("NORM",),
+    "stw_softmax.c": ("SOFTMAX", "ATTENTION"),
+    "stw_mode.c": ("MODES",),
+    "stw_table.c": (),
+}
+OPTIONAL_SOURCES = ("stw_state.c", "stw_raw.c", "stw_probe.c", "stw_blob.c", "stw_crc.c")
+# the knob STW_WITH_... that a layer kind needs, where it is not the kind's own name
+KNOB_OF_KIND = {"gru_before": "GRU", "layer_norm": "NORM"} | dict.fromkeys(
+    ("add", "mul", "concat", "slice", "max_pool", "embedding", "arg_max"), "MIX"
+)
+KNOBS = ("LSTM", "GRU", "RNN", "DENSE", "ACTIVATION", "SOFTMAX", "MIX", "WINDOW", "NORM", "ATTENTION", "MODES")
+CELL = "header: parts, flags, clip, formats; tables, peephole, h0, c0, projection"
+EXTRA_WHAT = dict.fromkeys(("lstm", "gru", "gru_before", "rnn"), CELL) | {"layer_norm": "epsilon"}
 C_KEYWORDS = frozenset(
     (
         "auto break case char const continue default do double else enum extern float for goto if inline int long register "
@@ -94,7 +115,8 @@ def _usable(name: str) -> bool:
 
 def _facts(model: Model, name: str) -> dict[str, object]:
     described = info.describe(model)
-    unused = _unused_kinds(model)
+    unused = _unused_knobs(model)
+    channels = packed_channels(model)
     return {
         "name": name,
         "macro": name.upper(),
@@ -105,23 +127,31 @@ def _facts(model: Model, name: str) -> dict[str, object]:
         "readout": model.notes.get("readout", "every"),
         "layers": [_layer_facts(model, index) for index in range(len(model.layers))],
         "struct_bytes": {"model": info.MODEL_STRUCT_BYTES, "layer": info.LAYER_STRUCT_BYTES},
-        "engine_sources": ENGINE_SOURCES,
-        "lean_sources": [source for source in ENGINE_SOURCES if SOURCE_KIND.get(source, "") not in unused],
-        "lean_flags": [f"-DSTW_WITH_{kind.upper()}=0" for kind in unused],
+        "engine_sources": list(ENGINE_SOURCES),
+        "lean_sources": [source for source, knobs in ENGINE_SOURCES.items() if not knobs or set(knobs) - unused],
+        "lean_flags": [f"-DSTW_WITH_{knob}=0" for knob in KNOBS if knob in unused],
+        "window": model.mode.window,
+        "stride": model.mode.stride,
+        "mode_macro": f"STW_{model.mode.kind.upper()}",
+        "missing_macro": f"STW_MISSING_{model.scaler.missing.upper()}",
+        "channels": None if channels is None else [f"{{{', '.join(map(str, c))}}}" for c in channels.tolist()],
         "optional_sources": OPTIONAL_SOURCES,
     }
 
 
-def _unused_kinds(model: Model) -> list[str]:
-    """Layer kinds, by the names of stw_config.h's knobs, that the model does without."""
-    used = {layer.kind for layer in model.layers} | {layer.activation for layer in model.layers}
-    return [kind for kind in ("lstm", "gru", "rnn", "dense", "activation", "softmax") if kind not in used]
+def _unused_knobs(model: Model) -> set[str]:
+    """Knobs of stw_config.h for what the model does without."""
+    used = {KNOB_OF_KIND.get(layer.kind, layer.kind.upper()) for layer in model.layers}
+    used |= {layer.activation.upper() for layer in model.layers}
+    used |= {"MODES"} if model.mode.kind != "carry" else set()
+    return set(KNOBS) - used
 
 
 def _layer_facts(model: Model, index: int) -> dict[str, object]:
     layer = model.layers[index]
     w, r = packed_weights(layer)
-    rows = packed_rows(layer).reshape(-1)
+    rows, extra = packed_rows(layer), packed_extra(layer)
+    timing = model.timing[index]
     return {
         "name": _comment(layer.name),
         "kind": layer.kind,
@@ -137,9 +167,21 @@ def _layer_facts(model: Model, index: int) -> dict[str, object]:
         "r_shape": "" if r is None else "][".join(map(str, r.shape)),
         "n_w": 0 if w is None else w.size,
         "n_r": 0 if r is None else r.size,
-        "n_rows": len(rows),
-        "rows": [f"{{{b}, {m}, {kx}, {s}}}" for b, m, kx, s in rows.tolist()],
+        "n_rows": 0 if rows is None else len(rows),
+        "rows": None if rows is None else [f"{{{b}, {m}, {kx}, {s}}}" for b, m, kx, s in rows.tolist()],
+        "n_extra": 0 if extra is None else len(extra),
+        "extra": None if extra is None else _numbers(extra),
+        "extra_what": EXTRA_WHAT.get(layer.kind, "table of the activation"),
+        "sources": _struct((*model.sources[index], 0, 0)[:3]),
+        "parameters": _struct(parameters(layer)),
+        "place": places(model)[index],
+        "first": timing.first,
+        "every": timing.every,
     }
+
+
+def _struct(values: Iterable[int]) -> str:
+    return f"{{{', '.join(map(str, values))}}}"
 
 
 def _numbers(array: np.ndarray) -> list[str]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from stepwell._engine import ffi, lib
 from stepwell.errors import ModelError, SampleError
-from stepwell.model import Model
+from stepwell.model import IntLayer, Model, RecurrentLayer
 from stepwell.reference import as_numbers, check_codes, check_input
 
 
@@ -46,13 +46,33 @@ class _Session:
         self._x, self._y = np.zeros(self.n_in), np.zeros(self.n_out)
         self._x_q, self._y_q = np.zeros(self.n_in, np.int16), np.zeros(self.n_out, np.int32)
         self._session = session = ffi.new("stw_session *")
-        session.x_codes, session.y_unit = 1.0 / model.x_scale, 2.0**-model.y_frac
+        self._bind_scaler(session)
+        session.y_unit = 2.0**-model.y_frac
         session.x, session.y = _pointer("double *", self._x), _pointer("double *", self._y)
         session.x_q, session.y_q = _pointer("int16_t *", self._x_q), _pointer("int32_t *", self._y_q)
         self._stream = ffi.addressof(session, "stream")
         status = lib.stw_init(self._stream, c_model, self._ram, self._ram_bytes)
         if status != lib.STW_OK:
             raise ModelError(status_text(status))
+        lib.stw_session_reset(session)
+
+    @property
+    def may_miss(self) -> bool:
+        """Whether NaN stands for a missing sample."""
+        return self.model.scaler.missing != "refuse"
+
+    def _bind_scaler(self, session) -> None:
+        """The way from the user's numbers to codes (Scaler.codes, in C)."""
+        scaler, n = self.model.scaler, self.n_in
+        fields = {name: scaler.field(name, n) for name in ("low", "high")}
+        fields |= {"offset": scaler.field("mean", n), "x_codes": scaler.factors(n, self.model.x_scale)}
+        self._scaling = {name: np.ascontiguousarray(values) for name, values in fields.items()}
+        for name, values in self._scaling.items():
+            setattr(session, name, _pointer("double *", values))
+        self._fill, self._raw = scaler.codes(np.full(n, np.nan), self.model.x_scale), np.zeros(n, np.int32)
+        session.fill, session.raw = _pointer("int16_t *", self._fill), _pointer("int32_t *", self._raw)
+        mode = self.model.mode
+        session.held_at = mode.window * n if mode.kind == "slide" else 0
 
 
 def _pointer(kind: str, array: np.ndarray):
@@ -67,8 +87,16 @@ def _rows(x: object, n_in: int, what: str) -> np.ndarray:
     return x
 
 
+def units(layer: IntLayer) -> int:
+    """Units that can be probed."""
+    return layer.n_units if isinstance(layer, RecurrentLayer) else layer.n_out
+
+
 class Stream:
-    """One stream of a model: state h and c, carried from step to step until ``reset``. Not for two threads at once."""
+    """One stream of a model: state carried from step to step until ``reset``. Not for two threads at once.
+
+    Where a step makes no new output (a window mode, strides, a warm-up) the last one is given again, zeros before the first.
+    """
 
     def __init__(self, model: Model):
         self.model = model
@@ -86,7 +114,7 @@ class Stream:
         return s._y.copy()
 
     def _refuse(self, x: object) -> None:
-        x = check_input(x, self._s.n_in)
+        x = check_input(x, self._s.n_in, self._s.may_miss)
         raise SampleError(f"input has shape {list(x.shape)}, expected [{self._s.n_in}]")
 
     def run(self, x: np.ndarray) -> np.ndarray:
@@ -95,7 +123,7 @@ class Stream:
         x = _rows(x, s.n_in, "T")
         y = np.empty((len(x), s.n_out))
         if lib.stw_session_run(s._session, len(x), _pointer("double *", x), _pointer("double *", y)):
-            check_input(x, s.n_in)
+            check_input(x, s.n_in, s.may_miss)
         return y
 
     def step_q(self, x_q: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -116,8 +144,8 @@ class Stream:
         return y_q
 
     def reset(self) -> None:
-        """h = 0, c = 0: a new sequence starts."""
-        lib.stw_reset(self._s._stream)
+        """A new sequence starts from the initial state; outputs are zero until the first new one."""
+        lib.stw_session_reset(self._s._session)
 
     def save(self) -> bytes:
         """Snapshot of the state, as stw_save writes it: any stream of the same model, on any machine, can load it."""
@@ -133,19 +161,20 @@ class Stream:
         status = lib.stw_load(self._s._stream, bytes(snapshot), len(snapshot))
         if status != lib.STW_OK:
             raise ModelError(f"snapshot refused: {status_text(status)}")
+        self._s._y[:], self._s._y_q[:] = 0, 0  # a snapshot holds no output
 
     def digest(self) -> int:
         """FNV-1a-32 of the state: a short way to compare streams."""
         return int(lib.stw_digest(self._s._stream))
 
     def probe(self, layer: int, x_q: np.ndarray, unit: int) -> dict[str, object]:
-        """What ``unit`` of LSTM ``layer`` would do next for layer input ``x_q`` (int16): z [4], gates [4], c, h.
+        """What ``unit`` of recurrent ``layer`` would do next for layer input ``x_q`` (int16): z [4], gates [4], c, h.
 
         The state stays as it is.
         """
         x_q = np.ascontiguousarray(x_q, dtype=np.int16)
         layers = self.model.layers
-        if not 0 <= layer < len(layers) or x_q.shape != (layers[layer].n_in,) or not 0 <= unit < layers[layer].n_out:
+        if not 0 <= layer < len(layers) or x_q.shape != (layers[layer].n_in,) or not 0 <= unit < units(layers[layer]):
             raise SampleError(f"no unit {unit} in layer {layer} with {x_q.size} inputs")
         out = ffi.new("stw_unit *")
         status = lib.stw_probe(self._s._stream, layer, _pointer("int16_t *", x_q), unit, out)
@@ -164,6 +193,8 @@ class Batch:
         self._s = _Session(model)
         self.state_bytes = int(lib.stw_state_bytes(self._s._open.model))
         self._states = ffi.new("int32_t[]", max(1, self.state_bytes // 4 * n))
+        self._y = np.zeros((n, model.n_out))
+        self.reset()
 
     def step(self, x: np.ndarray) -> np.ndarray:
         """One timestep of every stream: float [n, n_in] -> float64 [n, n_out]. No state changes on SampleError."""
@@ -171,12 +202,15 @@ class Batch:
         x = _rows(x, s.n_in, "n")
         if len(x) != self.n:
             raise SampleError(f"input has {len(x)} rows, the batch has {self.n} streams")
-        y = np.empty((self.n, s.n_out))
+        y = self._y
         states = ffi.cast("uint8_t *", self._states)
         if lib.stw_session_batch(s._session, self.n, states, _pointer("double *", x), _pointer("double *", y)):
-            check_input(x, s.n_in)
-        return y
+            check_input(x, s.n_in, s.may_miss)
+        return y.copy()
 
     def reset(self) -> None:
         """All streams start anew."""
-        ffi.memmove(self._states, bytes(self.state_bytes * self.n), self.state_bytes * self.n)
+        lib.stw_session_reset(self._s._session)
+        start = bytes(ffi.buffer(self._s._ram, self.state_bytes))
+        ffi.memmove(self._states, start * self.n, self.state_bytes * self.n)
+        self._y[:] = 0

@@ -27,8 +27,24 @@ from stepwell.graph import (
     Slice,
     Window,
 )
+from stepwell.mode import Mode, run_windows
 
 Array = np.ndarray
+
+
+def run_in_mode(graph: Graph, mode: Mode, x: Array) -> Array:
+    """The float graph over whole sequences in a mode: ``x`` [..., T, n_in], normalised -> [..., T, n_out]."""
+    if mode.kind == "carry":
+        return FloatStream(graph).run(x)
+
+    def from_reset(window: Array, held: Array) -> Array:
+        stream = FloatStream(graph)
+        stream._held = held
+        return stream.run(window)
+
+    return run_windows(mode, from_reset, x, 0, 0, np.zeros((*x.shape[:-2], graph.n_out)))
+
+
 Step = tuple[Array, Array, Array]  # new hidden state, new cell state, pre-activations
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from stepwell import proof
-from stepwell.blob import ROW, packed_weights
+from stepwell.blob import CHANNEL, ROW, packed_extra, packed_weights
 from stepwell.engine import OpenModel, lib
-from stepwell.model import FORMAT, IntLayer, Model, RecurrentLayer
+from stepwell.model import FORMAT, AttentionLayer, IntLayer, Model, RecurrentLayer
 
 # sizeof on a 32-bit target; emitted C asserts them when it is compiled for one
-MODEL_STRUCT_BYTES = 20
-LAYER_STRUCT_BYTES = 20
-STREAM_STRUCT_BYTES = 20
+MODEL_STRUCT_BYTES = 28
+LAYER_STRUCT_BYTES = 40
+STREAM_STRUCT_BYTES = 16
 
 
 def describe(model: Model) -> dict[str, Any]:
@@ -52,17 +52,26 @@ def ram_bytes(model: Model) -> dict[str, int]:
 
 def flash_bytes(model: Model) -> int:
     """Constants of the emitted model on a 32-bit target: structs, rows and weights; the engine's code comes on top."""
-    return MODEL_STRUCT_BYTES + sum(_layer_flash(layer) for layer in model.layers)
+    channels = 0 if model.scaler.channels is None else model.n_in * CHANNEL.itemsize
+    return MODEL_STRUCT_BYTES + channels + sum(_layer_flash(layer) for layer in model.layers)
 
 
 def _layer_flash(layer: IntLayer) -> int:
-    arrays = [-(-array.nbytes // 4) * 4 for array in packed_weights(layer) if array is not None]  # aligned to 4
-    return LAYER_STRUCT_BYTES + sum(arrays) + len(layer.rows) * ROW.itemsize
+    given = (*packed_weights(layer), packed_extra(layer))
+    arrays = [-(-array.nbytes // 4) * 4 for array in given if array is not None]  # aligned to 4
+    return LAYER_STRUCT_BYTES + sum(arrays) + len(getattr(layer, "rows", ())) * ROW.itemsize
 
 
 def macs(layer: IntLayer) -> int:
-    """Multiply-accumulates of one step."""
-    return sum(array.size for array in packed_weights(layer) if array is not None)
+    """Multiply-accumulates of one run of the layer, over a window in slide mode once for each of its steps."""
+    if layer.kind == "embedding":
+        return 0
+    products = sum(array.size for array in packed_weights(layer) if array is not None)
+    if isinstance(layer, RecurrentLayer) and layer.cell.projection is not None:
+        products += layer.cell.projection.size
+    if isinstance(layer, AttentionLayer):
+        products = layer.steps * ((layer.key_width if layer.form != "score" else 0) + layer.n_out)
+    return products
 
 
 def _describe_layer(layer: IntLayer) -> dict[str, Any]:
@@ -79,7 +88,11 @@ def _describe_layer(layer: IntLayer) -> dict[str, Any]:
         "overflow_margin_bits": round(proof.layer_margin_bits(layer), 2),
     }
     if isinstance(layer, RecurrentLayer):
-        described["formats"] = {"w": "int8", "h": "int16 Q0.15", "z": "int16 Q4.11"}
-        if layer.kind != "rnn":
+        described["formats"] = {
+            "w": "int8",
+            "h": f"int16 Q{15 - layer.cell.h_frac}.{layer.cell.h_frac}",
+            "z": "int16 Q4.11",
+        }
+        if layer.has_cell:
             described["formats"]["c"] = "int32 Q9.22"
     return described

@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from stepwell.graph import Timing
+from stepwell.mode import CARRY, Mode
+from stepwell.scaler import NO_SCALER, Scaler
+
 if TYPE_CHECKING:
     from stepwell.engine import Batch, Stream
     from stepwell.reference import Reference
 
-FORMAT = 1  # STW_MODEL_FORMAT of stepwell.h; a test holds the two together
+FORMAT = 2  # STW_MODEL_FORMAT of stepwell.h; a test holds the two together
 H_FRAC = 15  # hidden state h: int16 Q0.15
 Z_FRAC = 11  # pre-activation z: int16 Q4.11
 C_FRAC = 22  # cell state c: int32 Q9.22
@@ -42,10 +46,65 @@ class Rows:
 
 
 @dataclass(frozen=True, eq=False)
-class RecurrentLayer:
-    """``w_x`` int8 [G*H, D], ``w_h`` int8 [G*H, H], values -127..127, G ``gates``; ``rows`` [R*H], R ``records``, of each unit.
+class Cell:
+    """What a recurrent layer has beyond the plain cell.
 
-    ``x_scale``: real value of an input code.
+    ``gate``, ``candidate``, ``output``: tables int16 [513] of the activations, None for sigmoid, tanh, tanh. ``peephole`` int16 [3, H]
+    in Q(peephole_frac); ``h0`` int16 [n_out], ``c0`` int32 [H]; ``projection`` int16 [n_out, H]. ``clip``: limit of pre-activations,
+    Q4.11. ``g_frac``, ``a_frac``, ``h_frac``: formats of the candidate, the output's activation and h.
+    """
+
+    gate: np.ndarray | None = None
+    candidate: np.ndarray | None = None
+    output: np.ndarray | None = None
+    peephole: np.ndarray | None = None
+    h0: np.ndarray | None = None
+    c0: np.ndarray | None = None
+    projection: np.ndarray | None = None
+    clip: int = 32767
+    coupled: bool = False
+    reverse: bool = False
+    final: bool = False
+    g_frac: int = H_FRAC
+    a_frac: int = H_FRAC
+    h_frac: int = H_FRAC
+    peephole_frac: int = 0
+
+
+PLAIN = Cell()
+
+
+class IntLayer:
+    """One layer of the integer model. ``x_scale``: real value of a code of its first source; ``y_scale``: of an output code."""
+
+    name: str
+    kind: ClassVar[str]
+    x_scale: float
+    y_scale: float
+    n_in: int
+    n_out: int
+    activation: str
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """How many values it reads from each of its sources."""
+        return (self.n_in,)
+
+    @property
+    def n_cells(self) -> int:
+        """Values of c (cells and counters) that the layer keeps from step to step."""
+        return 0
+
+    @property
+    def n_hidden(self) -> int:
+        """Values of h that it keeps."""
+        return 0
+
+
+@dataclass(frozen=True, eq=False)
+class RecurrentLayer(IntLayer):
+    """``w_x`` int8 [G*H, D], ``w_h`` int8 [G*H, n_out], values -127..127, G ``gates``; ``rows`` [R*H], R ``records`` of each unit, then
+    those of the projection.
     """
 
     name: str
@@ -53,13 +112,12 @@ class RecurrentLayer:
     w_h: np.ndarray
     rows: Rows
     x_scale: float
+    cell: Cell = PLAIN
 
-    kind: ClassVar[str]
     gates: ClassVar[tuple[str, ...]]
     records: ClassVar[tuple[str, ...]]
-    activation: ClassVar[str] = "none"
-    y_scale: ClassVar[float] = 2.0**-H_FRAC
     has_cell: ClassVar[bool] = True
+    activation: ClassVar[str] = "none"
 
     @property
     def n_in(self) -> int:
@@ -70,9 +128,20 @@ class RecurrentLayer:
         return self.w_h.shape[1]
 
     @property
+    def n_units(self) -> int:
+        return self.w_h.shape[0] // len(self.gates)
+
+    @property
+    def y_scale(self) -> float:
+        return 2.0**-self.cell.h_frac
+
+    @property
     def n_cells(self) -> int:
-        """Values of c that the layer keeps from step to step, besides h [n_out]."""
-        return self.n_out if self.has_cell else 0
+        return self.n_units if self.has_cell else 0
+
+    @property
+    def n_hidden(self) -> int:
+        return self.n_out
 
 
 class LstmLayer(RecurrentLayer):
@@ -90,6 +159,13 @@ class GruLayer(RecurrentLayer):
     records = ("r", "z", "nx", "nh")
 
 
+class GruBeforeLayer(RecurrentLayer):
+    """The GRU whose reset gate is applied before the recurrent product."""
+
+    kind = "gru_before"
+    gates = records = ("r", "z", "n")
+
+
 class RnnLayer(RecurrentLayer):
     """State: h alone."""
 
@@ -99,8 +175,8 @@ class RnnLayer(RecurrentLayer):
 
 
 @dataclass(frozen=True, eq=False)
-class DenseLayer:
-    """``weight`` int16 [n_out, n_in]; ``rows`` [n_out], kx = 0. ``y_scale``: real value of an output code."""
+class DenseLayer(IntLayer):
+    """``weight`` int16 [n_out, n_in / groups]; ``rows`` [n_out], kx = 0. ``table`` int16 [513] where the activation is "table"."""
 
     name: str
     weight: np.ndarray
@@ -108,12 +184,14 @@ class DenseLayer:
     activation: str
     x_scale: float
     y_scale: float
+    groups: int = 1
+    table: np.ndarray | None = None
 
     kind = "dense"
 
     @property
     def n_in(self) -> int:
-        return self.weight.shape[1]
+        return self.weight.shape[1] * self.groups
 
     @property
     def n_out(self) -> int:
@@ -121,8 +199,8 @@ class DenseLayer:
 
 
 @dataclass(frozen=True, eq=False)
-class ActivationLayer:
-    """Elementwise activation of an LSTM's output; ``rows`` [1] brings a code to the format the activation takes."""
+class ActivationLayer(IntLayer):
+    """Elementwise activation of another layer's output; ``rows`` [1] brings a code to the format the activation takes."""
 
     name: str
     n_in: int
@@ -130,6 +208,7 @@ class ActivationLayer:
     activation: str
     x_scale: float
     y_scale: float
+    table: np.ndarray | None = None
 
     kind = "activation"
 
@@ -138,24 +217,264 @@ class ActivationLayer:
         return self.n_in
 
 
-IntLayer = RecurrentLayer | DenseLayer | ActivationLayer
+@dataclass(frozen=True, eq=False)
+class AddLayer(IntLayer):
+    """Weighted sum of two sources: ``weights`` int16 [2], ``rows`` [1]."""
+
+    name: str
+    n_in: int
+    weights: np.ndarray
+    rows: Rows
+    activation: str
+    x_scale: float
+    y_scale: float
+    table: np.ndarray | None = None
+
+    kind = "add"
+
+    @property
+    def n_out(self) -> int:
+        return self.n_in
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return (self.n_in, self.n_in)
+
+
+@dataclass(frozen=True, eq=False)
+class MulLayer(IntLayer):
+    """Product of two sources; ``rows`` [1]."""
+
+    name: str
+    n_in: int
+    rows: Rows
+    activation: str
+    x_scale: float
+    y_scale: float
+    table: np.ndarray | None = None
+
+    kind = "mul"
+
+    @property
+    def n_out(self) -> int:
+        return self.n_in
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return (self.n_in, self.n_in)
+
+
+@dataclass(frozen=True, eq=False)
+class ConcatLayer(IntLayer):
+    """Two sources one after the other, each brought to y_scale by one of ``rows`` [2]."""
+
+    name: str
+    parts: tuple[int, int]
+    rows: Rows
+    x_scale: float
+    y_scale: float
+
+    kind = "concat"
+    activation: ClassVar[str] = "none"
+
+    @property
+    def n_in(self) -> int:
+        return self.parts[0]
+
+    @property
+    def n_out(self) -> int:
+        return sum(self.parts)
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return self.parts
+
+
+@dataclass(frozen=True)
+class SliceLayer(IntLayer):
+    """Values ``start`` .. ``start + n_out`` of the source."""
+
+    name: str
+    n_in: int
+    start: int
+    n_out: int
+    x_scale: float
+    y_scale: float
+
+    kind = "slice"
+    activation: ClassVar[str] = "none"
+
+
+@dataclass(frozen=True)
+class MaxPoolLayer(IntLayer):
+    """The largest of each run of ``taps`` values."""
+
+    name: str
+    n_in: int
+    taps: int
+    x_scale: float
+    y_scale: float
+
+    kind = "max_pool"
+    activation: ClassVar[str] = "none"
+
+    @property
+    def n_out(self) -> int:
+        return self.n_in // self.taps
+
+
+@dataclass(frozen=True, eq=False)
+class LayerNormLayer(IntLayer):
+    """``gamma`` int16 [n], ``rows`` [n]; ``epsilon`` 1..2^61-1 and ``exponent`` as in docs/numerics.md, "LayerNorm"."""
+
+    name: str
+    gamma: np.ndarray
+    rows: Rows
+    epsilon: int
+    exponent: int
+    x_scale: float
+    y_scale: float
+
+    kind = "layer_norm"
+    activation: ClassVar[str] = "none"
+
+    @property
+    def n_in(self) -> int:
+        return len(self.gamma)
+
+    @property
+    def n_out(self) -> int:
+        return len(self.gamma)
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingLayer(IntLayer):
+    """``table`` int16 [vocabulary, width]; ``n_in`` tokens a step."""
+
+    name: str
+    table: np.ndarray
+    n_in: int
+    x_scale: float
+    y_scale: float
+
+    kind = "embedding"
+    activation: ClassVar[str] = "none"
+
+    @property
+    def n_out(self) -> int:
+        return self.n_in * self.table.shape[1]
+
+
+@dataclass(frozen=True)
+class ArgMaxLayer(IntLayer):
+    """The index of the largest value."""
+
+    name: str
+    n_in: int
+    x_scale: float
+    y_scale: float = 1.0
+    n_out: ClassVar[int] = 1
+
+    kind = "arg_max"
+    activation: ClassVar[str] = "none"
+
+
+@dataclass(frozen=True)
+class WindowLayer(IntLayer):
+    """The last ``taps`` values of each channel, ``dilation`` steps apart."""
+
+    name: str
+    n_in: int
+    taps: int
+    dilation: int
+    x_scale: float
+    y_scale: float
+
+    kind = "window"
+    activation: ClassVar[str] = "none"
+
+    @property
+    def n_out(self) -> int:
+        return self.n_in * self.taps
+
+    @property
+    def span(self) -> int:
+        return (self.taps - 1) * self.dilation + 1
+
+    @property
+    def n_hidden(self) -> int:
+        return self.n_in * self.span
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionLayer(IntLayer):
+    """``rows`` [1] brings a score to Q15.16, log2-scaled; ``weight`` int16 [key_width] for form "additive"."""
+
+    name: str
+    form: str
+    steps: int
+    key_width: int
+    n_out: int
+    weight: np.ndarray | None
+    rows: Rows
+    x_scale: float
+    y_scale: float
+
+    kind = "attention"
+    activation: ClassVar[str] = "none"
+
+    @property
+    def n_in(self) -> int:
+        return self.key_width
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return (1, self.n_out) if self.form == "score" else (self.key_width, self.key_width, self.n_out)
+
+    @property
+    def n_cells(self) -> int:
+        return 1
+
+    @property
+    def n_hidden(self) -> int:
+        return self.steps * (self.key_width + self.n_out)
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A quantised recurrent network. ``x_scale``: real value of an input code (int16); outputs are int32 in Q(``y_frac``).
+    """A quantised recurrent network. ``x_scale``: real value of an input code (int16), once the scaler has done its part; outputs are
+    int32 in Q(``y_frac``).
 
-    ``notes`` holds provenance and what the quantiser has to say: JSON types only, saved with the model, without effect on bits.
+    ``sources``: for each layer the values it reads, 0 the model's input, k the output of layer k - 1; left out, the layers are a chain.
+    ``timing``: the steps at which each layer runs. ``mode``: how windows are treated; ``scaler``: what happens to the user's numbers
+    before they are codes. ``notes`` holds provenance and what the quantiser has to say: JSON types only, saved with the model,
+    without effect on bits.
     """
 
     layers: tuple[IntLayer, ...]
     x_scale: float
     y_frac: int
     notes: dict[str, Any] = field(default_factory=dict)
+    sources: tuple[tuple[int, ...], ...] = ()
+    timing: tuple[Timing, ...] = ()
+    mode: Mode = CARRY
+    scaler: Scaler = NO_SCALER
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            object.__setattr__(self, "sources", tuple((k,) for k in range(len(self.layers))))
+        if not self.timing:
+            object.__setattr__(self, "timing", (Timing(),) * len(self.layers))
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(f"{layer.kind} {layer.n_in}->{layer.n_out}" for layer in self.layers)
+        return f"<stepwell.Model {self.name} {self.id:08x}: {kinds}>"
 
     @property
     def n_in(self) -> int:
-        return self.layers[0].n_in
+        return next(
+            layer.widths[reads.index(0)] for layer, reads in zip(self.layers, self.sources, strict=True) if 0 in reads
+        )
 
     @property
     def n_out(self) -> int:
@@ -216,9 +535,11 @@ class Model:
     # Real numbers <-> codes. The engine's C does the same arithmetic in double precision; a test compares them.
 
     def quantize(self, x: np.ndarray) -> np.ndarray:
-        """Real input -> int16 codes: ``floor(x / x_scale + 1/2)``, clamped; any shape [..., n_in]."""
-        codes = np.floor(np.asarray(x, dtype=np.float64) * (1.0 / self.x_scale) + 0.5)
-        return np.clip(codes, -32768, 32767).astype(np.int16)
+        """Real input -> int16 codes: ``floor(x / x_scale + 1/2)``, clamped; any shape [..., n_in].
+
+        With a scaler x is in the user's units; missing samples (NaN) become fill codes here, only a stream knows what to hold.
+        """
+        return self.scaler.codes(x, self.x_scale)
 
     def dequantize(self, y_q: np.ndarray) -> np.ndarray:
         """int32 outputs -> real numbers, exactly: ``y_q * 2^-y_frac``; any shape [..., n_out]."""

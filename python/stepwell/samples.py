@@ -35,21 +35,28 @@ class Samples:
 
 
 def load_samples(
-    source: np.ndarray | Sequence[np.ndarray] | str | Path, n_in: int, columns: Sequence[str] | None = None
+    source: np.ndarray | Sequence[np.ndarray] | str | Path,
+    n_in: int,
+    columns: Sequence[str] | None = None,
+    may_miss: bool = False,
 ) -> Samples:
     """Sequences of a model with ``n_in`` inputs.
 
     ``source``: an array [n_seq, T, n_in] or [T, n_in] (one sequence), a list of [T_i, n_in], or a path:
     .npz with an array "x" ("lengths" [n_seq] when padded, "y" for targets; FILE.npz:KEY picks another array), .npy, .csv, .csv.gz
     (UTF-8, one sequence, a header or none).
-    ``columns`` picks csv columns by header name. Raises SampleError.
+    ``columns`` picks csv columns by header name. ``may_miss``: NaN and empty csv cells are missing samples. Raises SampleError.
     """
     if isinstance(source, (str, Path)):
-        return _load_file(str(source), n_in, columns)
-    return _checked(source, n_in, "array")
+        samples = _load_file(str(source), n_in, columns, may_miss)
+    else:
+        samples = _checked(source, n_in, "array")
+    for k, sequence in enumerate(samples.sequences):
+        _check_values(sequence, may_miss, f"{samples.name}, sequence {k}")
+    return samples
 
 
-def _load_file(path: str, n_in: int, columns: Sequence[str] | None) -> Samples:
+def _load_file(path: str, n_in: int, columns: Sequence[str] | None, may_miss: bool) -> Samples:
     file, _, key = path.rpartition(":") if ".npz:" in path else (path, "", "")
     if columns and not file.endswith((".csv", ".csv.gz")):
         raise SampleError(f"{file}: columns can be picked from a csv file only: leave them out, or convert the file")
@@ -60,7 +67,7 @@ def _load_file(path: str, n_in: int, columns: Sequence[str] | None) -> Samples:
             with open(file, "rb") as content:
                 return _checked(np.lib.format.read_array(content, allow_pickle=False), n_in, file)
         if file.endswith((".csv", ".csv.gz")):
-            return _load_csv(file, n_in, columns)
+            return _load_csv(file, n_in, columns, may_miss)
     except OSError as error:
         raise SampleError(f"{file}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -134,7 +141,10 @@ def _check_sequence(sequence: np.ndarray, n_in: int, where: str) -> None:
         raise SampleError(f"{where}: shape {list(sequence.shape)}, the model takes {n_in} inputs: expected [T, {n_in}]")
     if len(sequence) == 0:
         raise SampleError(f"{where}: no rows")
-    bad = np.argwhere(~np.isfinite(sequence))
+
+
+def _check_values(sequence: np.ndarray, may_miss: bool, where: str) -> None:
+    bad = np.argwhere(np.isinf(sequence) if may_miss else ~np.isfinite(sequence))
     if len(bad):
         step, feature = (int(v) for v in bad[0])
         raise SampleError(
@@ -143,10 +153,13 @@ def _check_sequence(sequence: np.ndarray, n_in: int, where: str) -> None:
 
 
 class RowReader:
-    """Reads csv lines one at a time: the first may be a header, which ``columns`` picks from by name."""
+    """Reads csv lines one at a time: the first may be a header, which ``columns`` picks from by name.
 
-    def __init__(self, n_in: int, columns: Sequence[str] | None, name: str):
-        self.n_in, self.columns, self.name = n_in, columns, name
+    ``may_miss``: an empty cell or NaN is a missing sample, NaN in the result.
+    """
+
+    def __init__(self, n_in: int, columns: Sequence[str] | None, name: str, may_miss: bool = False):
+        self.n_in, self.columns, self.name, self._may_miss = n_in, columns, name, may_miss
         self._picked: list[int] | None = None
         self._labels: list[str] = []
         self._started = False
@@ -196,7 +209,8 @@ class RowReader:
             hint = "" if self.columns or len(cells) < self.n_in else ": pick some with --columns a,b,c"
             raise SampleError(f"{where}: {len(cells)} values, the model takes {self.n_in}{hint}")
         labels = self.columns or self._labels or [str(k + 1) for k in range(self.n_in)]
-        return np.array([_number(cell, where, label) for cell, label in zip(cells, labels, strict=True)])
+        read = _number_or_missing if self._may_miss else _number
+        return np.array([read(cell, where, label) for cell, label in zip(cells, labels, strict=True)])
 
 
 def _is_number(cell: str) -> bool:
@@ -218,9 +232,13 @@ def _number(cell: str, where: str, label: str) -> float:
     return value
 
 
-def _load_csv(file: str, n_in: int, columns: Sequence[str] | None) -> Samples:
+def _number_or_missing(cell: str, where: str, label: str) -> float:
+    return float("nan") if cell.lower() in ("", "nan", "na", "null") else _number(cell, where, label)
+
+
+def _load_csv(file: str, n_in: int, columns: Sequence[str] | None, may_miss: bool) -> Samples:
     """A csv file is one sequence: a row a timestep."""
-    reader = RowReader(n_in, columns, file)
+    reader = RowReader(n_in, columns, file, may_miss)
     with gzip.open(file, "rt", encoding="utf-8") if file.endswith(".gz") else open(file, encoding="utf-8") as lines:
         rows = [reader.parse(line, number) for number, line in enumerate(lines, start=1)]
     values = [row for row in rows if row is not None]

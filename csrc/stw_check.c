@@ -1,0 +1,292 @@
+/* stw_check.c - whether a model can be run: every kind, shape, source and size, before anything is computed. */
+#include "stw_config.h"
+#include "stw_fix.h"
+#include "stw_layers.h"
+
+#define STATE_LIMIT   ((uint64_t)1 << 28) /* values: no microcontroller has more, and sizes stay within 32 bits */
+#define SCRATCH_LIMIT ((uint64_t)1 << 28)
+
+/* Whether this build knows the kind. */
+static int kind_known(const stw_layer *l)
+{
+    switch (l->kind) {
+    case STW_LSTM:
+        return STW_WITH_LSTM;
+    case STW_GRU:
+    case STW_GRU_BEFORE:
+        return STW_WITH_GRU;
+    case STW_RNN:
+        return STW_WITH_RNN;
+    case STW_DENSE:
+        return STW_WITH_DENSE;
+    case STW_ACTIVATION:
+        return STW_WITH_ACTIVATION;
+    case STW_WINDOW:
+        return STW_WITH_WINDOW;
+    case STW_ADD:
+    case STW_MUL:
+    case STW_CONCAT:
+    case STW_SLICE:
+    case STW_MAX_POOL:
+    case STW_EMBEDDING:
+    case STW_ARG_MAX:
+        return STW_WITH_MIX;
+    case STW_LAYER_NORM:
+        return STW_WITH_NORM;
+    case STW_ATTENTION:
+        return STW_WITH_ATTENTION;
+    default:
+        return 0;
+    }
+}
+
+static int has_activation(const stw_layer *l)
+{
+    return l->kind == STW_DENSE || l->kind == STW_ACTIVATION || l->kind == STW_ADD || l->kind == STW_MUL;
+}
+
+static int activation_known(const stw_layer *l, int is_last)
+{
+    switch (l->act) {
+    case STW_NONE:
+        return 1;
+    case STW_RELU:
+    case STW_TANH:
+    case STW_SIGMOID:
+        return has_activation(l);
+    case STW_TABLE:
+        return has_activation(l) && l->extra;
+    case STW_SOFTMAX:
+        return STW_WITH_SOFTMAX && is_last && l->kind == STW_DENSE && l->n_out <= STW_SOFTMAX_MAX;
+    default:
+        return 0;
+    }
+}
+
+/* Whether the arrays that the kind needs are there. */
+static int has_arrays(const stw_layer *l)
+{
+    switch (l->kind) {
+    case STW_LSTM:
+    case STW_GRU:
+    case STW_GRU_BEFORE:
+    case STW_RNN:
+        return l->w && l->r && l->rows;
+    case STW_LAYER_NORM:
+        return l->w && l->rows && l->extra;
+    case STW_DENSE:
+    case STW_ADD:
+        return l->w && l->rows;
+    case STW_ACTIVATION:
+    case STW_MUL:
+    case STW_CONCAT:
+        return l->rows != 0;
+    case STW_ATTENTION:
+        return l->rows && (l->w || l->p[1] != STW_ADDITIVE);
+    case STW_EMBEDDING:
+        return l->w != 0;
+    default:
+        return 1;
+    }
+}
+
+/* Formats of a cell's variants within the bounds of docs/numerics.md. */
+static int cell_fits(const stw_layer *l)
+{
+    stw_cell cell;
+
+    stw_cell_open(l, &cell);
+    if (cell.clip < 1 || cell.g_frac < 7 || cell.g_frac > 15 || cell.a_frac > 15 || cell.h_frac > 15 ||
+        cell.flags > (STW_COUPLED | STW_REVERSE | STW_FINAL)) {
+        return 0;
+    }
+    if (cell.peephole && (cell.peephole_frac < 6 || cell.peephole_frac > 15)) {
+        return 0;
+    }
+    if (l->kind != STW_LSTM &&
+        (cell.peephole || cell.projection || cell.output || cell.flags & STW_COUPLED || l->p[0] != l->n_out)) {
+        return 0;
+    }
+    return l->p[0] != 0 && (cell.projection || l->p[0] == l->n_out);
+}
+
+/* Whether parameters and widths of a kind fit each other. */
+static int shape_fits(const stw_layer *l)
+{
+    uint32_t n_in = l->n_in, n_out = l->n_out;
+
+    switch (l->kind) {
+    case STW_LSTM:
+    case STW_GRU:
+    case STW_GRU_BEFORE:
+    case STW_RNN:
+        return cell_fits(l);
+    case STW_DENSE:
+        return (uint32_t)l->p[0] * l->p[1] == n_out && (uint32_t)l->p[0] * l->p[2] == n_in;
+    case STW_WINDOW:
+        return l->p[0] != 0 && l->p[1] != 0 && n_in * l->p[0] == n_out &&
+               ((uint64_t)l->p[0] - 1u) * l->p[1] < 65535u && n_in * (uint64_t)stw_window_span(l) < STATE_LIMIT;
+    case STW_CONCAT:
+        return n_in < n_out;
+    case STW_SLICE:
+        return (uint32_t)l->p[0] + n_out <= n_in;
+    case STW_MAX_POOL:
+        return l->p[0] != 0 && n_out * l->p[0] == n_in;
+    case STW_EMBEDDING:
+        return l->p[0] != 0 && l->p[0] <= 32768u && n_in * l->p[1] == n_out && l->src[0] == 0;
+    case STW_ARG_MAX:
+        return n_out == 1;
+    case STW_LAYER_NORM:
+        return n_in == n_out && n_in >= 2 && n_in <= STW_NORM_MAX && l->p[0] <= 5;
+    case STW_ATTENTION:
+        return l->p[0] >= 1 && l->p[0] <= STW_SOFTMAX_MAX && l->p[1] <= STW_ADDITIVE && l->p[2] == n_in &&
+               n_in >= 1 && n_in <= STW_NORM_MAX && (l->p[1] != STW_SCORE || n_in == 1);
+    default: /* activation, add, mul */
+        return n_in == n_out;
+    }
+}
+
+/* How many values the layer takes from its j-th source; 0: it has no such source. */
+static uint16_t width_of(const stw_layer *l, int j)
+{
+    if (j == 0) {
+        return l->n_in;
+    }
+    switch (l->kind) {
+    case STW_ADD:
+    case STW_MUL:
+        return j == 1 ? l->n_in : 0u;
+    case STW_CONCAT:
+        return j == 1 ? (uint16_t)(l->n_out - l->n_in) : 0u;
+    case STW_ATTENTION:
+        if (l->p[1] == STW_SCORE) {
+            return j == 1 ? l->n_out : 0u;
+        }
+        return j == 1 ? l->n_in : l->n_out;
+    default:
+        return 0;
+    }
+}
+
+/* Whether n is a multiple of `of`; the library links no division. */
+static int is_multiple(uint32_t n, uint32_t of)
+{
+    while (of && n >= of) {
+        n -= of;
+    }
+    return of && n == 0;
+}
+
+/* A layer runs when its sources do; a window may start later and skip some of their steps. */
+static int timing_fits(const stw_layer *l, uint16_t first, uint16_t every)
+{
+    if (l->kind != STW_WINDOW) {
+        return l->first == first && l->every == every;
+    }
+    return l->every && l->first >= first && is_multiple((uint32_t)l->first - first, every) &&
+           is_multiple(l->every, every);
+}
+
+static int sources_fit(const stw_model *m, size_t index)
+{
+    const stw_layer *l = m->layers + index;
+
+    for (int j = 0; j < 3; j++) {
+        const stw_layer *source = l->src[j] ? m->layers + l->src[j] - 1 : 0;
+        uint16_t         width  = width_of(l, j);
+
+        if (width == 0) {
+            if (l->src[j] != 0) {
+                return 0;
+            }
+            continue;
+        }
+        if (l->src[j] > index || width != (source ? source->n_out : m->n_in) ||
+            !timing_fits(l, source ? source->first : 0u, source ? source->every : 1u)) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+static int layer_check(const stw_model *m, size_t index)
+{
+    const stw_layer *l       = m->layers + index;
+    int              is_last = index + 1u == m->n_layers;
+
+    if (!kind_known(l) || !activation_known(l, is_last) || (l->kind == STW_ARG_MAX && !is_last)) {
+        return STW_E_LAYER;
+    }
+    if (!has_arrays(l)) {
+        return STW_E_ARG;
+    }
+    if (l->n_in == 0 || l->n_out == 0 || !shape_fits(l) || !sources_fit(m, index) || l->out & 1u) {
+        return STW_E_SHAPE;
+    }
+    if (stw_is_recurrent(l) && stw_cell_flags(l) & (STW_REVERSE | STW_FINAL) && m->mode != STW_SLIDE) {
+        return STW_E_SHAPE;
+    }
+    return STW_OK;
+}
+
+static int mode_fits(const stw_model *m)
+{
+    switch (m->mode) {
+    case STW_CARRY:
+        return m->window == 0 && m->stride == 1;
+    case STW_TUMBLE:
+        return STW_WITH_MODES && m->window && (m->stride == 1 || m->stride == m->window);
+    case STW_SLIDE:
+        return STW_WITH_MODES && m->stride && m->stride <= m->window;
+    case STW_STAGGER:
+        return STW_WITH_MODES && m->window && is_multiple(m->window, m->stride);
+    default:
+        return 0;
+    }
+}
+
+/* Whether all sizes stay far from 32 bits. */
+static int sizes_fit(const stw_model *m)
+{
+    uint64_t chunk = stw_chunk(m), each = 1, scratch = 0, before = (uint64_t)m->window * m->n_in + m->n_in;
+    uint64_t copies = m->mode == STW_STAGGER ? m->window : 1u;
+
+    for (size_t i = 0; i < m->n_layers; i++) {
+        const stw_layer *l    = m->layers + i;
+        uint64_t         used = ((uint64_t)l->out + l->n_out + 2u) * chunk + stw_temporary(l);
+
+        each += 2u * (uint64_t)stw_n_cells(l) + stw_n_hidden(l);
+        scratch = used > scratch ? used : scratch;
+        if (each > STATE_LIMIT || scratch > SCRATCH_LIMIT) {
+            return 0;
+        }
+    }
+    return each * copies + before <= STATE_LIMIT;
+}
+
+int stw_model_check(const stw_model *m)
+{
+    const stw_layer *last;
+
+    if (!m || !m->layers) {
+        return STW_E_ARG;
+    }
+    if (m->format != STW_MODEL_FORMAT || m->y_frac > 30 || m->missing > STW_MISSING_FILL) {
+        return STW_E_FORMAT;
+    }
+    if (m->n_layers == 0 || m->n_in == 0 || !mode_fits(m)) {
+        return STW_E_SHAPE;
+    }
+    last = m->layers + m->n_layers - 1;
+    for (size_t i = 0; i < m->n_layers; i++) {
+        int status = layer_check(m, i);
+
+        if (status != STW_OK) {
+            return status;
+        }
+        if (m->layers[i].first > last->first || !is_multiple(last->every, m->layers[i].every)) {
+            return STW_E_SHAPE;
+        }
+    }
+    return last->n_out == m->n_out && sizes_fit(m) ? STW_OK : STW_E_SHAPE;
+}

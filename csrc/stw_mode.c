@@ -1,0 +1,81 @@
+/* stw_mode.c - models that were trained on windows, as in docs/numerics.md, "Modes". */
+#include <string.h>
+
+#include "stw_layers.h"
+
+/* Resets where a window starts; the counter runs from 0 to window - 1. */
+static int tumble(stw_stream *s, const int16_t *x, int32_t *y)
+{
+    const stw_model *m     = s->model;
+    stw_copy         state = stw_copy_of(s, 0);
+    int32_t          step  = s->c[0];
+    int              due   = m->stride == 1 || step + 1 == m->window;
+
+    if (step == 0) {
+        stw_copy_reset(s, state);
+    }
+    s->c[0] = step + 1 == m->window ? 0 : step + 1;
+    return stw_run_layers(s, state, x, due ? y : 0) && due;
+}
+
+/* Keeps the last inputs and runs them all from a reset; the counter tells the steps up to window, then up to stride. */
+static int slide(stw_stream *s, const int16_t *x, int32_t *y)
+{
+    const stw_model *m     = s->model;
+    stw_copy         state = stw_copy_of(s, 0);
+    size_t           n = m->n_in, older = (size_t)(m->window - 1) * n;
+
+    memmove(s->h, s->h + n, older * sizeof *s->h);
+    memcpy(s->h + older, x, n * sizeof *x);
+    if (s->c[0] + 1 < m->window) {
+        s->c[0]++;
+        return 0;
+    }
+    s->c[0] = m->window - m->stride;
+    stw_copy_reset(s, state);
+    return stw_run_layers(s, state, s->h, y);
+}
+
+/* Copy k of the state starts at steps k * stride, k * stride + window, ...; the counter runs on to 2 * window - 1 and
+ * then in turns of window, so that it tells whether all copies have started. */
+static int stagger(stw_stream *s, const int16_t *x, int32_t *y)
+{
+    const stw_model *m     = s->model;
+    int32_t          step  = s->c[0], start = 0;
+    int              fresh = 0;
+
+    for (size_t k = 0; start < m->window && start <= step; k++, start += m->stride) {
+        stw_copy state = stw_copy_of(s, k);
+        int32_t  local = step - start;
+        int      due;
+
+        local = local >= m->window ? local - m->window : local;
+        due   = local + 1 == m->window;
+        if (local == 0) {
+            stw_copy_reset(s, state);
+        }
+        if (stw_run_layers(s, state, x, due ? y : 0) && due) {
+            fresh = 1;
+        }
+    }
+    s->c[0] = step + 1 == 2 * (int32_t)m->window ? m->window : step + 1;
+    return fresh;
+}
+
+int stw_mode_step(stw_stream *s, const int16_t *x, int32_t *y)
+{
+    int fresh;
+
+    switch (s->model->mode) {
+    case STW_TUMBLE:
+        fresh = tumble(s, x, y);
+        break;
+    case STW_SLIDE:
+        fresh = slide(s, x, y);
+        break;
+    default:
+        fresh = stagger(s, x, y);
+        break;
+    }
+    return fresh ? STW_OK : STW_HOLD;
+}

@@ -1,0 +1,270 @@
+"""What happens to the user's numbers before they are codes: normalisation, clamping, missing samples, raw integers.
+
+A device with a raw-integer model does all of it in ``stw_step_raw`` with one multiplication a channel (docs/numerics.md, "Raw input").
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from stepwell.errors import SampleError
+from stepwell.graph import ArgMax, Dense, Graph
+
+MISSING = ("refuse", "hold", "fill")  # STW_MISSING_REFUSE ..
+RAW = {"": None, "int16": (-(2**15), 2**15 - 1), "int32": (-(2**31) + 1, 2**31 - 1)}
+MISSING_RAW = -(2**31)  # INT32_MIN: a missing sample on the device
+MULT_BITS = 30
+SHIFT_MAX = 62
+
+
+@dataclass(frozen=True, eq=False)
+class Channels:
+    """Integer adapter, an array [n_in] for each field of stw_channel: code = SAT16(RSH((clamp(raw) - offset) * mult + bias, shift))."""
+
+    low: np.ndarray
+    high: np.ndarray
+    offset: np.ndarray
+    mult: np.ndarray
+    bias: np.ndarray
+    shift: np.ndarray
+    fill: np.ndarray
+
+    def codes(self, raw: np.ndarray) -> np.ndarray:
+        """int32 [..., n_in] -> int16 codes; a missing sample gives its fill code."""
+        raw = np.asarray(raw, np.int64)
+        v = (np.clip(raw, self.low, self.high) - self.offset) * self.mult.astype(np.int64) + self.bias
+        v = ((v >> (self.shift.astype(np.int64) - 1)) + 1) >> 1
+        return np.where(raw == MISSING_RAW, self.fill, np.clip(v, -32768, 32767)).astype(np.int16)
+
+
+@dataclass(frozen=True, eq=False)
+class Scaler:
+    """Per channel: normalised = (clamp(x, low, high) - mean) / std. Arrays [n_in], or None for the identity.
+
+    ``missing``: what a NaN becomes - "refuse" (an error), "hold" (the channel's last value) or "fill" (``fill`` [n_in], in the
+    user's units; default the mean). ``raw``: "int16" or "int32" when the device is given raw counts of that type in the user's units.
+    ``y_mean``, ``y_std`` [n_out]: outputs are y * y_std + y_mean; they are folded into the model's last layer.
+    """
+
+    mean: np.ndarray | None = None
+    std: np.ndarray | None = None
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    missing: str = "refuse"
+    fill: np.ndarray | None = None
+    raw: str = ""
+    y_mean: np.ndarray | None = None
+    y_std: np.ndarray | None = None
+    channels: Channels | None = None
+
+    def __post_init__(self) -> None:
+        """SampleError when a field makes no sense."""
+        if self.missing not in MISSING:
+            raise SampleError(f"missing '{self.missing}' is not one of {', '.join(MISSING)}")
+        if self.raw not in RAW:
+            raise SampleError(f"raw '{self.raw}' is not int16 or int32")
+        for name in ("mean", "std", "low", "high", "fill", "y_mean", "y_std"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            try:
+                value = np.atleast_1d(np.asarray(value, np.float64))
+            except (TypeError, ValueError) as error:
+                raise SampleError(f"scaler: {name} must be numbers, one a channel: {error}") from error
+            endless = name in ("low", "high")
+            if value.ndim != 1 or np.isnan(value).any() or not (endless or np.isfinite(value).all()):
+                raise SampleError(f"scaler: {name} must be one finite number a channel")
+            if name.endswith("std") and not np.all(value > 0):
+                where = int(np.argmin(value > 0))
+                raise SampleError(
+                    f"scaler: {name} of channel {where} is {value[where]}: a constant channel has no scale, drop it"
+                )
+            object.__setattr__(self, name, value)
+        if self.low is not None and self.high is not None and np.any(self.low > self.high):
+            raise SampleError("scaler: low is above high")
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether nothing happens to inputs."""
+        given = (self.mean, self.std, self.low, self.high, self.fill, self.channels)
+        return all(value is None for value in given) and self.missing == "refuse" and not self.raw
+
+    def check(self, n_in: int, n_out: int) -> None:
+        """SampleError when an array has another length than the model's channels."""
+        for name, n in [(name, n_in) for name in ("mean", "std", "low", "high", "fill")] + [
+            ("y_mean", n_out),
+            ("y_std", n_out),
+        ]:
+            value = getattr(self, name)
+            if value is not None and len(value) not in (1, n):
+                raise SampleError(f"scaler: {name} has {len(value)} values, the model {n} channels")
+
+    def field(self, name: str, n_in: int) -> np.ndarray:
+        """An input field as [n_in], defaults filled in."""
+        default = {"mean": 0.0, "std": 1.0, "low": -np.inf, "high": np.inf}.get(name, 0.0)
+        value = getattr(self, name)
+        if value is None and name == "fill":
+            value = self.field("mean", n_in)
+        return np.broadcast_to(default if value is None else value, (n_in,)).astype(np.float64)
+
+    def normalise(self, x: np.ndarray) -> np.ndarray:
+        """The user's numbers [..., n_in] -> what the float graph takes; NaN as by ``missing``, held along the axis before the last."""
+        x = np.asarray(x, np.float64)
+        n = x.shape[-1]
+        if self.missing != "refuse":
+            x = self._filled(x, hold=self.missing == "hold")
+        x = np.clip(x, self.field("low", n), self.field("high", n))
+        return (x - self.field("mean", n)) / self.field("std", n)
+
+    def _filled(self, x: np.ndarray, hold: bool) -> np.ndarray:
+        fill = self.field("fill", x.shape[-1])
+        x = x.copy()
+        last = np.broadcast_to(fill, x[..., 0, :].shape)
+        for t in range(x.shape[-2]):
+            now = x[..., t, :]
+            now[...] = np.where(np.isnan(now), last if hold else fill, now)
+            last = now
+        return x
+
+    def codes(self, x: np.ndarray, x_scale: float) -> np.ndarray:
+        """int16 codes of [..., n_in] numbers in the user's units; NaN gives the fill code."""
+        x = np.asarray(x, np.float64)
+        n = x.shape[-1]
+        if self.channels is not None:
+            bound = 2.0**31 - 1
+            return self.channels.codes(np.where(np.isnan(x), MISSING_RAW, np.floor(np.clip(x, -bound, bound) + 0.5)))
+        low, high = self.field("low", n), self.field("high", n)
+        x = np.where(np.isnan(x), self.field("fill", n), x)
+        codes = np.floor((np.clip(x, low, high) - self.field("mean", n)) * self.factors(n, x_scale) + 0.5)
+        return np.clip(codes, -32768, 32767).astype(np.int16)
+
+    def factors(self, n_in: int, x_scale: float) -> np.ndarray:
+        """Codes per unit of input, [n_in]."""
+        return 1.0 / (self.field("std", n_in) * x_scale)
+
+    def with_channels(self, n_in: int, x_scale: float) -> Scaler:
+        """The same with the integer adapter for ``raw``. SampleError when a channel's scale does not fit it."""
+        if not self.raw:
+            return self
+        lowest, highest = RAW[self.raw]
+        mean = self.field("mean", n_in)
+        offset = np.clip(np.floor(mean + 0.5), lowest, highest)
+        factor = self.factors(n_in, x_scale)
+        shift = np.minimum(MULT_BITS - 1 - np.floor(np.log2(factor)).astype(int), SHIFT_MAX)
+        if np.any(shift < 1) or np.any(factor * 2.0**shift < 2**14):
+            where = int(np.argmin((shift >= 1) & (factor * 2.0**shift >= 2**14)))
+            raise SampleError(
+                f"scaler: a raw count of channel {where} is {1 / factor[where]:.3g} codes: it cannot be scaled to 16 bits"
+            )
+        mult = np.minimum(np.floor(factor * 2.0**shift + 0.5), 2**MULT_BITS - 1)
+        bias = np.clip(np.floor((offset - mean) * mult + 0.5), -(2**31) + 1, 2**31 - 1)
+        ends = (np.clip(f(self.field(n, n_in)), lowest, highest) for f, n in ((np.ceil, "low"), (np.floor, "high")))
+        low, high = (end.astype(np.int64) for end in ends)
+        if np.any(low > high):
+            raise SampleError("scaler: no raw count lies between low and high")
+        fill = np.clip(np.floor((self.field("fill", n_in) - mean) * factor + 0.5), -32768, 32767)
+        numbers = (low, high, offset, mult, bias, shift, fill)
+        channels = Channels(*(np.asarray(v).astype(np.int64) for v in numbers))
+        return Scaler(**{**self._fields(), "channels": channels})
+
+    def _fields(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    def to_json(self) -> dict[str, Any]:
+        """What a .stw file keeps for the host: lists, without the integer adapter, which is among the constants."""
+        kept = {}
+        for name in ("mean", "std", "low", "high", "fill", "y_mean", "y_std"):
+            value = getattr(self, name)
+            if value is not None:
+                kept[name] = [float(v) if np.isfinite(v) else str(v) for v in value]
+        return kept | {"missing": self.missing, "raw": self.raw}
+
+    @classmethod
+    def from_json(cls, kept: dict[str, Any], channels: Channels | None = None) -> Scaler:
+        """The inverse. SampleError or ValueError on damage."""
+        unknown = set(kept) - set(cls.__dataclass_fields__) | {"channels"} & set(kept)
+        if unknown:
+            raise ValueError(f"scaler has unknown fields {sorted(unknown)}")
+        return cls(
+            **{k: v if isinstance(v, str) else np.array([float(n) for n in v]) for k, v in kept.items()},
+            channels=channels,
+        )
+
+
+NO_SCALER = Scaler()
+KEYS = "mean, std (or min, max), low, high, missing, fill, raw, y_mean, y_std (or y_min, y_max)"
+
+
+def as_scaler(given: object) -> Scaler:
+    """A Scaler from one, a dict, a path (.json, or .npz with the same names), or a fitted scikit-learn StandardScaler or MinMaxScaler.
+
+    Dicts may say ``min`` and ``max`` instead of mean and std: min becomes 0 and max 1. Raises SampleError.
+    """
+    if given is None:
+        return NO_SCALER
+    if isinstance(given, Scaler):
+        return given
+    if isinstance(given, (str, Path)):
+        return _from_mapping(_read(Path(given)), str(given))
+    if isinstance(given, Mapping):
+        return _from_mapping(dict(given), "scaler")
+    if hasattr(given, "mean_") and hasattr(given, "scale_"):
+        return Scaler(mean=given.mean_, std=given.scale_)
+    if hasattr(given, "min_") and hasattr(given, "scale_"):  # MinMaxScaler: y = x * scale_ + min_
+        return Scaler(mean=-np.asarray(given.min_) / given.scale_, std=1 / np.asarray(given.scale_))
+    raise SampleError(
+        f"a scaler is a Scaler, a dict, a .json or .npz file or a fitted scikit-learn scaler, not {type(given).__name__}"
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                return {name: arrays[name].tolist() for name in arrays.files}
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise SampleError(f"{path}: no readable scaler ({error}): give .json or .npz with {KEYS}") from error
+    if not isinstance(content, dict):
+        raise SampleError(f"{path}: a scaler is a JSON object with {KEYS}")
+    return content
+
+
+def _from_mapping(given: dict[str, Any], where: str) -> Scaler:
+    for prefix in ("", "y_"):
+        if f"{prefix}min" in given or f"{prefix}max" in given:
+            try:
+                low, high = (np.asarray(given.pop(prefix + end), np.float64) for end in ("min", "max"))
+            except (KeyError, ValueError, TypeError) as error:
+                raise SampleError(f"{where}: {prefix}min and {prefix}max must both be given, as numbers") from error
+            given |= {f"{prefix}mean": low, f"{prefix}std": high - low}
+    known = set(Scaler.__dataclass_fields__) - {"channels"}
+    if set(given) - known:
+        raise SampleError(f"{where}: unknown field '{sorted(set(given) - known)[0]}': a scaler has {KEYS}")
+    try:
+        return Scaler(**given)
+    except (ValueError, TypeError) as error:
+        raise SampleError(f"{where}: {error}") from error
+
+
+def fold_outputs(graph: Graph, scaler: Scaler) -> Graph:
+    """The graph with y * y_std + y_mean as its output: in the weights of a last dense layer, else by one more. Raises SampleError."""
+    if scaler.y_mean is None and scaler.y_std is None:
+        return graph
+    n, last = graph.n_out, graph.layers[-1]
+    std = np.broadcast_to(1.0 if scaler.y_std is None else scaler.y_std, (n,)).astype(np.float64)
+    mean = np.broadcast_to(0.0 if scaler.y_mean is None else scaler.y_mean, (n,)).astype(np.float64)
+    if isinstance(last, ArgMax) or getattr(last, "activation", "") == "softmax":
+        raise SampleError("scaler: y_mean and y_std make no sense for classes: leave them out")
+    if isinstance(last, Dense) and last.activation == "none":
+        folded = replace(last, weight=last.weight * std[:, None], bias=last.bias * std + mean)
+        return replace(graph, layers=(*graph.layers[:-1], folded))
+    scale = Dense("output scale", std[:, None], mean, groups=n)
+    return replace(graph, layers=(*graph.layers, scale), sources=(*graph.sources, (len(graph.layers),)))
