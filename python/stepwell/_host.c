@@ -2,40 +2,96 @@
 #include "_host.h"
 
 #include <math.h>
+#include <string.h>
 
-/* floor(x / x_scale + 1/2), clamped: Model.quantize is the same in NumPy and a test compares them. */
-static int16_t code(double x, double codes)
+#include "stw_layers.h"
+
+/* floor((clamp(x) - offset) / scale + 1/2), clamped: Scaler.codes is the same in NumPy and a test compares them. */
+static int16_t code(const stw_session *s, size_t j, double x)
 {
-    double v = floor(x * codes + 0.5);
+    double cut = x < s->low[j] ? s->low[j] : x > s->high[j] ? s->high[j] : x;
+    double v   = floor((cut - s->offset[j]) * s->x_codes[j] + 0.5);
+
     return (int16_t)(v < -32768.0 ? -32768.0 : v > 32767.0 ? 32767.0 : v);
 }
 
-static int64_t first_not_finite(const double *x, int64_t n)
+/* A count as it is; what is missing is INT32_MIN. */
+static int32_t raw_of(double x)
+{
+    double v = floor(x + 0.5);
+
+    return isnan(x) ? INT32_MIN : (int32_t)(v < -2147483647.0 ? -2147483647.0 : v > 2147483647.0 ? 2147483647.0 : v);
+}
+
+static int usable(const stw_model *m, double x)
+{
+    return isfinite(x) || (isnan(x) && m->missing != STW_MISSING_REFUSE);
+}
+
+static int64_t first_unusable(const stw_model *m, const double *x, int64_t n)
 {
     for (int64_t i = 0; i < n; i++) {
-        if (!isfinite(x[i])) {
+        if (!usable(m, x[i])) {
             return 1 + i;
         }
     }
     return 0;
 }
 
+/* Real numbers to codes, missing ones by the model's rule. */
+static void codes_of(stw_session *s, stw_stream *stream, const double *x)
+{
+    const stw_model *m    = stream->model;
+    int16_t         *held = stream->h + s->held_at;
+
+    if (m->channels) {
+        for (size_t j = 0; j < m->n_in; j++) {
+            s->raw[j] = raw_of(x[j]);
+        }
+        stw_raw_codes(stream, s->raw, s->x_q);
+        return;
+    }
+    for (size_t j = 0; j < m->n_in; j++) {
+        if (!isnan(x[j])) {
+            s->x_q[j] = code(s, j, x[j]);
+        } else {
+            s->x_q[j] = m->missing == STW_MISSING_HOLD ? held[j] : s->fill[j];
+        }
+    }
+    if (m->missing == STW_MISSING_HOLD) {
+        memcpy(held, s->x_q, m->n_in * sizeof *held);
+    }
+}
+
+/* y is left alone where the model makes no new output. */
 static void step(stw_session *s, stw_stream *stream, const double *x, double *y)
 {
     const stw_model *m = stream->model;
 
-    for (size_t j = 0; j < m->n_in; j++) {
-        s->x_q[j] = code(x[j], s->x_codes);
+    codes_of(s, stream, x);
+    if (stw_step(stream, s->x_q, s->y_q) != STW_OK) {
+        return;
     }
-    stw_step(stream, s->x_q, s->y_q);
     for (size_t k = 0; k < m->n_out; k++) {
         y[k] = s->y_q[k] * s->y_unit;
     }
 }
 
+void stw_session_reset(stw_session *s)
+{
+    const stw_model *m = s->stream.model;
+
+    stw_reset(&s->stream);
+    for (size_t j = 0; m->missing == STW_MISSING_HOLD && j < m->n_in; j++) {
+        s->stream.h[s->held_at + j] = s->fill[j];
+    }
+    memset(s->y, 0, m->n_out * sizeof *s->y);
+    memset(s->y_q, 0, m->n_out * sizeof *s->y_q);
+}
+
 int stw_session_step(stw_session *s)
 {
-    int64_t bad = first_not_finite(s->x, s->stream.model->n_in);
+    int64_t bad = first_unusable(s->stream.model, s->x, s->stream.model->n_in);
 
     if (bad == 0) {
         step(s, &s->stream, s->x, s->y);
@@ -46,10 +102,11 @@ int stw_session_step(stw_session *s)
 int64_t stw_session_run(stw_session *s, int64_t n_steps, const double *x, double *y)
 {
     const stw_model *m   = s->stream.model;
-    int64_t          bad = first_not_finite(x, n_steps * m->n_in);
+    int64_t          bad = first_unusable(m, x, n_steps * m->n_in);
 
     for (int64_t t = 0; bad == 0 && t < n_steps; t++) {
-        step(s, &s->stream, x + t * m->n_in, y + t * m->n_out);
+        step(s, &s->stream, x + t * m->n_in, s->y);
+        memcpy(y + t * m->n_out, s->y, m->n_out * sizeof *y);
     }
     return bad;
 }
@@ -58,7 +115,7 @@ int64_t stw_session_batch(stw_session *s, int64_t n_streams, uint8_t *states, co
 {
     const stw_model *m           = s->stream.model;
     size_t           state_bytes = stw_state_bytes(m);
-    int64_t          bad         = first_not_finite(x, n_streams * m->n_in);
+    int64_t          bad         = first_unusable(m, x, n_streams * m->n_in);
     stw_stream       stream      = s->stream; /* the scratch is shared, the state moves on */
     size_t           h_from_c    = (size_t)((uint8_t *)stream.h - (uint8_t *)stream.c);
 
@@ -75,6 +132,7 @@ void stw_session_run_q(stw_session *s, int64_t n_steps, const int16_t *x_q, int3
     const stw_model *m = s->stream.model;
 
     for (int64_t t = 0; t < n_steps; t++) {
-        stw_step(&s->stream, x_q + t * m->n_in, y_q + t * m->n_out);
+        stw_step(&s->stream, x_q + t * m->n_in, s->y_q);
+        memcpy(y_q + t * m->n_out, s->y_q, m->n_out * sizeof *y_q);
     }
 }

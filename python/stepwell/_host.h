@@ -9,15 +9,25 @@
 /* One or many streams of a model, bound once to the buffers that every call uses.  All memory belongs to the caller. */
 typedef struct stw_session {
     stw_stream stream;
-    double     x_codes; /* codes per unit of input: 1 / x_scale */
     double     y_unit;  /* value of one output code: 2^-y_frac */
+    double    *x_codes; /* [n_in]  codes per unit of input */
+    double    *offset;  /* [n_in]  input of code 0 */
+    double    *low;     /* [n_in]  inputs are clamped to low .. high */
+    double    *high;
+    int16_t   *fill;    /* [n_in]  codes of missing samples */
+    int32_t   *raw;     /* [n_in]  counts, for models that take them */
+    size_t     held_at; /* where the last codes stand in stream.h, if the model holds missing samples */
     double    *x;       /* [n_in]  real input of stw_session_step */
-    double    *y;       /* [n_out] real output */
+    double    *y;       /* [n_out] real output; kept where a step makes no new one */
     int16_t   *x_q;     /* [n_in]  codes */
     int32_t   *y_q;     /* [n_out] codes */
 } stw_session;
 
-/* Real step: x -> x_q -> y_q -> y.  Returns 0, or 1 + the index of the first input that is not finite. */
+/* A new sequence; the outputs are zero until the first new one. */
+void stw_session_reset(stw_session *s);
+
+/* Real step: x -> x_q -> y_q -> y.  Returns 0, or 1 + the index of the first input that is not finite (NaN is
+ * a missing sample where the model has a rule for those). */
 int stw_session_step(stw_session *s);
 
 /* n_steps timesteps of one stream, or one timestep of n streams whose states lie state_bytes apart.
