@@ -1,0 +1,212 @@
+"""Finds out how a module takes its input, and makes the graph of what the trace has found."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from stepwell.errors import ImportRefused
+from stepwell.graph import Graph, Source
+from stepwell.importer import Imported
+from stepwell.importer.torch import activations, arithmetic, layers, plumbing, recurrent  # noqa: F401  they fill the tables
+from stepwell.importer.torch.plumbing import pick, unsqueeze
+from stepwell.importer.torch.replay import Outputs, replay
+from stepwell.importer.torch.signals import Chain, Path, Signal, Stack, Walk, WidthFound
+from stepwell.importer.torch.tracing import library_class, trace
+
+# how a module may take its input; the first that can be traced to the end is the one
+LAYOUTS = (("B", "T", "F"), ("T", "B", "F"), ("B", "F", "T"), ("B", "T"), ("T", "B"))
+STEP_LAYOUTS = (("B", "F"), ("B", "", "F"), ("", "B", "F"))
+GUESSED_WIDTH = 997  # until the first layer that reads the input tells
+RECURRENT = ("LSTM", "GRU", "RNN")
+CELLS = ("LSTMCell", "GRUCell", "RNNCell")
+NARROW = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+
+def converted(module: torch.nn.Module, verify: bool, steps: int | None, n_in: int | None) -> Imported:
+    """See import_torch."""
+    original = _unwrapped(module)
+    notes = _dtype_notes(original)
+    with _undisturbed():
+        own = _copied(original)
+        walk, outputs = _traced(own, steps, n_in)
+        graph = _graph(walk, outputs, _source(original), notes)
+        return Imported(graph, replay(own, walk, outputs, graph) if verify else None)
+
+
+# ---- the module ----
+
+
+def _unwrapped(module: Any) -> torch.nn.Module:
+    """The module itself, without torch.compile and DataParallel."""
+    module = getattr(module, "_orig_mod", module)
+    if isinstance(module, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
+        module = module.module
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ImportRefused(f"{type(module).__name__} is scripted: give the module before torch.jit")
+    if isinstance(module, dict):
+        raise ImportRefused("weights without a module: build the module and load_state_dict them")
+    if not isinstance(module, torch.nn.Module) or isinstance(module, type):
+        raise ImportRefused(f"expected a torch.nn.Module, got {module!r:.80}")
+    return module
+
+
+def _dtype_notes(module: torch.nn.Module) -> list[str]:
+    """Sentences on half precision; refuses complex and uninitialised weights, and what is already quantised."""
+    kinds = set()
+    for name, parameter in (*module.named_parameters(), *module.named_buffers()):
+        if isinstance(parameter, torch.nn.parameter.UninitializedTensorMixin):
+            raise ImportRefused(f"{name} has no values yet: run the lazy module once")
+        if parameter.is_complex() or parameter.is_quantized:
+            raise ImportRefused(f"{name} is {parameter.dtype}: give the real float model, stepwell quantises it itself")
+        if parameter.is_meta:
+            raise ImportRefused(f"{name} is on the meta device and has no values: load the weights")
+        if parameter.is_floating_point() and not parameter.isfinite().all():
+            raise ImportRefused(f"{name} holds NaN or infinity: the training has diverged")
+        kinds.add(NARROW.get(parameter.dtype, ""))
+    names = ", ".join(sorted(kinds - {""}))
+    return [f"weights are {names}: converted to float64, compared with the source in float64"] if names else []
+
+
+def _copied(module: torch.nn.Module) -> torch.nn.Module:
+    """A copy in float64 and eval mode; a lone recurrent layer or a Sequential of them as a module of its own."""
+    try:
+        own = copy.deepcopy(module).to("cpu", torch.float64).eval()
+    except Exception as error:
+        raise ImportRefused(
+            f"{type(module).__name__} cannot be copied ({type(error).__name__}: {str(error)[:200]}): detach tensors that "
+            "it keeps from the last call, or build it anew and load_state_dict"
+        ) from error
+    if library_class(own) in (*RECURRENT, *CELLS):
+        return RecurrentSequence({"": own})
+    if type(own) is torch.nn.Sequential and any(library_class(m) in (*RECURRENT, *CELLS) for m in own):
+        return RecurrentSequence(dict(own.named_children()))
+    return own
+
+
+class RecurrentSequence(torch.nn.Module):
+    """Modules one after the other, each given the output of the one before; cells hand their states on.
+
+    What an nn.Sequential of recurrent modules means: torch itself would pass (output, state) to the next one.
+    """
+
+    def __init__(self, modules: dict[str, torch.nn.Module]):
+        super().__init__()
+        self.steps = list(modules.values())
+        self.is_cell = [library_class(step) in CELLS for step in self.steps]
+        for name, step in modules.items():
+            self.add_module(name or library_class(step).lower(), step)
+
+    def forward(self, x: torch.Tensor, states: Any = None) -> Any:
+        after = []
+        for step, is_cell in zip(self.steps, self.is_cell, strict=True):
+            state = states[len(after)] if is_cell and states is not None else None
+            x = step(x, state) if is_cell else step(x)
+            if is_cell:
+                after.append(x)
+            x = x[0] if isinstance(x, tuple) else x
+        return (x, tuple(after)) if after else x
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """float64 as torch's default, no gradients, no traces in the random generator, none of torch's warnings."""
+    default = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+# ---- the trace ----
+
+
+def _traced(module: torch.nn.Module, steps: int | None, n_in: int | None) -> tuple[Walk, Outputs]:
+    """The walk of the first layout that works; ImportRefused of the one in which most layers were understood."""
+    failures = []
+    for axes in (*LAYOUTS, *STEP_LAYOUTS):
+        walk = Walk(axes, n_in or GUESSED_WIDTH, n_in is not None, steps)
+        if "F" not in axes:
+            walk = Walk(axes, 1, True, steps)
+        try:
+            return _traced_in(module, walk)
+        except WidthFound as found:
+            walk = Walk(axes, found.width, True, steps)
+        except ImportRefused as error:
+            failures.append((walk.progress, error))
+            continue
+        try:
+            return _traced_in(module, walk)
+        except ImportRefused as error:
+            failures.append((walk.progress, error))
+    raise max(failures, key=lambda failure: failure[0])[1]
+
+
+def _traced_in(module: torch.nn.Module, walk: Walk) -> tuple[Walk, Outputs]:
+    tracer = trace(copy.deepcopy(module), walk, with_states=walk.one_step)  # a forward may keep things in its module
+    walk.where = "the output"
+    outputs = _outputs(walk, tracer.result)
+    if not walk.n_in_known:
+        raise walk.refuse("how wide the model's input is cannot be told from its layers: give it, n_in=")
+    return walk, outputs
+
+
+# ---- the graph ----
+
+
+def _outputs(walk: Walk, result: Any) -> Outputs:
+    """The first signal in what forward returns, and where the states are."""
+    leaves = list(_leaves(result, ()))
+    path, signal = next((entry for entry in leaves if isinstance(entry[1], (Signal, Stack))), ((), None))
+    if signal is None:
+        raise walk.refuse("forward returns nothing that depends on its input")
+    if isinstance(signal, Stack):
+        if len(signal.parts) != 1:
+            raise walk.refuse("forward returns the final states of several layers: return one of them, h_n[-1]")
+        signal = unsqueeze(walk, pick(walk, signal, 0), 0)
+    walk.plain(signal)
+    states = {leaf.state: where for where, leaf in leaves if getattr(leaf, "state", None)}
+    if any(isinstance(leaf, Signal) and not leaf.state for where, leaf in leaves if where != path):
+        walk.note("forward returns several results: the first is the model's output")
+    return Outputs(signal, path, states)
+
+
+def _leaves(result: Any, path: Path) -> Iterator[tuple[Path, Any]]:
+    if isinstance(result, (tuple, list)):
+        for k, part in enumerate(result):
+            yield from _leaves(part, (*path, k))
+    elif isinstance(result, dict):
+        for key, part in result.items():
+            yield from _leaves(part, (*path, key))
+    else:
+        yield path, result
+
+
+def _graph(walk: Walk, outputs: Outputs, source: Source, notes: list[str]) -> Graph:
+    signal = outputs.signal
+    if not signal.value:
+        raise ImportRefused("the output is the input: a graph needs at least one recurrent layer")
+    chain = Chain(walk.layers, walk.reads).pruned(signal.value).fused()
+    if walk.tail(signal) and not signal.last:
+        walk.note(
+            f"a convolution looks ahead (padding after the sequence's end): outputs come {walk.tail(signal)} steps late"
+        )
+    readout = "last" if signal.last else "every"
+    return Graph(tuple(chain.layers), readout, source, (*notes, *walk.notes), tuple(chain.reads))
+
+
+def _source(module: torch.nn.Module) -> Source:
+    digest = hashlib.sha256()
+    for name, value in sorted((*module.named_parameters(), *module.named_buffers())):
+        digest.update(f"{name} {list(value.shape)} {value.dtype}\n".encode())
+        digest.update(value.detach().cpu().double().numpy().tobytes())
+    return Source(type(module).__name__, digest.hexdigest(), f"torch {torch.__version__}")

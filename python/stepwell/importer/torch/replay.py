@@ -1,0 +1,171 @@
+"""The proof of an import: the torch module on whole sequences against the graph as a stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+
+from stepwell.errors import ImportRefused
+from stepwell.float_stream import FloatStream
+from stepwell.graph import Attention, Embedding, Graph, Window
+from stepwell.importer.replay import SINGLE_STEPS, STEPS, STREAMS, TOLERANCE, Replay
+from stepwell.importer.torch.signals import BATCH, Path, Signal, Walk
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What forward returns: the data, where it is in the result, and where each (call, "h" or "c") state is."""
+
+    signal: Signal
+    path: Path
+    states: dict[tuple[int, str], Path]
+
+
+def replay(module: torch.nn.Module, walk: Walk, outputs: Outputs, graph: Graph) -> Replay:
+    """Run both on random sequences. Raises ImportRefused when they differ by more than TOLERANCE."""
+    chunks = _chunks(walk, graph)
+    try:
+        wanted, kind = _source_outputs(module, walk, outputs, chunks)
+    except ImportRefused:
+        raise
+    except Exception as error:
+        raise ImportRefused(
+            f"{type(module).__name__} itself cannot be run to compare with ({type(error).__name__}: {str(error)[:300]}): "
+            "where it expects windows of a fixed length, give it (steps=)"
+        ) from error
+    stream = FloatStream(graph)
+    pairs = [(_fresh(stream, graph, x), y) for x, y in zip(chunks, wanted, strict=True)]
+    for ours, theirs in pairs:
+        if ours.shape[0] != theirs.shape[0] or ours.shape[2] != theirs.shape[2] or ours.shape[1] > theirs.shape[1]:
+            raise ImportRefused(
+                f"the module gives {list(theirs.shape)} [batch, steps, outputs], the stream {list(ours.shape)}: "
+                "what it reads out depends on the length of the sequence; read out every step or the last one"
+            )
+    error = _error([(ours, theirs[:, : ours.shape[1]]) for ours, theirs in pairs])
+    oracle = f"torch {torch.__version__} ({kind})"
+    if not error <= TOLERANCE:
+        raise ImportRefused(
+            f"the stream differs from the module by {error:.2e} of the output's range ({oracle}, allowed {TOLERANCE:.0e}): "
+            "the importer has misread it, or its forward changes tensors in place; please report it with the module"
+        )
+    return Replay(error, oracle)
+
+
+def _error(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """The largest difference, relative to the output's range, or to a tenth of its magnitude."""
+    worst = max(float(np.abs(ours - theirs).max()) for ours, theirs in pairs)
+    low, high = min(float(y.min()) for _, y in pairs), max(float(y.max()) for _, y in pairs)
+    span = max(high - low, abs(low) / 10, abs(high) / 10)
+    return worst / span if span > 0 else worst
+
+
+# ---- the source ----
+
+
+def _chunks(walk: Walk, graph: Graph) -> list[np.ndarray]:
+    """Random input [STREAMS, steps, n_in] for each call; more than one call where the state is handed on."""
+    rng = np.random.default_rng(20)
+    timing = graph.timing[-1]
+    n_steps = 1 if walk.one_step else walk.steps or max(STEPS, timing.first + 4 * timing.every + 1)
+    carries = walk.state_inputs and not any(isinstance(layer, (Attention, Window)) for layer in graph.layers)
+    sizes = (STREAMS, n_steps, graph.n_in)
+    tokens = min((len(layer.table) for layer in graph.layers if isinstance(layer, Embedding)), default=0)
+    n_calls = (SINGLE_STEPS if walk.one_step else 2) if carries else 1
+    return [rng.integers(0, tokens, sizes) if tokens else rng.normal(size=sizes) for _ in range(n_calls)]
+
+
+def _source_outputs(
+    module: torch.nn.Module, walk: Walk, outputs: Outputs, chunks: list[np.ndarray]
+) -> tuple[list[np.ndarray], str]:
+    """The module's output [STREAMS, steps, n_out] for each chunk; in float64, or in float32 where it insists on that."""
+    try:
+        return _run(module, walk, outputs, chunks, torch.float64), "float64"
+    except RuntimeError:
+        torch.set_default_dtype(torch.float32)
+        try:
+            return _run(module.float(), walk, outputs, chunks, torch.float32), "float32"
+        finally:
+            torch.set_default_dtype(torch.float64)
+            module.double()
+
+
+def _run(
+    module: torch.nn.Module, walk: Walk, outputs: Outputs, chunks: list[np.ndarray], dtype: torch.dtype
+) -> list[np.ndarray]:
+    states = {
+        path: torch.zeros([STREAMS if n == BATCH else n for n in entry.shape], dtype=dtype)
+        for path, entry in walk.state_inputs.items()
+    }
+    found = []
+    for x in chunks:
+        data = torch.as_tensor(x, dtype=torch.int64 if x.dtype.kind == "i" else dtype)
+        result = module(_arranged(data, walk.axes), **_arguments(states))
+        found.append(_canonical(_at(result, outputs.path), outputs.signal))
+        states = {path: _state_after(walk, outputs, result, path) for path in states}
+    return found
+
+
+def _state_after(walk: Walk, outputs: Outputs, result: Any, path: Path) -> torch.Tensor:
+    state = walk.state_inputs[path].state
+    if state not in outputs.states:
+        raise ImportRefused(
+            f"argument '{path[0]}' hands a state in, and forward does not return the new one: return (output, state)"
+        )
+    return _at(result, outputs.states[state])
+
+
+def _at(result: Any, path: Path) -> torch.Tensor:
+    for key in path:
+        result = result[key]
+    return result
+
+
+def _arguments(states: dict[Path, torch.Tensor]) -> dict[str, Any]:
+    """{("s", 0, 1): h, ..} -> {"s": ((.., h), ..)}"""
+    arguments = {}
+    for name in dict.fromkeys(path[0] for path in states):
+        arguments[name] = _nested({path[1:]: value for path, value in states.items() if path[0] == name})
+    return arguments
+
+
+def _nested(entries: dict[Path, torch.Tensor]) -> Any:
+    if () in entries:
+        return entries[()]
+    keys = list(dict.fromkeys(path[0] for path in entries))
+    parts = {key: _nested({p[1:]: v for p, v in entries.items() if p[0] == key}) for key in keys}
+    if any(isinstance(key, str) for key in keys):
+        return parts
+    return tuple(parts.get(k) for k in range(max(keys) + 1))
+
+
+# ---- axes ----
+
+
+def _arranged(x: torch.Tensor, axes: tuple[str, ...]) -> torch.Tensor:
+    """[B, T, F] in the order in which the module takes it."""
+    order = [atom for axis in axes for atom in axis]
+    lost = [atom for atom in "BTF" if atom not in order]  # of size 1
+    x = x.permute(["BTF".index(atom) for atom in (*lost, *order)])
+    return x.reshape([prod(x.shape[len(lost) + order.index(atom)] for atom in axis) for axis in axes])
+
+
+def _canonical(y: torch.Tensor, signal: Signal) -> np.ndarray:
+    """The module's output as [B, steps, n_out]; one step where time is gone."""
+    order = [atom for axis in signal.axes for atom in axis]
+    sizes = {"B": STREAMS, "T": -1, "F": signal.width}
+    y = y.detach().to(torch.float64).reshape([sizes[atom] for atom in order])
+    y = y.permute([order.index(atom) for atom in "BTF" if atom in order])
+    n_steps = y.shape[1] if "T" in order else 1
+    return y.reshape(STREAMS, n_steps, signal.width).numpy()
+
+
+def _fresh(stream: FloatStream, graph: Graph, x: np.ndarray) -> np.ndarray:
+    """The stream's outputs [B, steps, n_out] at the steps at which it makes one; the last one only where that is the readout."""
+    y = stream.run(x)
+    if graph.readout == "last":
+        return y[:, -1:]
+    return y[:, graph.timing[-1].first :: graph.timing[-1].every]
