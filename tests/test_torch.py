@@ -520,6 +520,16 @@ def test_convolution_then_lstm(name):
     assert Lstm in kinds(graph) and (Window in kinds(graph)) == (name not in ("pointwise", "batch norm"))
 
 
+def test_a_readout_that_depends_on_the_length_is_refused():
+    net = Net(
+        lambda net, x: net.rnn(net.conv(x.mT).mT)[0][:, -1],
+        conv=nn.Conv1d(3, 4, 3, stride=5, padding=1),
+        rnn=nn.GRU(4, 5, batch_first=True),
+    )
+    with pytest.raises(ImportRefused, match=r"padded steps after the sequence's end|depends on the sequence's length"):
+        import_torch(net)
+
+
 def test_convolution_on_channels_first_input():
     net = Net(
         lambda net, x: net.rnn(net.conv(F.pad(x, (3, 0))).permute(2, 0, 1))[1][-1],

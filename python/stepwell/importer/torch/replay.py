@@ -15,6 +15,8 @@ from stepwell.graph import Attention, Embedding, Graph, Window
 from stepwell.importer.replay import SINGLE_STEPS, STEPS, STREAMS, TOLERANCE, Replay
 from stepwell.importer.torch.signals import BATCH, Path, Signal, Walk
 
+MOST_LENGTHS = 8
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -37,8 +39,11 @@ def replay(module: torch.nn.Module, walk: Walk, outputs: Outputs, graph: Graph) 
             f"{type(module).__name__} itself cannot be run to compare with ({type(error).__name__}: {str(error)[:300]}): "
             "where it expects windows of a fixed length, give it (steps=)"
         ) from error
-    stream = FloatStream(graph)
-    pairs = [(_fresh(stream, graph, x), y) for x, y in zip(chunks, wanted, strict=True)]
+    stream, pairs = FloatStream(graph), []
+    for x, y in zip(chunks, wanted, strict=True):
+        if not walk.state_inputs:
+            stream.reset()
+        pairs.append((_fresh(stream, graph, x), y))
     for ours, theirs in pairs:
         if ours.shape[0] != theirs.shape[0] or ours.shape[2] != theirs.shape[2] or ours.shape[1] > theirs.shape[1]:
             raise ImportRefused(
@@ -50,7 +55,8 @@ def replay(module: torch.nn.Module, walk: Walk, outputs: Outputs, graph: Graph) 
     if not error <= TOLERANCE:
         raise ImportRefused(
             f"the stream differs from the module by {error:.2e} of the output's range ({oracle}, allowed {TOLERANCE:.0e}): "
-            "the importer has misread it, or its forward changes tensors in place; please report it with the module"
+            "the importer has misread it, its forward changes tensors in place, or what it reads out depends on the "
+            "sequence's length (padding with a stride); otherwise please report it with the module"
         )
     return Replay(error, oracle)
 
@@ -67,15 +73,22 @@ def _error(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
 
 
 def _chunks(walk: Walk, graph: Graph) -> list[np.ndarray]:
-    """Random input [STREAMS, steps, n_in] for each call; more than one call where the state is handed on."""
+    """Random input [STREAMS, steps, n_in] for each call."""
     rng = np.random.default_rng(20)
+    tokens = min((len(layer.table) for layer in graph.layers if isinstance(layer, Embedding)), default=0)
+    sizes = [(STREAMS, n_steps, graph.n_in) for n_steps in _lengths(walk, graph)]
+    return [rng.integers(0, tokens, size) if tokens else rng.normal(size=size) for size in sizes]
+
+
+def _lengths(walk: Walk, graph: Graph) -> list[int]:
+    """Steps of each call: several calls where the state is handed on, or where a stride treats lengths differently."""
     timing = graph.timing[-1]
     n_steps = 1 if walk.one_step else walk.steps or max(STEPS, timing.first + 4 * timing.every + 1)
-    carries = walk.state_inputs and not any(isinstance(layer, (Attention, Window)) for layer in graph.layers)
-    sizes = (STREAMS, n_steps, graph.n_in)
-    tokens = min((len(layer.table) for layer in graph.layers if isinstance(layer, Embedding)), default=0)
-    n_calls = (SINGLE_STEPS if walk.one_step else 2) if carries else 1
-    return [rng.integers(0, tokens, sizes) if tokens else rng.normal(size=sizes) for _ in range(n_calls)]
+    if walk.state_inputs and not any(isinstance(layer, (Attention, Window)) for layer in graph.layers):
+        return [n_steps] * (SINGLE_STEPS if walk.one_step else 2)
+    if walk.steps or walk.state_inputs:
+        return [n_steps]
+    return [n_steps + k for k in range(min(timing.every, MOST_LENGTHS))]
 
 
 def _source_outputs(
