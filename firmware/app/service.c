@@ -108,6 +108,7 @@ static int on_reset(const uint8_t *p, size_t n)
     session        = nonce;
     transfer_holds = HOLDS_NOTHING;
     stw_reset(&stream);
+    memset(y, 0, sizeof y); /* what is held until the first new output */
     return 0;
 }
 
@@ -184,6 +185,7 @@ static int on_set_state(const uint8_t *p, size_t n)
         return 0;
     }
     status = stw_load(&stream, transfer, APP_MODEL_SNAPSHOT_BYTES);
+    memset(y, 0, sizeof y); /* a snapshot holds no output */
     return status == STW_OK ? 0 : (int)LINK_ERROR_STATE;
 }
 

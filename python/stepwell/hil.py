@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from stepwell.errors import LinkError, SampleError
 from stepwell.link import HostLink, Link, Unit
-from stepwell.model import Model, RecurrentLayer
+from stepwell.model import Model, Part, RecurrentLayer, state_parts
 from stepwell.reference import Reference, check_input
 
 SNAPSHOT_HEADER = 8  # magic, model id
@@ -149,6 +149,8 @@ def run_hil(
 
 # ---- finding the first wrong value ----
 
+_Found = tuple[str, str, str | None, int, int, int]  # layer, quantity, gate, unit, board, expected
+
 
 def find_first(link: Link | HostLink, model: Model, x_q: np.ndarray, sequence: int, y_board: np.ndarray) -> Difference:
     """Where the board first leaves the host engine on the codes ``x_q`` int16 [T, n_in].
@@ -213,15 +215,10 @@ def _passed(model: Model, x_q: np.ndarray, sequence: int, y_board: np.ndarray) -
 def _blame(link: Link | HostLink, model: Model, replay: _Replay, step: int, sequence: int) -> Difference:
     """What goes wrong in ``step``, before which the states are equal: units by PROBE, then the stored state, then outputs."""
     before = replay.state(step)
-    traced = _Trace(model, before)
-    traced.reference.step_q(replay.x_q[step])
     link.set_state(before)
-    for index, layer in enumerate(model.layers):
-        if isinstance(layer, RecurrentLayer):
-            units = link.probe(index, traced.seen[index]["x"], 0, layer.n_out)
-            difference = _unit_difference(layer, units, traced.seen[index])
-            if difference:
-                return _located(difference, sequence, step)
+    difference = _probed_difference(link, model, before, replay.x_q[step])
+    if difference:
+        return _located(difference, sequence, step)
     (state, y), (expected_state, expected_y) = replay.board(step, step + 1), replay.host(step, step + 1)
     difference = state_difference(model, state, expected_state)
     if difference:
@@ -236,54 +233,57 @@ def _blame(link: Link | HostLink, model: Model, replay: _Replay, step: int, sequ
     )
 
 
-class _Trace:
-    """The reference at the state of a snapshot; ``seen[layer][name]`` holds the values of its next step."""
+def _probed_difference(link: Link | HostLink, model: Model, before: bytes, x_q: np.ndarray) -> _Found | None:
+    """The first wrong unit of a recurrent layer in the step after ``before``. A window mode runs many steps at once: no unit is one step."""
+    if model.mode.kind != "carry":
+        return None
+    seen: dict[int, dict[str, np.ndarray]] = {}
 
-    def __init__(self, model: Model, snapshot: bytes):
-        self.seen: dict[int, dict[str, np.ndarray]] = {}
-        self.reference = Reference(model, self._observe)
-        for index, _, c, h in layer_states(model, snapshot):
-            self.reference.state[index] = (h.astype(np.int64), c.astype(np.int64))
+    def observe(index: int, name: str, values: np.ndarray) -> None:
+        seen.setdefault(index, {})[name] = values[0]
 
-    def _observe(self, index: int, name: str, values: np.ndarray) -> None:
-        self.seen.setdefault(index, {})[name] = values
+    reference = Reference(model, observe)
+    reference.restore(snapshot_parts(model, before))
+    reference.step_q(x_q)
+    for index, layer in enumerate(model.layers):
+        if isinstance(layer, RecurrentLayer) and index in seen:
+            units = link.probe(index, seen[index]["x"], 0, layer.n_units)
+            difference = _unit_difference(layer, units, seen[index])
+            if difference:
+                return difference
+    return None
 
 
-def layer_states(model: Model, snapshot: bytes) -> list[tuple[int, RecurrentLayer, np.ndarray, np.ndarray]]:
-    """(index, layer, c int32 [n_cells], h int16 [H]) of each recurrent layer in a snapshot. LinkError when its size is wrong."""
-    recurrent = [(k, layer) for k, layer in enumerate(model.layers) if isinstance(layer, RecurrentLayer)]
-    n_cells = sum(layer.n_cells for _, layer in recurrent)
-    n_hidden = sum(layer.n_out for _, layer in recurrent)
+def snapshot_parts(model: Model, snapshot: bytes) -> list[Part]:
+    """What a snapshot holds, in its order: counters, inputs and the state of each layer. LinkError when its size is wrong."""
+    parts = state_parts(model)
+    n_cells, n_hidden = sum(p.n_cells for p in parts), sum(p.n_hidden for p in parts)
     expected_bytes = SNAPSHOT_HEADER + 4 * n_cells + 2 * n_hidden + 4
     if len(snapshot) != expected_bytes:
         raise LinkError(f"a snapshot of this model has {expected_bytes} bytes, not {len(snapshot)}")
     c = np.frombuffer(snapshot, "<i4", n_cells, SNAPSHOT_HEADER)
     h = np.frombuffer(snapshot, "<i2", n_hidden, SNAPSHOT_HEADER + 4 * n_cells)
-    states = []
-    for index, layer in recurrent:
-        states.append((index, layer, c[: layer.n_cells], h[: layer.n_out]))
-        c, h = c[layer.n_cells :], h[layer.n_out :]
-    return states
-
-
-_Found = tuple[str, str, str | None, int, int, int]  # layer, quantity, gate, unit, board, expected
+    filled = []
+    for part in parts:
+        filled.append(replace(part, c=c[: part.n_cells], h=h[: part.n_hidden]))
+        c, h = c[part.n_cells :], h[part.n_hidden :]
+    return filled
 
 
 def state_difference(model: Model, board: bytes, expected: bytes) -> _Found | None:
     """The first cell that differs between two snapshots: (layer, "c" or "h", None, unit, board's value, expected)."""
-    pairs = zip(layer_states(model, board), layer_states(model, expected), strict=True)
-    for (_, layer, c, h), (_, _, expected_c, expected_h) in pairs:
-        for quantity, values, wanted in (("c", c, expected_c), ("h", h, expected_h)):
+    for found, right in zip(snapshot_parts(model, board), snapshot_parts(model, expected), strict=True):
+        for quantity, values, wanted in (("c", found.c, right.c), ("h", found.h, right.h)):
             if not np.array_equal(values, wanted):
                 unit = int(np.argmax(values != wanted))
-                return layer.name, quantity, None, unit, int(values[unit]), int(wanted[unit])
+                return found.name, quantity, None, unit, int(values[unit]), int(wanted[unit])
     return None
 
 
 def _unit_difference(layer: RecurrentLayer, units: list[Unit], seen: dict[str, np.ndarray]) -> _Found | None:
     """The first unit of a layer that differs from the trace, and in it the first quantity in order of computation."""
-    z = seen["z"].reshape(-1, layer.n_out)
-    gates = seen.get("gates", np.empty((0, layer.n_out)))  # an RNN has none
+    z = seen["z"].reshape(-1, layer.n_units)
+    gates = seen.get("gates", np.empty((0, layer.n_units)))  # an RNN has none
     for unit, board in enumerate(units):
         for quantity, names, values, wanted in (
             ("z", layer.records, board.z, z[:, unit]),
@@ -293,7 +293,7 @@ def _unit_difference(layer: RecurrentLayer, units: list[Unit], seen: dict[str, n
                 if value != right:
                     return layer.name, quantity, name, unit, value, int(right)
         state = [("c", board.c, seen["c"][unit])] if layer.n_cells else []
-        for quantity, value, wanted in (*state, ("h", board.h, seen["h_new"][unit])):
+        for quantity, value, wanted in (*state, ("h", board.h, seen["unit_h"][unit])):
             if value != wanted:
                 return layer.name, quantity, None, unit, value, int(wanted)
     return None

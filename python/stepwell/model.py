@@ -544,3 +544,31 @@ class Model:
     def dequantize(self, y_q: np.ndarray) -> np.ndarray:
         """int32 outputs -> real numbers, exactly: ``y_q * 2^-y_frac``; any shape [..., n_out]."""
         return np.asarray(y_q, dtype=np.float64) * 2.0**-self.y_frac
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A piece of a stream's state: a counter, inputs that are remembered, or what a layer keeps; ``index`` -1 is no layer.
+
+    ``c`` int32 [n_cells] and ``h`` int16 [n_hidden] are its values in a snapshot.
+    """
+
+    index: int
+    name: str
+    n_cells: int
+    n_hidden: int
+    c: np.ndarray | None = None
+    h: np.ndarray | None = None
+
+
+def state_parts(model: Model) -> list[Part]:
+    """The pieces of a stream's state in the order in which they stand there (docs/numerics.md, "One LSTM step")."""
+    mode = model.mode
+    window = mode.window * model.n_in if mode.kind == "slide" else 0
+    parts = [Part(-1, "mode", 0 if mode.kind == "carry" else 1, window)]
+    parts.append(Part(-1, "last codes", 0, model.n_in if model.scaler.missing == "hold" else 0))
+    has_clock = model.timing[-1] != Timing()
+    for _ in range(mode.n_copies):
+        parts.append(Part(-1, "clock", int(has_clock), 0))
+        parts += [Part(k, layer.name, layer.n_cells, layer.n_hidden) for k, layer in enumerate(model.layers)]
+    return parts

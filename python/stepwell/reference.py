@@ -33,6 +33,7 @@ from stepwell.model import (
     MaxPoolLayer,
     Model,
     MulLayer,
+    Part,
     RecurrentLayer,
     RnnLayer,
     Rows,
@@ -319,6 +320,30 @@ class Reference:
         self._n_seen = 0
         self._held: Array | None = None
         self._last: Array | None = None  # codes to hold where a sample is missing
+
+    def restore(self, parts: list[Part]) -> None:
+        """The state of a snapshot of a model in mode carry (hil.snapshot_parts); what is held of outputs and inputs is not restored."""
+        self.reset()
+        for part in parts:
+            if part.index < 0:
+                self._steps = int(part.c[0]) if part.name == "clock" and part.n_cells else self._steps
+                continue
+            layer = self.model.layers[part.index]
+            c, h = part.c.astype(np.int64), part.h.astype(np.int64)
+            if isinstance(layer, RecurrentLayer):
+                self.state[part.index] = (h, c)
+            elif isinstance(layer, WindowLayer):
+                self.state[part.index] = (h.reshape(layer.n_in, layer.span).T,)
+            elif isinstance(layer, AttentionLayer):
+                self.state[part.index] = self._ring(layer, int(c[0]), h)
+
+    @staticmethod
+    def _ring(layer: AttentionLayer, counter: int, h: Array) -> tuple[Array, Array]:
+        """Keys and values that an attention remembers, oldest first."""
+        n = layer.steps
+        keys, values = np.split(h, [n * layer.key_width])
+        order = np.arange(min(counter, n)) + (counter % n if counter >= n else 0)
+        return keys.reshape(n, -1)[order % n], values.reshape(n, -1)[order % n]
 
     def _observe(self, index: int, name: str, values: Array) -> None:
         if self._observer and values.size:

@@ -15,7 +15,7 @@ import stepwell
 from conftest import ROOT
 from stepwell.build import build, why_not
 from stepwell.errors import LinkError
-from stepwell.hil import layer_states, run_hil
+from stepwell.hil import run_hil, snapshot_parts
 from stepwell.link import connect, messages
 from stepwell.link.messages import Error, Message
 from stepwell.link.urls import EMULATORS
@@ -86,16 +86,16 @@ def test_every_layer_kind(golden, board, images):
     x_q = rng.integers(-32768, 32768, (300, model.n_in)).astype(np.int16)
     x_q[100:] //= 100
     seen: dict[tuple[int, str], np.ndarray] = {}
-    reference = Reference(model, lambda index, name, values: seen.update({(index, name): values}))
+    reference = Reference(model, lambda index, name, values: seen.update({(index, name): values[-1]}))
     with connect(f"sim:{board}", model=model, image=images(model, board).elf) as link:
         link.reset()
         assert np.array_equal(link.step(x_q), reference.run_q(x_q))
         reference.step_q(x_q[0])
         for index, layer in enumerate(model.layers):
             if isinstance(layer, RecurrentLayer):
-                units = link.probe(index, seen[index, "x"], 0, layer.n_out)
-                assert [unit.h for unit in units] == seen[index, "h_new"].tolist()
-                z = seen[index, "z"].reshape(len(layer.records), layer.n_out)
+                units = link.probe(index, seen[index, "x"], 0, layer.n_units)
+                assert [unit.h for unit in units] == seen[index, "unit_h"].tolist()
+                z = seen[index, "z"].reshape(len(layer.records), layer.n_units)
                 assert [unit.z[: len(z)] for unit in units] == [tuple(column) for column in z.T.tolist()]
 
 
@@ -156,7 +156,7 @@ def test_state_probe_bench_and_memory(link, turbofan, flights):
             k: tuple(v) if isinstance(v, list) else v for k, v in stream.probe(lstm, codes[20], unit).items()
         }
     link.step(codes[20:21])
-    (_, _, c, h), *_ = layer_states(turbofan, link.get_state())
+    c, h = next((p.c, p.h) for p in snapshot_parts(turbofan, link.get_state()) if p.n_cells)
     assert [u.c for u in units] == c.tolist() and [u.h for u in units] == h.tolist()
     link.set_state(state)
     assert link.get_state() == state

@@ -4,7 +4,9 @@
 #include <stdint.h>
 
 void *memcpy(void *to, const void *from, size_t n);
+void *memmove(void *to, const void *from, size_t n);
 void *memset(void *to, int value, size_t n);
+void  __aeabi_memmove(void *to, const void *from, size_t n);
 void  __aeabi_memcpy(void *to, const void *from, size_t n);
 void  __aeabi_memset(void *to, size_t n, int value);
 void  __aeabi_memclr(void *to, size_t n);
@@ -16,6 +18,21 @@ void *memcpy(void *to, const void *from, size_t n)
 
     while (n--) {
         *d++ = *s++;
+        __asm__ volatile("");
+    }
+    return to;
+}
+
+void *memmove(void *to, const void *from, size_t n)
+{
+    uint8_t       *d = (uint8_t *)to;
+    const uint8_t *s = (const uint8_t *)from;
+
+    if (d <= s) {
+        return memcpy(to, from, n); /* forwards, byte by byte */
+    }
+    while (n--) {
+        d[n] = s[n];
         __asm__ volatile("");
     }
     return to;
@@ -35,6 +52,11 @@ void *memset(void *to, int value, size_t n)
 void __aeabi_memcpy(void *to, const void *from, size_t n)
 {
     (void)memcpy(to, from, n);
+}
+
+void __aeabi_memmove(void *to, const void *from, size_t n)
+{
+    (void)memmove(to, from, n);
 }
 
 void __aeabi_memset(void *to, size_t n, int value)

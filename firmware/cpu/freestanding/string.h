@@ -1,10 +1,11 @@
-/* string.h - for compilers that come without a libc: the two functions that the library uses (see memory.c). */
+/* string.h - for compilers that come without a libc: the functions that the library uses (see memory.c). */
 #ifndef STRING_H
 #define STRING_H
 
 #include <stddef.h>
 
 void *memcpy(void *to, const void *from, size_t n);
+void *memmove(void *to, const void *from, size_t n);
 void *memset(void *to, int value, size_t n);
 
 #endif /* STRING_H */
