@@ -280,27 +280,30 @@ void stw_reset(stw_stream *s)
 /* ---- one layer, one step ---- */
 
 /* One step of a whole recurrent layer: all units read the old h, then it is replaced. out: n_out values. */
-static void recurrent_step(const stw_layer *l, const stw_cell *cell, const int16_t *x, int16_t *h, int32_t *c,
-                           int16_t *out, int16_t *spare)
+static void recurrent_step(const stw_layer *l, const int16_t *x, int16_t *h, int32_t *c, int16_t *out,
+                           int16_t *spare)
 {
     int      has_cell = stw_n_cells(l) != 0;
-    int16_t *y        = cell->projection ? spare : out;
+    int16_t *y;
+    stw_cell cell;
     stw_unit unit;
 
+    stw_cell_open(l, &cell);
+    y = cell.projection ? spare : out;
 #if STW_WITH_GRU
     if (l->kind == STW_GRU_BEFORE) {
-        stw_gru_before_reset(l, cell, x, h, spare);
+        stw_gru_before_reset(l, &cell, x, h, spare);
     }
 #endif
     for (size_t u = 0; u < l->p[0]; u++) {
-        stw_recurrent_unit(l, cell, x, h, spare, has_cell ? c[u] : 0, u, &unit);
+        stw_recurrent_unit(l, &cell, x, h, spare, has_cell ? c[u] : 0, u, &unit);
         if (has_cell) {
             c[u] = unit.c;
         }
         y[u] = unit.h;
     }
-    for (size_t r = 0; cell->projection && r < l->n_out; r++) {
-        out[r] = stw_project(l, cell, y, r);
+    for (size_t r = 0; cell.projection && r < l->n_out; r++) {
+        out[r] = stw_project(l, &cell, y, r);
     }
     memcpy(h, out, l->n_out * sizeof *h);
 }
@@ -490,10 +493,16 @@ typedef struct walk {
     size_t           start, n_steps;
 } walk;
 
-/* Output of layer l, or the model's input where l is null, at step t. */
+/* Where layer l puts its output of step t. */
+static int16_t *place_at(const walk *w, const stw_layer *l, size_t t)
+{
+    return w->scratch + l->out * w->n_steps + t * l->n_out;
+}
+
+/* Output of layer l at step t; h is its state. */
 static int16_t *value_at(const walk *w, const stw_layer *l, int16_t *h, size_t t)
 {
-    return lives_in_state(w->m, l) ? h : w->scratch + l->out * w->n_steps + t * l->n_out;
+    return lives_in_state(w->m, l) ? h : place_at(w, l, t);
 }
 
 /* What a layer reads: value 0 is the model's input, value k the output of layer k - 1. */
@@ -511,52 +520,67 @@ static const int16_t *source_at(const walk *w, size_t value, size_t t)
     return value_at(w, l, h, t);
 }
 
-/* The layer over all steps; the last layer gives the output y (if wanted) at its last step.  Returns 1 if it ran. */
-static int run_layer(const walk *w, const stw_layer *l, int32_t *c, int16_t *h, int is_last, int32_t *y)
+/* A window remembers whenever its source runs. */
+static void remember(const walk *w, const stw_layer *l, const int16_t *x, int16_t *h, size_t t)
 {
-    int16_t *spare    = w->scratch + l->out * w->n_steps + round_up_2(l->n_out * w->n_steps);
-    int      reverse  = stw_is_recurrent(l) && stw_cell_flags(l) & STW_REVERSE, ran = 0;
-    stw_cell cell;
-
-    if (stw_is_recurrent(l)) {
-        stw_cell_open(l, &cell);
-    }
-    for (size_t k = 0; k < w->n_steps; k++) {
-        size_t         t     = reverse ? w->n_steps - 1 - k : k;
-        int16_t       *place = w->scratch + l->out * w->n_steps + t * l->n_out, *out = place;
-        const int16_t *in[3];
-
-        for (int j = 0; j < 3; j++) {
-            in[j] = source_at(w, l->src[j], t);
-        }
 #if STW_WITH_WINDOW
-        if (l->kind == STW_WINDOW &&
-            (l->src[0] == 0 || runs_at(w->m->layers + l->src[0] - 1, w->start + t))) {
-            stw_window_push(l, in[0], h);
-        }
-#endif
-        if (!runs_at(l, w->start + t)) {
-            continue;
-        }
-        ran = 1;
-        if (stw_is_recurrent(l)) {
-            recurrent_step(l, &cell, in[0], h, c, place, spare);
-        } else if (lives_in_state(w->m, l)) {
-            out = h;
-        } else if (!writes_output(w->m, l)) {
-            vector_step(l, in, c, h, place, spare);
-        }
-        if (is_last && y && t + l->every >= w->n_steps) {
-            last_layer(l, in, out, y);
-        }
+    if (l->kind == STW_WINDOW && (l->src[0] == 0 || runs_at(w->m->layers + l->src[0] - 1, t))) {
+        stw_window_push(l, x, h);
     }
-    if (stw_is_recurrent(l) && stw_cell_flags(l) & STW_FINAL) {
-        for (size_t t = 0; t < w->n_steps; t++) {
-            memcpy(w->scratch + l->out * w->n_steps + t * l->n_out, h, l->n_out * sizeof *h);
-        }
-        for (size_t r = 0; is_last && y && r < l->n_out; r++) {
-            y[r] = h[r];
-        }
+#else
+    (void)w, (void)l, (void)x, (void)h, (void)t;
+#endif
+}
+
+/* Layer l at step t of the walk; the last layer's output goes to y, unless that is null.  1 if the layer ran. */
+static int layer_at(const walk *w, const stw_layer *l, int32_t *c, int16_t *h, size_t t, int32_t *y)
+{
+    int16_t       *out   = place_at(w, l, t);
+    int16_t       *spare = place_at(w, l, 0) + round_up_2(l->n_out * w->n_steps);
+    const int16_t *in[3];
+
+    for (int j = 0; j < 3; j++) {
+        in[j] = source_at(w, l->src[j], t);
+    }
+    remember(w, l, in[0], h, w->start + t);
+    if (!runs_at(l, w->start + t)) {
+        return 0;
+    }
+    if (stw_is_recurrent(l)) {
+        recurrent_step(l, in[0], h, c, out, spare);
+    } else if (lives_in_state(w->m, l)) {
+        out = h;
+    } else if (!writes_output(w->m, l)) {
+        vector_step(l, in, c, h, out, spare);
+    }
+    if (y && t + l->every >= w->n_steps) {
+        last_layer(l, in, out, y);
+    }
+    return 1;
+}
+
+/* A final layer gives the state at the end of its way at every step. */
+static void repeat_state(const walk *w, const stw_layer *l, const int16_t *h, int32_t *y)
+{
+    for (size_t t = 0; t < w->n_steps; t++) {
+        memcpy(place_at(w, l, t), h, l->n_out * sizeof *h);
+    }
+    for (size_t r = 0; y && r < l->n_out; r++) {
+        y[r] = h[r];
+    }
+}
+
+/* Layer l over all steps of the walk.  1 if it ran at one of them. */
+static int run_layer(const walk *w, const stw_layer *l, int32_t *c, int16_t *h, int32_t *y)
+{
+    uint16_t flags = stw_is_recurrent(l) ? stw_cell_flags(l) : 0u;
+    int      ran   = 0;
+
+    for (size_t k = 0; k < w->n_steps; k++) {
+        ran |= layer_at(w, l, c, h, flags & STW_REVERSE ? w->n_steps - 1 - k : k, y);
+    }
+    if (flags & STW_FINAL) {
+        repeat_state(w, l, h, y);
     }
     return ran;
 }
@@ -576,7 +600,7 @@ int stw_run_layers(const stw_stream *s, stw_copy state, const int16_t *x, int32_
     w.n_steps = stw_chunk(m);
     w.start   = m->mode == STW_SLIDE ? 0 : t;
     for (const stw_layer *l = m->layers; l <= last; l++) {
-        fresh = run_layer(&w, l, state.c, state.h, l == last, y);
+        fresh = run_layer(&w, l, state.c, state.h, l == last ? y : 0);
         state.c += stw_n_cells(l);
         state.h += stw_n_hidden(l);
     }
