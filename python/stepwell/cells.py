@@ -28,6 +28,7 @@ from stepwell.rows import Z_SCALE, Report, joined_rows, single_rows, stacked
 HEADROOM = 2.0  # the calibrated maximum fills half of what a format holds
 TABLE_STEP = 128  # z codes between two entries of a table
 PEEPHOLE_FRAC = range(6, 16)
+C_LIMIT = 2.0 ** (31 - C_FRAC)
 G_FRAC_MIN = 7
 
 
@@ -104,6 +105,10 @@ def _start(layer: Recurrent, h_frac: int) -> dict[str, np.ndarray | None]:
         return {"h0": None, "c0": None}
     h0 = np.zeros(layer.n_out) if layer.h0 is None else layer.h0
     c0 = np.zeros(layer.n_units) if c0 is None else c0
+    if np.abs(c0).max() >= C_LIMIT:
+        raise QuantizeError(
+            f"layer '{layer.name}': an initial cell state is {np.abs(c0).max():.3g}, Q9.22 holds less than {C_LIMIT:.0f}"
+        )
     h_codes = np.clip(np.floor(h0 * 2.0**h_frac + 0.5), -32767, 32767).astype(np.int16)
     c_codes = np.clip(np.floor(c0 * 2.0**C_FRAC + 0.5), -(2.0**31), 2.0**31 - 1).astype(np.int32)
     return {"h0": h_codes, "c0": c_codes}
@@ -112,6 +117,7 @@ def _start(layer: Recurrent, h_frac: int) -> dict[str, np.ndarray | None]:
 def _h_frac(layer: Recurrent, bounded: bool, stats: LayerStats) -> int:
     """The format of the hidden state: Q0.15 where it is at most 1, else what calibration saw, with headroom."""
     peaks = [stats.peaks.get("y", 0.0), stats.peaks.get("h", 0.0)]
+    bounded = bounded and (layer.h0 is None or np.abs(layer.h0).max() <= 1.0)
     frac = H_FRAC if bounded else frac_for(HEADROOM * max(peaks))
     if frac < 0:
         raise QuantizeError(
@@ -245,6 +251,7 @@ def _rnn(layer: Rnn, stats: LayerStats, x_scale: float, report: Report) -> RnnLa
     z_scale = 2.0**-z_frac
     bounded = plain or largest(function, z_scale) <= 1.0
     h_frac = _h_frac(layer, bounded, stats)
+    plain = plain and h_frac == H_FRAC  # tanh gives Q0.15; an initial state beyond 1 needs another format
     cell = Cell(
         candidate=None if plain else table_of(function, z_scale, 2.0**-h_frac),
         clip=_clip_code(layer, z_scale),

@@ -34,6 +34,7 @@ def _elu(z: np.ndarray, alpha: float) -> np.ndarray:
     return np.where(z < 0, alpha * np.expm1(np.minimum(z, 0.0)), z)
 
 
+ERF = np.vectorize(erf, otypes=[float])  # NumPy has none; the type is needed for arrays without values
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
 FORMULAS: dict[str, Callable[[np.ndarray, float, float], np.ndarray]] = {
@@ -55,11 +56,11 @@ FORMULAS: dict[str, Callable[[np.ndarray, float, float], np.ndarray]] = {
     "swish": lambda z, a, b: z * sigmoid(a * z),
     "hard_swish": lambda z, a, b: z * np.clip(z / 6.0 + 0.5, 0.0, 1.0),
     "mish": lambda z, a, b: z * np.tanh(softplus(z)),
-    "gelu": lambda z, a, b: 0.5 * z * (1.0 + np.vectorize(erf)(z / sqrt(2.0))),
+    "gelu": lambda z, a, b: 0.5 * z * (1.0 + ERF(z / sqrt(2.0))),
     "gelu_tanh": lambda z, a, b: 0.5 * z * (1.0 + np.tanh(sqrt(2.0 / np.pi) * (z + 0.044715 * z**3))),
     "clip": lambda z, a, b: np.clip(z, a, b),
     "abs": lambda z, a, b: np.abs(z),
-    "erf": lambda z, a, b: np.vectorize(erf)(z),
+    "erf": lambda z, a, b: ERF(z),
     "exp": lambda z, a, b: np.exp(np.minimum(z, 700.0)),
 }
 

@@ -416,6 +416,8 @@ class Window(Layer):
     def fault(self) -> str:
         if min(self.taps, self.dilation, self.stride) < 1:
             return f"taps {self.taps}, dilation {self.dilation} and stride {self.stride} must be positive"
+        if self.span > WIDTH_MAX:
+            return f"looks back over {self.span} steps, {WIDTH_MAX} at most"
         return "" if 0 <= self.delay < self.span else f"padding {self.padding} does not fit a span of {self.span}"
 
 
@@ -506,6 +508,8 @@ class Graph:
             raise ImportRefused("a graph needs at least one recurrent layer")
         if not self.sources:
             object.__setattr__(self, "sources", tuple((k,) for k in range(len(self.layers))))
+        if len(self.sources) != len(self.layers):
+            raise ImportRefused(f"{len(self.layers)} layers, but sources for {len(self.sources)}")
         for index in range(len(self.layers)):
             reason = self._fault(index)
             if reason:

@@ -35,6 +35,21 @@ class Mode:
             return f"stagger:{self.window}/{self.window // self.stride}"
         return f"{self.kind}:{self.window}" + (f"/{self.stride}" if self.kind == "slide" and self.stride > 1 else "")
 
+    def __post_init__(self) -> None:
+        """StepwellError when the numbers make no sense; a Mode that exists is one the engine can run."""
+        if self.kind not in KINDS:
+            raise StepwellError(f"mode '{self.kind}' is not one of {HELP}")
+        given = (self.window, self.stride)
+        fits = given == (0, 1) if self.kind == "carry" else 1 <= self.stride <= self.window <= WINDOW_MAX
+        if self.kind == "tumble":
+            fits = fits and self.stride in (1, self.window)
+        if self.kind == "stagger":
+            fits = fits and self.window % self.stride == 0
+        if not fits:
+            raise StepwellError(
+                f"mode {self.kind} with a window of {self.window} and a stride of {self.stride} steps: give {HELP}"
+            )
+
     @property
     def n_copies(self) -> int:
         """States that a stream carries."""
@@ -93,9 +108,11 @@ def parse_mode(text: str | Mode, readout: str = "every") -> Mode:
         raise StepwellError(f"mode '{text}' is not one of {HELP}")
     if match[1]:
         return CARRY
-    kind, window, part = match[2], int(match[3]), int(match[4] or 0)
+    kind, window, part = match[2], int(match[3]), None if match[4] is None else int(match[4])
     if not 1 <= window <= WINDOW_MAX:
         raise StepwellError(f"mode '{text}': a window has 1 to {WINDOW_MAX} steps")
+    if part == 0:
+        raise StepwellError(f"mode '{text}': the number after the / is at least 1")
     if kind == "tumble" and part:
         raise StepwellError(f"mode '{text}': tumble takes no second number, it gives {HELP}")
     if kind == "tumble":

@@ -16,7 +16,7 @@ from stepwell import proof
 from stepwell.calibrate import Calibration, LayerStats, Moments
 from stepwell.cells import HEADROOM, largest, quantize_recurrent, table_of
 from stepwell.errors import QuantizeError
-from stepwell.functions import Function
+from stepwell.functions import Function, as_function
 from stepwell.graph import (
     Activation,
     Add,
@@ -52,10 +52,11 @@ from stepwell.model import (
     MaxPoolLayer,
     Model,
     MulLayer,
+    Rows,
     SliceLayer,
     WindowLayer,
 )
-from stepwell.rows import Z_SCALE, Report, multipliers, reach, scaling_row, single_rows, stacked
+from stepwell.rows import LARGEST_RATIO, Z_SCALE, Report, multipliers, reach, scaling_row, single_rows, stacked
 from stepwell.scaler import NO_SCALER, Scaler
 
 H_SCALE = 2.0**-H_FRAC
@@ -67,6 +68,8 @@ ADD_LIMIT = 16384  # the larger of the two weights of an addition
 EPSILON_MAX = 2**61 - 1
 NORM_BITS = 3  # a normalised value is held up to 2^3 standard deviations
 SCORE_SHIFT_MAX = 62
+SMALLEST_INPUT = 1e-20  # largest input of a model: less is no measurement, and squares of scales would underflow
+Y_FRAC_MAX = 30
 
 
 def quantize(graph: Graph, calibration: Calibration, mode: Mode = CARRY, scaler: Scaler = NO_SCALER) -> Model:
@@ -85,7 +88,7 @@ def quantize(graph: Graph, calibration: Calibration, mode: Mode = CARRY, scaler:
         q.add(index, layer)
     layers, sources, timing = list(q.layers), list(graph.sources), list(graph.timing)
     y_frac = -log2(layers[-1].y_scale)
-    if y_frac != round(y_frac):  # the output's format is a power of two
+    if y_frac != round(y_frac) or not 0 <= y_frac <= Y_FRAC_MAX:  # the output's format is a power of two
         layers.append(_rescaled(layers[-1]))
         sources.append((len(layers) - 1,))
         timing.append(timing[-1])
@@ -105,7 +108,7 @@ def _check_window(graph: Graph, mode: Mode) -> None:
             f"mode {mode}: the model's first output comes after {timing.first + 1} steps: take a longer window"
         )
     missed = (mode.window - 1 - timing.first) % timing.every
-    if missed and mode.kind != "slide" and mode.stride > 1:
+    if missed and (mode.kind == "stagger" or (mode.kind == "tumble" and mode.stride > 1)):
         raise QuantizeError(
             f"mode {mode}: the model gives an output every {timing.every} steps, and none at the window's last: take a window of "
             f"{mode.window - missed} or {mode.window - missed + timing.every} steps"
@@ -114,8 +117,8 @@ def _check_window(graph: Graph, mode: Mode) -> None:
 
 def _rescaled(layer: IntLayer) -> ActivationLayer:
     """Codes in the next finer power of two."""
-    y_scale = 2.0 ** -min(30, max(0, ceil(-log2(layer.y_scale))))
-    row = scaling_row(layer.y_scale / y_scale)
+    y_scale = 2.0 ** -min(Y_FRAC_MAX, max(0, ceil(-log2(layer.y_scale))))
+    row = _scaling_row("output", layer.y_scale / y_scale)
     return ActivationLayer("output", layer.n_out, row, "none", layer.y_scale, y_scale)
 
 
@@ -165,6 +168,10 @@ def _input_scale(graph: Graph, calibration: Calibration) -> float:
         return 1.0
     if calibration.x_peak == 0:
         raise QuantizeError("every calibration input is zero: give sample sequences that look like real data")
+    if calibration.x_peak < SMALLEST_INPUT:
+        raise QuantizeError(
+            f"calibration inputs reach {calibration.x_peak:.3g} only: scale them up (scaler=), or check their unit"
+        )
     return HEADROOM * calibration.x_peak / 32767
 
 
@@ -206,7 +213,21 @@ def _int16_scale(place: _Place, peak: float, highest: float) -> float:
         return place.y_scale
     span = min(HEADROOM * peak, highest) or HEADROOM
     scale = max(span / 32767, 1.02 * highest / proof.RESULT_MAX)
-    return 2.0 ** -min(30, max(0, floor(-log2(scale)))) if place.is_last else scale
+    return _power_of_two(scale) if place.is_last else scale
+
+
+def _power_of_two(scale: float) -> float:
+    """The next power of two that a code of an output may be worth; scales above 1 are left to ``_rescaled``."""
+    return 2.0 ** -min(Y_FRAC_MAX, floor(-log2(scale))) if scale <= 1.0 else scale
+
+
+def _scaling_row(name: str, ratio: float, largest_code: float = 32768.0) -> Rows:
+    """A row without weights and bias. QuantizeError, naming the layer, when its result can leave int32."""
+    if ratio >= LARGEST_RATIO or largest_code * ratio > proof.RESULT_MAX:
+        raise QuantizeError(
+            f"layer '{name}': its values are too large for what follows: normalise the inputs, or scale the model down"
+        )
+    return scaling_row(ratio)
 
 
 def _output_scale(layer: Layer, peak: float, highest: float, place: _Place) -> float:
@@ -236,6 +257,8 @@ def _formats(layer: Layer, place: _Place, highest: float) -> tuple[float, float,
         # the layer computes 2^z: z = logit * log2(e), so the factor goes into the row scales
         return 2.0**-SOFTMAX_FRAC / LOG2_E, H_SCALE, activation, None
     if activation in ("tanh", "sigmoid"):
+        if place.y_scale:  # a format that only a table can give
+            return _table_formats(as_function(activation), place, highest)
         return Z_SCALE, H_SCALE, activation, None
     if place.is_last and not isinstance(layer, Activation):
         scale = _output_scale(layer, place.peak("y"), highest, place)
@@ -250,7 +273,7 @@ def _table_formats(function: Function, place: _Place, highest: float) -> tuple[f
     top = largest(function, v_scale) or 1.0
     y_scale = place.y_scale or top / 32767
     if place.is_last:
-        y_scale = 2.0 ** -min(30, max(0, floor(-log2(y_scale))))
+        y_scale = _power_of_two(y_scale)
     return v_scale, y_scale, "table", table_of(function, v_scale, y_scale)
 
 
@@ -281,12 +304,12 @@ def _dense(layer: Dense, place: _Place) -> DenseLayer:
 
 def _activation(layer: Activation, place: _Place) -> ActivationLayer:
     if layer.activation == "relu":
-        y_scale = place.x_scale if not place.is_last else 2.0 ** -min(30, max(0, floor(-log2(place.x_scale))))
+        y_scale = place.x_scale if not place.is_last else _power_of_two(place.x_scale)
         v_scale, name, table = y_scale, "relu", None
     else:
         v_scale, y_scale, name, table = _formats(layer, place, 32768 * place.x_scale)
     return ActivationLayer(
-        layer.name, layer.n_in, scaling_row(place.x_scale / v_scale), name, place.x_scale, y_scale, table
+        layer.name, layer.n_in, _scaling_row(layer.name, place.x_scale / v_scale), name, place.x_scale, y_scale, table
     )
 
 
@@ -296,14 +319,15 @@ def _add(layer: Add, place: _Place) -> AddLayer:
     v_scale, y_scale, activation, table = _formats(layer, place, highest)
     unit = max(abs(part) for part in parts) / ADD_LIMIT
     weights = np.array([floor(part / unit + 0.5) for part in parts], np.int16)
-    row = scaling_row(unit / v_scale)
+    row = _scaling_row(layer.name, unit / v_scale, 32768.0 * float(np.abs(weights.astype(int)).sum()))
     return AddLayer(layer.name, layer.n_in, weights, row, activation, place.x_scale, y_scale, table)
 
 
 def _mul(layer: Mul, place: _Place) -> MulLayer:
     unit = place.scales[0] * place.scales[1]
     v_scale, y_scale, activation, table = _formats(layer, place, 2.0**30 * unit)
-    return MulLayer(layer.name, layer.n_in, scaling_row(unit / v_scale), activation, place.x_scale, y_scale, table)
+    row = _scaling_row(layer.name, unit / v_scale, 2.0**30)
+    return MulLayer(layer.name, layer.n_in, row, activation, place.x_scale, y_scale, table)
 
 
 def _concat(layer: Concat, place: _Place) -> ConcatLayer:
@@ -330,7 +354,11 @@ def _layer_norm(layer: LayerNorm, place: _Place) -> LayerNormLayer:
     q_scale = sqrt(n) * 2.0 ** -(15 + exponent)  # of a normalised value
     highest = float(reach(layer.gamma[:, None], layer.beta, q_scale).max())
     y_scale = _int16_scale(place, place.peak("y"), highest)
-    epsilon = min(EPSILON_MAX, max(1, round(layer.epsilon / place.x_scale**2 * n**3)))
+    epsilon = max(1, round(layer.epsilon / place.x_scale**2 * n**3))
+    if epsilon > EPSILON_MAX:
+        raise QuantizeError(
+            f"layer '{layer.name}': its inputs, at most {place.peak('x'):.3g}, are too small against epsilon {layer.epsilon:.3g}: scale them up"
+        )
 
     def row_name(row: int) -> str:
         return f"layer '{layer.name}' value {row}"

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
 from stepwell.errors import SampleError
 from stepwell.graph import ArgMax, Dense, Graph
+from stepwell.samples import UNREADABLE
 
 MISSING = ("refuse", "hold", "fill")  # STW_MISSING_REFUSE ..
 RAW = {"": None, "int16": (-(2**15), 2**15 - 1), "int32": (-(2**31) + 1, 2**31 - 1)}
@@ -83,9 +83,12 @@ class Scaler:
                 raise SampleError(f"scaler: {name} must be one finite number a channel")
             if name.endswith("std") and not np.all(value > 0):
                 where = int(np.argmin(value > 0))
-                raise SampleError(
-                    f"scaler: {name} of channel {where} is {value[where]}: a constant channel has no scale, drop it"
+                why = (
+                    "a constant channel has no scale, drop it"
+                    if value[where] == 0
+                    else "it must be positive (min below max)"
                 )
+                raise SampleError(f"scaler: {name} of channel {where} is {value[where]}: {why}")
             object.__setattr__(self, name, value)
         if self.low is not None and self.high is not None and np.any(self.low > self.high):
             raise SampleError("scaler: low is above high")
@@ -155,21 +158,27 @@ class Scaler:
             return self
         lowest, highest = RAW[self.raw]
         mean = self.field("mean", n_in)
-        offset = np.clip(np.floor(mean + 0.5), lowest, highest)
+        offset = np.floor(mean + 0.5)
+        if np.abs(offset).max() >= 2**31:
+            raise SampleError(f"scaler: a mean of {offset[np.argmax(np.abs(offset))]:.3g} counts is beyond int32")
         factor = self.factors(n_in, x_scale)
         shift = np.minimum(MULT_BITS - 1 - np.floor(np.log2(factor)).astype(int), SHIFT_MAX)
-        if np.any(shift < 1) or np.any(factor * 2.0**shift < 2**14):
-            where = int(np.argmin((shift >= 1) & (factor * 2.0**shift >= 2**14)))
+        fits = (shift >= 1) & (factor * 2.0**shift >= 2**14)
+        if not fits.all():
+            where = int(np.argmin(fits))
             raise SampleError(
-                f"scaler: a raw count of channel {where} is {1 / factor[where]:.3g} codes: it cannot be scaled to 16 bits"
+                f"scaler: a raw count of channel {where} is {factor[where]:.3g} codes: it cannot be scaled to 16 bits"
             )
         mult = np.minimum(np.floor(factor * 2.0**shift + 0.5), 2**MULT_BITS - 1)
         bias = np.clip(np.floor((offset - mean) * mult + 0.5), -(2**31) + 1, 2**31 - 1)
+        if np.any(self.field("low", n_in) > highest) or np.any(self.field("high", n_in) < lowest):
+            raise SampleError(f"scaler: no {self.raw} lies between low and high")
         ends = (np.clip(f(self.field(n, n_in)), lowest, highest) for f, n in ((np.ceil, "low"), (np.floor, "high")))
         low, high = (end.astype(np.int64) for end in ends)
         if np.any(low > high):
             raise SampleError("scaler: no raw count lies between low and high")
-        fill = np.clip(np.floor((self.field("fill", n_in) - mean) * factor + 0.5), -32768, 32767)
+        filled = np.clip(self.field("fill", n_in), self.field("low", n_in), self.field("high", n_in))
+        fill = np.clip(np.floor((filled - mean) * factor + 0.5), -32768, 32767)
         numbers = (low, high, offset, mult, bias, shift, fill)
         channels = Channels(*(np.asarray(v).astype(np.int64) for v in numbers))
         return Scaler(**{**self._fields(), "channels": channels})
@@ -217,11 +226,24 @@ def as_scaler(given: object) -> Scaler:
         return _from_mapping(dict(given), "scaler")
     if hasattr(given, "mean_") and hasattr(given, "scale_"):
         return Scaler(mean=given.mean_, std=given.scale_)
-    if hasattr(given, "min_") and hasattr(given, "scale_"):  # MinMaxScaler: y = x * scale_ + min_
-        return Scaler(mean=-np.asarray(given.min_) / given.scale_, std=1 / np.asarray(given.scale_))
+    if hasattr(given, "min_") and hasattr(given, "scale_"):
+        return _from_min_max(given)
     raise SampleError(
         f"a scaler is a Scaler, a dict, a .json or .npz file or a fitted scikit-learn scaler, not {type(given).__name__}"
     )
+
+
+def _from_min_max(given: Any) -> Scaler:
+    """A fitted MinMaxScaler: y = x * scale_ + min_, limited to feature_range with clip=True."""
+    try:
+        scale, shift = np.asarray(given.scale_, np.float64), np.asarray(given.min_, np.float64)
+        ends = {}
+        if getattr(given, "clip", False):
+            low, high = (float(v) for v in given.feature_range)
+            ends = {"low": (low - shift) / scale, "high": (high - shift) / scale}
+        return Scaler(mean=-shift / scale, std=1 / scale, **ends)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise SampleError(f"the MinMaxScaler cannot be read ({error}): fit it first") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -230,7 +252,7 @@ def _read(path: Path) -> dict[str, Any]:
             with np.load(path, allow_pickle=False) as arrays:
                 return {name: arrays[name].tolist() for name in arrays.files}
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+    except (*UNREADABLE, OSError, RecursionError) as error:
         raise SampleError(f"{path}: no readable scaler ({error}): give .json or .npz with {KEYS}") from error
     if not isinstance(content, dict):
         raise SampleError(f"{path}: a scaler is a JSON object with {KEYS}")
@@ -244,6 +266,8 @@ def _from_mapping(given: dict[str, Any], where: str) -> Scaler:
                 low, high = (np.asarray(given.pop(prefix + end), np.float64) for end in ("min", "max"))
             except (KeyError, ValueError, TypeError) as error:
                 raise SampleError(f"{where}: {prefix}min and {prefix}max must both be given, as numbers") from error
+            if f"{prefix}mean" in given or f"{prefix}std" in given:
+                raise SampleError(f"{where}: give {prefix}min and {prefix}max, or {prefix}mean and {prefix}std")
             given |= {f"{prefix}mean": low, f"{prefix}std": high - low}
     known = set(Scaler.__dataclass_fields__) - {"channels"}
     if set(given) - known:
