@@ -122,7 +122,7 @@ def test_run_says_when_it_clips_and_when_there_is_nothing(stw, rows, tmp_path):
     assert done.returncode == 0 and len(done.stdout.splitlines()) == 5
     assert (
         len(done.stderr.splitlines()) == 1
-        and "line 3: outside" in done.stderr
+        and "line 3: input 0 is outside" in done.stderr
         and "scaled as in training?" in done.stderr
     )
     done = run("run", stw, stdin="")

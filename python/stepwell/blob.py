@@ -46,13 +46,11 @@ from stepwell.model import (
 from stepwell.scaler import MISSING, Channels, Scaler
 
 MAGIC = b"STW1"
-KINDS = {
-    kind: number
-    for number, kind in enumerate(
-        "lstm dense activation gru rnn gru_before window add mul concat slice max_pool layer_norm embedding arg_max attention".split(),
-        start=1,
-    )
-}
+KIND_NAMES = (
+    *("lstm", "dense", "activation", "gru", "rnn", "gru_before", "window", "add", "mul", "concat", "slice", "max_pool"),
+    *("layer_norm", "embedding", "arg_max", "attention"),
+)
+KINDS = {kind: number for number, kind in enumerate(KIND_NAMES, start=1)}  # STW_LSTM ..
 ACTIVATIONS = (*PLAIN, "table")  # STW_NONE .. STW_TABLE
 RECURRENT = {KINDS[layer.kind]: layer for layer in (LstmLayer, GruLayer, GruBeforeLayer, RnnLayer)}
 HEADER = struct.Struct("<4sHHIIIHHBBBxHHI4x")
@@ -112,7 +110,7 @@ def packed_weights(layer: IntLayer) -> tuple[np.ndarray | None, np.ndarray | Non
 
 
 def packed_extra(layer: IntLayer) -> np.ndarray | None:
-    """What a layer has beyond rows and weights (stw_layer.extra), int16: a table, an epsilon, a cell's variants; None for nothing."""
+    """stw_layer.extra, int16: a table, an epsilon, a cell's variants; None for nothing."""
     if isinstance(layer, RecurrentLayer):
         return _packed_cell(layer.cell)
     if isinstance(layer, LayerNormLayer):

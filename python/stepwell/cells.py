@@ -144,8 +144,8 @@ def _lstm(layer: Lstm, stats: LayerStats, x_scale: float, report: Report) -> Lst
     peephole, peephole_frac = _peephole(layer)
     if output is not None and stats.peaks.get("c", 0.0) > 16:
         report.warnings.append(
-            f"layer '{layer.name}': the cell state reaches {stats.peaks['c']:.3g}, its activation {layer.functions[2]} is held up to "
-            "16 only: expect large errors, train with tanh"
+            f"layer '{layer.name}': the cell state reaches {stats.peaks['c']:.3g}, its activation {layer.functions[2]} is "
+            "held up to 16 only: expect large errors, train with tanh"
         )
     cell = Cell(
         gate=_gate_table(layer),

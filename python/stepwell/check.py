@@ -12,6 +12,8 @@ from stepwell.calibrate import Progress, length_groups
 from stepwell.errors import ModelError, SampleError
 from stepwell.float_stream import run_in_mode
 from stepwell.graph import Graph
+from stepwell.info import macs_per_step, ram_bytes, timing
+from stepwell.mode import Mode
 from stepwell.model import Model, RecurrentLayer
 from stepwell.reference import Reference
 from stepwell.samples import Samples
@@ -79,7 +81,29 @@ def compare(model: Model, graph: Graph, samples: Samples, progress: Progress | N
         "saturation": saturation.counts,
         "metric": metric(samples.targets, in_float, in_int),
         "engine_mismatches": mismatches,
+        "mode": str(model.mode),
     }
+
+
+def compare_modes(
+    model: Model, graph: Graph, samples: Samples, modes: Sequence[Mode], progress: Progress | None = None
+) -> list[dict[str, Any]]:
+    """SQNR, task metric and cost of the same weights in each mode, at the steps at which the mode makes outputs.
+
+    The float side runs in the same mode: what a mode costs in accuracy is the change of the float metric from one to the other.
+    """
+    found = []
+    for mode in modes:
+        other = model.replace(mode=mode)
+        result = compare(other, graph, samples, progress)
+        costs = {
+            "macs_per_step": macs_per_step(other),
+            "ram_bytes": sum(ram_bytes(other)[k] for k in ("state", "scratch")),
+        }
+        found.append(
+            {"mode": str(mode), "sqnr_db": result["sqnr_db"], "metric": result["metric"], **costs, **timing(other)}
+        )
+    return found
 
 
 def sqnr_db(exact: np.ndarray, approximate: np.ndarray) -> float | None:

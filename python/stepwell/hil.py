@@ -234,7 +234,7 @@ def _blame(link: Link | HostLink, model: Model, replay: _Replay, step: int, sequ
 
 
 def _probed_difference(link: Link | HostLink, model: Model, before: bytes, x_q: np.ndarray) -> _Found | None:
-    """The first wrong unit of a recurrent layer in the step after ``before``. A window mode runs many steps at once: no unit is one step."""
+    """The first wrong unit in the step after ``before``; in mode carry only, others run many steps at once."""
     if model.mode.kind != "carry":
         return None
     seen: dict[int, dict[str, np.ndarray]] = {}

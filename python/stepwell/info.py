@@ -7,7 +7,7 @@ from typing import Any
 from stepwell import proof
 from stepwell.blob import CHANNEL, ROW, packed_extra, packed_weights
 from stepwell.engine import OpenModel, lib
-from stepwell.model import FORMAT, AttentionLayer, IntLayer, Model, RecurrentLayer
+from stepwell.model import FORMAT, AttentionLayer, IntLayer, Model, RecurrentLayer, WindowLayer
 
 # sizeof on a 32-bit target; emitted C asserts them when it is compiled for one
 MODEL_STRUCT_BYTES = 28
@@ -25,7 +25,7 @@ def describe(model: Model) -> dict[str, Any]:
         "precision": "w8a16",
         "n_in": model.n_in,
         "n_out": model.n_out,
-        "input": {"type": "int16", "scale": model.x_scale, "range": [-32768 * model.x_scale, 32767 * model.x_scale]},
+        "input": {"type": "int16", "scale": model.x_scale, "range": input_range(model)},
         "output": {"type": "int32", "format": f"Q{model.y_frac}", "scale": 2.0**-model.y_frac},
         "flash_bytes": flash_bytes(model),
         "ram_bytes": ram["state"] + ram["scratch"],
@@ -34,8 +34,11 @@ def describe(model: Model) -> dict[str, Any]:
         "stream_struct_bytes": STREAM_STRUCT_BYTES,
         "snapshot_bytes": ram["snapshot"],
         "stw_file_bytes": len(model.blob),
-        "macs_per_step": sum(macs(layer) for layer in model.layers),
-        "layers": [_describe_layer(layer) for layer in model.layers],
+        "macs_per_step": macs_per_step(model),
+        "mode": str(model.mode),
+        "timing": timing(model),
+        "scaler": model.scaler.to_json(),
+        "layers": [_describe_layer(model, index) for index in range(len(model.layers))],
         "notes": model.notes,
     }
 
@@ -74,7 +77,36 @@ def macs(layer: IntLayer) -> int:
     return products
 
 
-def _describe_layer(layer: IntLayer) -> dict[str, Any]:
+def input_range(model: Model) -> list[float]:
+    """Smallest and largest input that every channel holds, in the user's units."""
+    low, high = model.scaler.range(model.n_in, model.x_scale)
+    return [float(low.max()), float(high.min())]
+
+
+def macs_per_step(model: Model) -> float:
+    """Multiply-accumulates of a step, on average over those of a turn of the mode and of strides."""
+    per_step = sum(macs(layer) / timing.every for layer, timing in zip(model.layers, model.timing, strict=True))
+    if model.mode.kind == "slide":
+        per_step *= model.mode.window / model.mode.stride
+    return round(per_step * model.mode.n_copies)
+
+
+def timing(model: Model) -> dict[str, int]:
+    """``first_output``: the step (from 0) of the first output after a reset; ``output_every``: steps from one to the next.
+
+    ``remembers_steps``: how many inputs an output depends on, -1 for all since the reset (a recurrent layer in mode carry).
+    """
+    last = model.timing[-1]
+    if model.mode.kind == "carry" or (model.mode.kind == "tumble" and model.mode.stride == 1):
+        first, every = last.first, last.every
+    else:
+        first, every = model.mode.first, model.mode.stride
+    window = model.mode.window if model.mode.kind != "carry" else -1
+    return {"first_output": first, "output_every": every, "remembers_steps": window}
+
+
+def _describe_layer(model: Model, index: int) -> dict[str, Any]:
+    layer, timing = model.layers[index], model.timing[index]
     described = {
         "name": layer.name,
         "kind": layer.kind,
@@ -84,9 +116,16 @@ def _describe_layer(layer: IntLayer) -> dict[str, Any]:
         "x_scale": layer.x_scale,
         "y_scale": layer.y_scale,
         "macs": macs(layer),
+        "sources": list(model.sources[index]),
+        "first": timing.first,
+        "every": timing.every,
         "flash_bytes": _layer_flash(layer),
         "overflow_margin_bits": round(proof.layer_margin_bits(layer), 2),
     }
+    if isinstance(layer, WindowLayer):
+        described["looks_back"] = layer.span - 1
+    if isinstance(layer, AttentionLayer):
+        described["looks_back"] = layer.steps - 1
     if isinstance(layer, RecurrentLayer):
         described["formats"] = {
             "w": "int8",

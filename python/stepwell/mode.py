@@ -20,8 +20,8 @@ class Mode:
     """``kind`` one of KINDS; ``window``: its steps T; ``stride``: steps from one output to the next.
 
     carry: the state runs on. tumble: it is reset every T steps; outputs at every step (stride 1) or at each window's last
-    (stride T). slide: each output is that of the last T steps from a reset, every ``stride`` steps. stagger: T / stride states, started
-    ``stride`` steps apart, give the outputs of slide:T/stride with less work and more RAM.
+    (stride T). slide: each output is that of the last T steps from a reset, every ``stride`` steps. stagger: T / stride
+    states, started ``stride`` steps apart, give the outputs of slide:T/stride with less work and more RAM.
     """
 
     kind: str = "carry"
@@ -71,8 +71,8 @@ Run = Callable[
 def run_windows(mode: Mode, run: Run, known: np.ndarray, n_past: int, n_seen: int, held: np.ndarray) -> np.ndarray:
     """Outputs [..., T, n_out] of a mode other than carry: what the C library does step by step, said in one go.
 
-    ``known`` [..., n_past + T, n_in]: the new steps and as many before them as a window needs; ``n_seen``: steps before the new ones
-    since the reset; ``held`` [..., n_out]: the last output.
+    ``known`` [..., n_past + T, n_in]: the new steps and as many before them as a window needs; ``n_seen``: steps before the
+    new ones since the reset; ``held`` [..., n_out]: the last output.
     """
     n_new = known.shape[-2] - n_past
     if mode.kind == "tumble" and mode.stride == 1:
@@ -100,7 +100,7 @@ def _tumbling(mode: Mode, run: Run, known: np.ndarray, n_past: int, n_seen: int,
 
 
 def parse_mode(text: str | Mode, readout: str = "every") -> Mode:
-    """ "slide:50" -> Mode. ``readout`` "last": a tumbling window gives its last output only. StepwellError when it makes no sense."""
+    """A Mode from text as in HELP. ``readout`` "last": a tumbling window gives its last output only. StepwellError on nonsense."""
     if isinstance(text, Mode):
         return text
     match = re.fullmatch(r"(carry)|(tumble|slide|stagger):(\d{1,6})(?:/(\d{1,6}))?", str(text).strip())

@@ -49,9 +49,9 @@ class Rows:
 class Cell:
     """What a recurrent layer has beyond the plain cell.
 
-    ``gate``, ``candidate``, ``output``: tables int16 [513] of the activations, None for sigmoid, tanh, tanh. ``peephole`` int16 [3, H]
-    in Q(peephole_frac); ``h0`` int16 [n_out], ``c0`` int32 [H]; ``projection`` int16 [n_out, H]. ``clip``: limit of pre-activations,
-    Q4.11. ``g_frac``, ``a_frac``, ``h_frac``: formats of the candidate, the output's activation and h.
+    ``gate``, ``candidate``, ``output``: tables int16 [513] of the activations, None for sigmoid, tanh, tanh. ``peephole``
+    int16 [3, H] in Q(peephole_frac); ``h0`` int16 [n_out], ``c0`` int32 [H]; ``projection`` int16 [n_out, H]. ``clip``: limit
+    of pre-activations, Q4.11. ``g_frac``, ``a_frac``, ``h_frac``: formats of the candidate, the output's activation and h.
     """
 
     gate: np.ndarray | None = None
@@ -103,8 +103,8 @@ class IntLayer:
 
 @dataclass(frozen=True, eq=False)
 class RecurrentLayer(IntLayer):
-    """``w_x`` int8 [G*H, D], ``w_h`` int8 [G*H, n_out], values -127..127, G ``gates``; ``rows`` [R*H], R ``records`` of each unit, then
-    those of the projection.
+    """``w_x`` int8 [G*H, D], ``w_h`` int8 [G*H, n_out], values -127..127, G ``gates``; ``rows`` [R*H], R ``records`` of each
+    unit, then those of the projection.
     """
 
     name: str
@@ -442,13 +442,13 @@ class AttentionLayer(IntLayer):
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A quantised recurrent network. ``x_scale``: real value of an input code (int16), once the scaler has done its part; outputs are
-    int32 in Q(``y_frac``).
+    """A quantised recurrent network. ``x_scale``: real value of an input code (int16), once the scaler has done its part;
+    outputs are int32 in Q(``y_frac``).
 
-    ``sources``: for each layer the values it reads, 0 the model's input, k the output of layer k - 1; left out, the layers are a chain.
-    ``timing``: the steps at which each layer runs. ``mode``: how windows are treated; ``scaler``: what happens to the user's numbers
-    before they are codes. ``notes`` holds provenance and what the quantiser has to say: JSON types only, saved with the model,
-    without effect on bits.
+    ``sources``: for each layer the values it reads, 0 the model's input, k the output of layer k - 1; left out, the layers
+    are a chain. ``timing``: the steps at which each layer runs. ``mode``: how windows are treated; ``scaler``: what happens
+    to the user's numbers before they are codes. ``notes`` holds provenance and what the quantiser has to say: JSON types
+    only, saved with the model, without effect on bits.
     """
 
     layers: tuple[IntLayer, ...]

@@ -79,8 +79,8 @@ def quantize(graph: Graph, calibration: Calibration, mode: Mode = CARRY, scaler:
     """
     if graph.needs_window and mode.kind != "slide":
         raise QuantizeError(
-            "a layer reads the sequence backwards (reverse or bidirectional), which no stream can do: give the window it was trained "
-            "on with mode='slide:T' (--mode slide:T)"
+            "a layer reads the sequence backwards (reverse or bidirectional), which no stream can do: give the window it was "
+            "trained on with mode='slide:T' (--mode slide:T)"
         )
     _check_window(graph, mode)
     q = _Quantizer(graph, calibration)
@@ -247,8 +247,8 @@ def _output_scale(layer: Layer, peak: float, highest: float, place: _Place) -> f
 
 
 def _formats(layer: Layer, place: _Place, highest: float) -> tuple[float, float, str, np.ndarray | None]:
-    """For a layer with an activation whose sum stays within ``highest``: the real value of one unit before the activation and of one
-    output code, the activation's name on the device, and its table.
+    """For a layer with an activation whose sum stays within ``highest``: the real value of one unit before the activation and
+    of one output code, the activation's name on the device, and its table.
     """
     activation = layer.activation
     if isinstance(activation, Function):
@@ -357,7 +357,8 @@ def _layer_norm(layer: LayerNorm, place: _Place) -> LayerNormLayer:
     epsilon = max(1, round(layer.epsilon / place.x_scale**2 * n**3))
     if epsilon > EPSILON_MAX:
         raise QuantizeError(
-            f"layer '{layer.name}': its inputs, at most {place.peak('x'):.3g}, are too small against epsilon {layer.epsilon:.3g}: scale them up"
+            f"layer '{layer.name}': its inputs, at most {place.peak('x'):.3g}, are too small against epsilon "
+            f"{layer.epsilon:.3g}: scale them up"
         )
 
     def row_name(row: int) -> str:

@@ -299,10 +299,10 @@ def scores(layer: AttentionLayer, query: Array, keys: Array) -> Array:
 class Reference:
     """One stream (or many side by side) of the integer model; the methods of ``engine.Stream``.
 
-    ``observe(layer_index, name, values)`` is called with the integer values, [..., steps, width]. For a recurrent layer: "x", "h" (the
-    hidden state that enters a step), "acc" (what RQ takes), "z" [..., records*H], "gates" (stacked: [..., gates, H]), "c_wide" (the cell
-    before it saturates), "c", "unit_h" (before a projection) and "h_new"; for the others "x" ("x0", "x1", .. of several sources),
-    "v" (before the activation, where there is one) and "y".
+    ``observe(layer_index, name, values)`` is called with the integer values, [..., steps, width]. For a recurrent layer: "x",
+    "h" (the hidden state that enters a step), "acc" (what RQ takes), "z" [..., records*H], "gates" (stacked: [..., gates,
+    H]), "c_wide" (the cell before it saturates), "c", "unit_h" (before a projection) and "h_new"; for the others "x" ("x0",
+    "x1", .. of several sources), "v" (before the activation, where there is one) and "y".
 
     A mode other than carry is what docs/numerics.md says it is: the layers run over the last steps from a reset.
     """
@@ -322,7 +322,7 @@ class Reference:
         self._last: Array | None = None  # codes to hold where a sample is missing
 
     def restore(self, parts: list[Part]) -> None:
-        """The state of a snapshot of a model in mode carry (hil.snapshot_parts); what is held of outputs and inputs is not restored."""
+        """The state of a snapshot of a model in mode carry (hil.snapshot_parts), without held outputs and inputs."""
         self.reset()
         for part in parts:
             if part.index < 0:

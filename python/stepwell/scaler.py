@@ -1,6 +1,7 @@
 """What happens to the user's numbers before they are codes: normalisation, clamping, missing samples, raw integers.
 
-A device with a raw-integer model does all of it in ``stw_step_raw`` with one multiplication a channel (docs/numerics.md, "Raw input").
+A device with a raw-integer model does all of it in ``stw_step_raw`` with one multiplication a channel (docs/numerics.md, "Raw
+input").
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SHIFT_MAX = 62
 
 @dataclass(frozen=True, eq=False)
 class Channels:
-    """Integer adapter, an array [n_in] for each field of stw_channel: code = SAT16(RSH((clamp(raw) - offset) * mult + bias, shift))."""
+    """Integer adapter (docs/numerics.md, "Raw input"): an array [n_in] for each field of stw_channel."""
 
     low: np.ndarray
     high: np.ndarray
@@ -49,8 +50,8 @@ class Scaler:
     """Per channel: normalised = (clamp(x, low, high) - mean) / std. Arrays [n_in], or None for the identity.
 
     ``missing``: what a NaN becomes - "refuse" (an error), "hold" (the channel's last value) or "fill" (``fill`` [n_in], in the
-    user's units; default the mean). ``raw``: "int16" or "int32" when the device is given raw counts of that type in the user's units.
-    ``y_mean``, ``y_std`` [n_out]: outputs are y * y_std + y_mean; they are folded into the model's last layer.
+    user's units; default the mean). ``raw``: "int16" or "int32" when the device is given raw counts of that type in the
+    user's units. ``y_mean``, ``y_std`` [n_out]: outputs are y * y_std + y_mean; they are folded into the model's last layer.
     """
 
     mean: np.ndarray | None = None
@@ -118,7 +119,7 @@ class Scaler:
         return np.broadcast_to(default if value is None else value, (n_in,)).astype(np.float64)
 
     def normalise(self, x: np.ndarray) -> np.ndarray:
-        """The user's numbers [..., n_in] -> what the float graph takes; NaN as by ``missing``, held along the axis before the last."""
+        """The user's numbers [..., T, n_in] -> what the float graph takes; NaN as by ``missing``, held along T."""
         x = np.asarray(x, np.float64)
         n = x.shape[-1]
         if self.missing != "refuse":
@@ -151,6 +152,12 @@ class Scaler:
     def factors(self, n_in: int, x_scale: float) -> np.ndarray:
         """Codes per unit of input, [n_in]."""
         return 1.0 / (self.field("std", n_in) * x_scale)
+
+    def range(self, n_in: int, x_scale: float) -> tuple[np.ndarray, np.ndarray]:
+        """Smallest and largest input of each channel that a code stands for, in the user's units: [n_in] each."""
+        unit = 1.0 / self.factors(n_in, x_scale)
+        mean = self.field("mean", n_in)
+        return mean - 32768 * unit, mean + 32767 * unit
 
     def with_channels(self, n_in: int, x_scale: float) -> Scaler:
         """The same with the integer adapter for ``raw``. SampleError when a channel's scale does not fit it."""
@@ -212,7 +219,8 @@ KEYS = "mean, std (or min, max), low, high, missing, fill, raw, y_mean, y_std (o
 
 
 def as_scaler(given: object) -> Scaler:
-    """A Scaler from one, a dict, a path (.json, or .npz with the same names), or a fitted scikit-learn StandardScaler or MinMaxScaler.
+    """A Scaler from one, a dict, a path (.json, or .npz with the same names), or a fitted scikit-learn StandardScaler or
+    MinMaxScaler.
 
     Dicts may say ``min`` and ``max`` instead of mean and std: min becomes 0 and max 1. Raises SampleError.
     """
@@ -279,7 +287,7 @@ def _from_mapping(given: dict[str, Any], where: str) -> Scaler:
 
 
 def fold_outputs(graph: Graph, scaler: Scaler) -> Graph:
-    """The graph with y * y_std + y_mean as its output: in the weights of a last dense layer, else by one more. Raises SampleError."""
+    """The graph with y * y_std + y_mean as its output, in its last dense layer or in one more. Raises SampleError."""
     if scaler.y_mean is None and scaler.y_std is None:
         return graph
     n, last = graph.n_out, graph.layers[-1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -13,22 +14,41 @@ import stepwell
 from stepwell.blob import MAGIC
 from stepwell.cli.output import columns_option, examples, json_option, kilo, print_json, progress, split_columns
 from stepwell.errors import ImportRefused, SampleError
+from stepwell.mode import HELP as MODE_HELP
+from stepwell.mode import parse_mode
+from stepwell.scaler import KEYS as SCALER_KEYS
+from stepwell.scaler import MISSING, Scaler, as_scaler
 
 
 @click.command(
     epilog=examples(
         "stepwell convert motor.onnx --calib train.npz",
         "stepwell convert motor.onnx --calib log.csv --columns vibration,current -o m.stw",
+        "stepwell convert motor.onnx --calib windows.npz --mode slide:50",
+        "stepwell convert motor.onnx --calib adc.csv --scaler scaler.json --raw int16 --missing hold",
     )
 )
 @click.argument("onnx_file", metavar="MODEL.onnx")
 @click.option("--calib", required=True, help="Sample sequences like real input: .npz (x [n,T,n_in]), .npy or .csv.")
 @click.option("-o", "--output", help="The .stw file to write (default: beside the source).")
 @click.option("--name", help="Name of the model (default: the file's).")
+@click.option("--mode", default="carry", show_default=True, help=f"How windows are treated: {MODE_HELP}.")
+@click.option("--scaler", help=f"Normalisation of inputs, .json or .npz: {SCALER_KEYS}.")
+@click.option("--raw", type=click.Choice(["int16", "int32"]), help="The device is given raw counts (stw_step_raw).")
+@click.option("--missing", type=click.Choice(MISSING), help="What a missing sample (NaN, empty cell) becomes.")
 @columns_option
 @json_option
 def convert(
-    onnx_file: str, calib: str, output: str | None, name: str | None, columns: str | None, as_json: bool
+    onnx_file: str,
+    calib: str,
+    output: str | None,
+    name: str | None,
+    mode: str,
+    scaler: str | None,
+    raw: str | None,
+    missing: str | None,
+    columns: str | None,
+    as_json: bool,
 ) -> None:
     """Import an ONNX file, calibrate and quantise it: MODEL.stw."""
     if not Path(onnx_file).is_file():
@@ -37,7 +57,15 @@ def convert(
     if target.is_file() and target.read_bytes()[:4] != MAGIC:
         raise SampleError(f"{target} exists and is no .stw file: give another name with -o")
     with progress("calibrating", quiet=as_json) as tick:
-        model = stepwell.convert(onnx_file, calib, name=name, columns=split_columns(columns), progress=tick)
+        model = stepwell.convert(
+            onnx_file,
+            calib,
+            name=name,
+            columns=split_columns(columns),
+            progress=tick,
+            mode=mode,
+            scaler=_scaler(scaler, raw, missing),
+        )
     model.save(target)
     info = model.info()
     if as_json:
@@ -54,11 +82,23 @@ def convert(
     _print_notes(notes)
 
 
+def _scaler(file: str | None, raw: str | None, missing: str | None) -> Scaler:
+    """The file's scaler with what the options say on top."""
+    given = {"raw": raw, "missing": missing}
+    return replace(as_scaler(file), **{name: value for name, value in given.items() if value})
+
+
 def _print_costs(info: dict[str, Any]) -> None:
     click.echo(f"  flash       {kilo(info['flash_bytes'])} of constants (engine code on top)")
     ram = f"{info['state_bytes']} state + {info['scratch_bytes']} scratch + {info['stream_struct_bytes']} stw_stream"
     click.echo(f"  RAM         {info['ram_bytes'] + info['stream_struct_bytes']} B a stream: {ram}")
     click.echo(f"  work        {info['macs_per_step']} multiply-accumulates a step")
+    timing = info["timing"]
+    if info["mode"] != "carry":
+        click.echo(f"  mode        {info['mode']}: an output depends on {timing['remembers_steps']} steps")
+    if timing["first_output"] or timing["output_every"] > 1:
+        every = "at every step" if timing["output_every"] == 1 else f"every {timing['output_every']} steps"
+        click.echo(f"  outputs     {every}, the first after {timing['first_output'] + 1} steps; held in between")
 
 
 def _print_notes(notes: dict[str, Any]) -> None:
@@ -86,41 +126,63 @@ def info(model_file: str, as_json: bool) -> None:
         f"  input       {facts['n_in']} x int16, scale {facts['input']['scale']:.6g}, range {low:.4g} .. {high:.4g}"
     )
     click.echo(f"  output      {facts['n_out']} x int32 in {facts['output']['format']}")
+    if not model.scaler.is_identity:
+        click.echo(f"  scaler      {_scaler_text(facts['scaler'])}")
     _print_costs(facts)
     click.echo("  layers")
     for k, layer in enumerate(facts["layers"]):
         act = "" if layer["activation"] == "none" else f" {layer['activation']}"
         size = f"{layer['n_in']} -> {layer['n_out']}"
-        margin = f"overflow margin {layer['overflow_margin_bits']} bits"
-        click.echo(f"    {k} {layer['kind']}{act} '{layer['name']}' {size}, {kilo(layer['flash_bytes'])}, {margin}")
+        margin = f"overflow margin {layer['overflow_margin_bits']} bits" if layer["macs"] else "no sums"
+        memory = f", looks back {layer['looks_back']} steps" if layer.get("looks_back") else ""
+        wait = f", from step {layer['first']}" if layer["first"] else ""
+        rate = f", every {layer['every']} steps" if layer["every"] > 1 else ""
+        text = f"{layer['kind']}{act} '{layer['name']}' {size}, {kilo(layer['flash_bytes'])}, {margin}"
+        click.echo(f"    {k} {text}{memory}{wait}{rate}")
     source = facts["notes"].get("source", {})
     if source.get("file"):
         click.echo(f"  source      {source['file']} (SHA-256 {source['sha256'][:16]}...), {source['producer']}")
     _print_notes(facts["notes"])
 
 
+def _scaler_text(scaler: dict[str, Any]) -> str:
+    names = [name for name in ("mean", "std", "low", "high", "fill", "y_mean", "y_std") if name in scaler]
+    raw = f"raw {scaler['raw']} counts, " if scaler["raw"] else ""
+    return f"{raw}missing samples: {scaler['missing']}" + (f"; per channel {', '.join(names)}" if names else "")
+
+
 @click.command(
     epilog=examples(
-        "stepwell check motor.stw --data test.npz", "stepwell check motor.stw --data log.csv --float motor.onnx"
+        "stepwell check motor.stw --data test.npz",
+        "stepwell check motor.stw --data log.csv --float motor.onnx",
+        "stepwell check motor.stw --data log.npz --modes carry,tumble:50,slide:50,stagger:50/5",
     )
 )
 @click.argument("model_file", metavar="MODEL.stw")
 @click.option("--data", required=True, help="Test sequences: .npz (x, optionally targets y), .npy or .csv.")
 @click.option("--float", "float_file", help="The ONNX file it was made from (default: found by name and SHA-256).")
+@click.option("--modes", help="Compare these window modes, too, separated by commas.")
 @columns_option
 @json_option
-def check(model_file: str, data: str, float_file: str | None, columns: str | None, as_json: bool) -> None:
-    """Compare float and integer on your data: SQNR, errors, saturation, task metric."""
-    from stepwell.check import compare, find_source
+def check(
+    model_file: str, data: str, float_file: str | None, modes: str | None, columns: str | None, as_json: bool
+) -> None:
+    """Compare float and integer on your data: SQNR, errors, saturation, task metric; other window modes with --modes."""
+    from stepwell.check import compare, compare_modes, find_source
     from stepwell.importer import import_onnx
     from stepwell.samples import load_samples
 
     model = stepwell.load(model_file)
     source = find_source(model, Path(model_file), float_file)
     graph = import_onnx(source, verify=False).graph
-    samples = load_samples(data, model.n_in, columns=split_columns(columns))
+    asked = [parse_mode(text, model.notes.get("readout", "every")) for text in modes.split(",")] if modes else []
+    may_miss = model.scaler.missing != "refuse"
+    samples = load_samples(data, model.n_in, columns=split_columns(columns), may_miss=may_miss)
     with progress("comparing", quiet=as_json) as tick:
         result = compare(model, graph, samples, tick)
+    if asked:
+        with progress("modes", quiet=as_json) as tick:
+            result["modes"] = compare_modes(model, graph, samples, asked, tick)
     if as_json:
         print_json(result)
     else:
@@ -150,7 +212,15 @@ def _print_check(result: dict[str, Any]) -> None:
         click.echo(f"  saturated   {place}: {count['saturated']} of {count['values']} values")
     if not rails:
         click.echo("  saturated   nothing")
+    for mode in result.get("modes", []):
+        click.echo(f"  mode {mode['mode']:<14} {_mode_text(mode)}")
     click.echo(f"  C = reference: {result['engine_mismatches']} mismatches")
+
+
+def _mode_text(mode: dict[str, Any]) -> str:
+    metric = mode["metric"]
+    scores = f"{metric['name']} float {metric['float']:.6g}, integer {metric['integer']:.6g}, " if metric else ""
+    return f"{scores}SQNR {_db(mode['sqnr_db'])}, {mode['macs_per_step']} MACs a step, {mode['ram_bytes']} B RAM"
 
 
 def _db(value: float | None) -> str:
@@ -206,6 +276,16 @@ def run(model_file: str, data_file: str, columns: str | None, codes: bool, skip_
             _run_lines(model, file, data_file, split_columns(columns), codes, skip_bad, as_json)
 
 
+def _clipping(model: stepwell.Model, x: np.ndarray) -> str:
+    """The range that a value leaves, as text; empty when none does, or when the scaler clamps anyway."""
+    low, high = model.scaler.range(model.n_in, model.x_scale)
+    outside = (x < low) | (x > high)
+    if model.scaler.low is not None or model.scaler.high is not None or not outside.any():
+        return ""
+    channel = int(np.argmax(outside))
+    return f"input {channel} is outside {low[channel]:.4g} .. {high[channel]:.4g}"
+
+
 def _run_lines(
     model: stepwell.Model,
     lines: TextIO,
@@ -219,8 +299,7 @@ def _run_lines(
 
     from stepwell.samples import RowReader
 
-    stream, reader = model.stream(), RowReader(model.n_in, columns, name)
-    low, high = -32768 * model.x_scale, 32767 * model.x_scale
+    stream, reader = model.stream(), RowReader(model.n_in, columns, name, model.scaler.missing != "refuse")
     n_rows, clipped = 0, False
     for number, line in enumerate(lines, start=1):
         try:
@@ -233,13 +312,11 @@ def _run_lines(
         if x is None:  # a header
             continue
         n_rows += 1
-        if not clipped and not np.array_equal(np.clip(x, low, high), x):
+        if not clipped and (text := _clipping(model, x)):
             clipped = True
-            click.echo(
-                f"stepwell: {name} line {number}: outside {low:.4g} .. {high:.4g}, clipped: scaled as in training?",
-                err=True,
-            )
-        y = [int(v) for v in stream.step_q(model.quantize(x))] if codes else [float(v) for v in stream.step(x)]
+            click.echo(f"stepwell: {name} line {number}: {text}, clipped: scaled as in training?", err=True)
+        real = stream.step(x)
+        y = [round(v * 2**model.y_frac) for v in real] if codes else [float(v) for v in real]
         text = (
             json.dumps({"row": number, "y": y}) if as_json else ",".join(f"{v:.9g}" if not codes else str(v) for v in y)
         )
