@@ -3,7 +3,6 @@
 
 #include <string.h>
 
-#include "stw_config.h"
 #include "stw_fix.h"
 #include "stw_layers.h"
 
@@ -53,7 +52,7 @@ const char *stw_strerror(int status)
 
 static int lives_in_state(const stw_model *m, const stw_layer *l)
 {
-    return m->mode != STW_SLIDE && (stw_is_recurrent(l) || (l->kind == STW_WINDOW && l->p[1] == 1));
+    return (!STW_WITH_MODES || m->mode != STW_SLIDE) && (stw_is_recurrent(l) || (l->kind == STW_WINDOW && l->p[1] == 1));
 }
 
 /* Layers that compute their values one by one: int32 before they are stored. */
@@ -102,7 +101,7 @@ int stw_has_clock(const stw_model *m)
 {
     const stw_layer *last = m->layers + m->n_layers - 1;
 
-    return last->first != 0 || last->every != 1;
+    return STW_WITH_WINDOW && (last->first != 0 || last->every != 1); /* only windows make others wait */
 }
 
 /* The mode's counter; its window of inputs and the last codes, in front of the layers' state. */
@@ -238,7 +237,7 @@ static void layer_reset(const stw_layer *l, int32_t *c, int16_t *h)
 
     memset(c, 0, stw_n_cells(l) * sizeof *c);
     memset(h, 0, stw_n_hidden(l) * sizeof *h);
-    if (!stw_is_recurrent(l) || !stw_cell_open(l, &cell) || !cell.h0) {
+    if (!stw_is_recurrent(l) || !stw_cell_open(l, &cell) || !stw_variant(cell.h0)) {
         return;
     }
     memcpy(h, cell.h0, l->n_out * sizeof *h);
@@ -289,7 +288,7 @@ static void recurrent_step(const stw_layer *l, const int16_t *x, int16_t *h, int
     stw_unit unit;
 
     stw_cell_open(l, &cell);
-    y = cell.projection ? spare : out;
+    y = stw_variant(cell.projection) ? spare : out;
 #if STW_WITH_GRU
     if (l->kind == STW_GRU_BEFORE) {
         stw_gru_before_reset(l, &cell, x, h, spare);
@@ -302,7 +301,7 @@ static void recurrent_step(const stw_layer *l, const int16_t *x, int16_t *h, int
         }
         y[u] = unit.h;
     }
-    for (size_t r = 0; cell.projection && r < l->n_out; r++) {
+    for (size_t r = 0; stw_variant(cell.projection) && r < l->n_out; r++) {
         out[r] = stw_project(l, &cell, y, r);
     }
     memcpy(h, out, l->n_out * sizeof *h);
@@ -312,24 +311,23 @@ static void recurrent_step(const stw_layer *l, const int16_t *x, int16_t *h, int
 /* Value r of a layer that computes its values one by one, before it is stored: int32 in the layer's output format. */
 static int32_t layer_value(const stw_layer *l, const int16_t *const in[3], size_t r)
 {
-    const stw_row *row = l->rows;
-    int32_t        v   = 0;
+    int32_t v = 0;
 
     switch (l->kind) {
 #if STW_WITH_ACTIVATION
     case STW_ACTIVATION:
-        v = stw_rq(in[0][r], row->mult, row->shift);
+        v = stw_rq(in[0][r], l->rows->mult, l->rows->shift);
         break;
 #endif
 #if STW_WITH_MIX
     case STW_ADD: {
         const int16_t *w = (const int16_t *)l->w;
 
-        v = stw_rq(w[0] * in[0][r] + w[1] * in[1][r], row->mult, row->shift);
+        v = stw_rq(w[0] * in[0][r] + w[1] * in[1][r], l->rows->mult, l->rows->shift);
         break;
     }
     case STW_MUL:
-        v = stw_rq((int32_t)in[0][r] * in[1][r], row->mult, row->shift);
+        v = stw_rq((int32_t)in[0][r] * in[1][r], l->rows->mult, l->rows->shift);
         break;
 #endif
     default:
@@ -452,6 +450,7 @@ static void last_layer(const stw_layer *l, const int16_t *const in[3], const int
         return;
     }
 #endif
+    (void)in;
     for (size_t r = 0; r < l->n_out; r++) {
         y[r] = computes_values(l) ? layer_value(l, in, r) : out[r];
     }

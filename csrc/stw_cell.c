@@ -1,5 +1,4 @@
 /* stw_cell.c - what layers are made of: sizes of their parts, and the variants of recurrent cells. */
-#include "stw_config.h"
 #include "stw_dot.h"
 #include "stw_fix.h"
 #include "stw_layers.h"
@@ -11,7 +10,7 @@ size_t stw_n_rows(const stw_layer *l)
         stw_cell cell;
 
         stw_cell_open(l, &cell);
-        return 4u * (size_t)l->p[0] + (cell.projection ? l->n_out : 0u);
+        return 4u * (size_t)l->p[0] + (stw_variant(cell.projection) ? l->n_out : 0u);
     }
     case STW_GRU:
     case STW_GRU_BEFORE:
@@ -80,7 +79,7 @@ size_t stw_cell_open(const stw_layer *l, stw_cell *cell)
     size_t                length = STW_EXTRA_HEADER, units = l->p[0];
 
     *cell = plain;
-    if (!l->extra) {
+    if (!stw_variant(l->extra)) {
         return 0;
     }
     cell->flags         = (uint16_t)l->extra[1];

@@ -1,5 +1,4 @@
 /* stw_check.c - whether a model can be run: every kind, shape, source and size, before anything is computed. */
-#include "stw_config.h"
 #include "stw_fix.h"
 #include "stw_layers.h"
 
@@ -95,6 +94,9 @@ static int cell_fits(const stw_layer *l)
 {
     stw_cell cell;
 
+    if (!STW_WITH_VARIANTS) {
+        return !l->extra && l->p[0] != 0 && l->p[0] == l->n_out;
+    }
     stw_cell_open(l, &cell);
     if (cell.clip < 1 || cell.g_frac < 7 || cell.g_frac > 15 || cell.a_frac > 15 || cell.h_frac > 15 ||
         cell.flags > (STW_COUPLED | STW_REVERSE | STW_FINAL)) {
@@ -123,9 +125,12 @@ static int shape_fits(const stw_layer *l)
         return cell_fits(l);
     case STW_DENSE:
         return (uint32_t)l->p[0] * l->p[1] == n_out && (uint32_t)l->p[0] * l->p[2] == n_in;
+#if STW_WITH_WINDOW
     case STW_WINDOW:
         return l->p[0] != 0 && l->p[1] != 0 && n_in * l->p[0] == n_out &&
                ((uint64_t)l->p[0] - 1u) * l->p[1] < 65535u && n_in * (uint64_t)stw_window_span(l) < STATE_LIMIT;
+#endif
+#if STW_WITH_MIX
     case STW_CONCAT:
         return n_in < n_out;
     case STW_SLICE:
@@ -136,11 +141,16 @@ static int shape_fits(const stw_layer *l)
         return l->p[0] != 0 && l->p[0] <= 32768u && n_in * l->p[1] == n_out && l->src[0] == 0;
     case STW_ARG_MAX:
         return n_out == 1;
+#endif
+#if STW_WITH_NORM
     case STW_LAYER_NORM:
         return n_in == n_out && n_in >= 2 && n_in <= STW_NORM_MAX && l->p[0] <= 5;
+#endif
+#if STW_WITH_ATTENTION
     case STW_ATTENTION:
         return l->p[0] >= 1 && l->p[0] <= STW_SOFTMAX_MAX && l->p[1] <= STW_ADDITIVE && l->p[2] == n_in &&
                n_in >= 1 && n_in <= STW_NORM_MAX && (l->p[1] != STW_SCORE || n_in == 1);
+#endif
     default: /* activation, add, mul */
         return n_in == n_out;
     }
@@ -153,16 +163,20 @@ static uint16_t width_of(const stw_layer *l, int j)
         return l->n_in;
     }
     switch (l->kind) {
+#if STW_WITH_MIX
     case STW_ADD:
     case STW_MUL:
         return j == 1 ? l->n_in : 0u;
     case STW_CONCAT:
         return j == 1 ? (uint16_t)(l->n_out - l->n_in) : 0u;
+#endif
+#if STW_WITH_ATTENTION
     case STW_ATTENTION:
         if (l->p[1] == STW_SCORE) {
             return j == 1 ? l->n_out : 0u;
         }
         return j == 1 ? l->n_in : l->n_out;
+#endif
     default:
         return 0;
     }
@@ -180,7 +194,7 @@ static int is_multiple(uint32_t n, uint32_t of)
 /* A layer runs when its sources do; a window may start later and skip some of their steps. */
 static int timing_fits(const stw_layer *l, uint16_t first, uint16_t every)
 {
-    if (l->kind != STW_WINDOW) {
+    if (!STW_WITH_WINDOW || l->kind != STW_WINDOW) {
         return l->first == first && l->every == every;
     }
     return l->every && l->first >= first && is_multiple((uint32_t)l->first - first, every) &&
@@ -234,12 +248,14 @@ static int mode_fits(const stw_model *m)
     switch (m->mode) {
     case STW_CARRY:
         return m->window == 0 && m->stride == 1;
+#if STW_WITH_MODES
     case STW_TUMBLE:
-        return STW_WITH_MODES && m->window && (m->stride == 1 || m->stride == m->window);
+        return m->window && (m->stride == 1 || m->stride == m->window);
     case STW_SLIDE:
-        return STW_WITH_MODES && m->stride && m->stride <= m->window;
+        return m->stride && m->stride <= m->window;
     case STW_STAGGER:
-        return STW_WITH_MODES && m->window && is_multiple(m->window, m->stride);
+        return m->window && is_multiple(m->window, m->stride);
+#endif
     default:
         return 0;
     }

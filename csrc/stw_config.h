@@ -36,6 +36,12 @@
 #define STW_WITH_ATTENTION 1
 #endif
 
+/* What recurrent layers have beyond the plain cell: other activations, clip, peepholes, projection, initial states,
+ * coupled gates, reading backwards. */
+#ifndef STW_WITH_VARIANTS
+#define STW_WITH_VARIANTS 1
+#endif
+
 /* Window modes other than carry: tumble, slide, stagger. */
 #ifndef STW_WITH_MODES
 #define STW_WITH_MODES 1

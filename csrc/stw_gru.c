@@ -5,14 +5,14 @@
 
 static int32_t gate_of(const stw_cell *cell, int16_t z)
 {
-    return cell->gate ? stw_lookup(cell->gate, z) : stw_sigmoid(z);
+    return stw_variant(cell->gate) ? stw_lookup(cell->gate, z) : stw_sigmoid(z);
 }
 
 /* The new state from the update gate z and what enters the candidate's activation. */
 static void new_state(const stw_cell *cell, int32_t c, int32_t z, int32_t n_in, stw_unit *out)
 {
     int16_t n_z   = stw_clip(n_in, cell->clip);
-    int32_t n     = cell->candidate ? stw_lookup(cell->candidate, n_z) : stw_tanh(n_z);
+    int32_t n     = stw_variant(cell->candidate) ? stw_lookup(cell->candidate, n_z) : stw_tanh(n_z);
     int32_t fresh = stw_min(32768 - z, 32767);
 
     out->gate[2] = (int16_t)n;

@@ -3,6 +3,7 @@
 #define STW_LAYERS_H
 
 #include "stepwell.h"
+#include "stw_config.h"
 
 #define STW_SOFTMAX_MAX   512
 #define STW_NORM_MAX      1024 /* values of a LayerNorm, width of attention keys: their sums stay in 64 bits */
@@ -56,7 +57,13 @@ size_t stw_cell_open(const stw_layer *l, stw_cell *cell);
 
 static inline uint16_t stw_cell_flags(const stw_layer *l)
 {
-    return l->extra ? (uint16_t)l->extra[1] : 0u;
+    return STW_WITH_VARIANTS && l->extra ? (uint16_t)l->extra[1] : 0u;
+}
+
+/* A part of a variant; a build without variants knows at compile time that there is none. */
+static inline const int16_t *stw_variant(const int16_t *part)
+{
+    return STW_WITH_VARIANTS ? part : 0;
 }
 
 /* Row records of a layer. */
@@ -91,7 +98,7 @@ int        stw_has_clock(const stw_model *m);
 /* Steps that the layers run over at once: the window for STW_SLIDE, else 1. */
 static inline size_t stw_chunk(const stw_model *m)
 {
-    return m->mode == STW_SLIDE ? m->window : 1u;
+    return STW_WITH_MODES && m->mode == STW_SLIDE ? m->window : 1u;
 }
 
 /* stw_raw.c: raw samples [n_in] to codes x[n_in]; missing ones by the model's rule.  STW_OK or STW_E_MISSING. */

@@ -63,7 +63,7 @@ void stw_lstm_unit(const stw_layer *l, const stw_cell *cell, const int16_t *x, c
     int32_t i, f, g, o;
 
     unit_pre_activations(l, x, h, u, out->z);
-    if (l->extra) {
+    if (stw_variant(l->extra)) {
         variant_unit(l, cell, c, u, out);
         return;
     }

@@ -1,5 +1,4 @@
 /* stw_probe.c - one unit of one layer, seen from outside: finds which gate of a wrong step is the first wrong one. */
-#include "stw_config.h"
 #include "stw_layers.h"
 
 int stw_probe(const stw_stream *s, size_t layer, const int16_t *x, size_t unit, stw_unit *out)

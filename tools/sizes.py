@@ -10,12 +10,16 @@ from pathlib import Path
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 README = CSRC / "README.md"
 CORES = {"Cortex-M0": "-mcpu=cortex-m0", "Cortex-M4": "-mcpu=cortex-m4"}
-REST = ["ACTIVATION", "SOFTMAX", "STRINGS"]
-EVERYTHING = ["stepwell.c", "stw_lstm.c", "stw_gru.c", "stw_rnn.c", "stw_dense.c", "stw_softmax.c", "stw_table.c"]
+CORE = ["stepwell.c", "stw_check.c", "stw_cell.c", "stw_dense.c", "stw_table.c"]
+MORE = ["ACTIVATION", "SOFTMAX", "STRINGS", "MIX", "WINDOW", "NORM", "ATTENTION", "MODES", "VARIANTS"]
+EVERYTHING = [*CORE, "stw_lstm.c", "stw_gru.c", "stw_rnn.c"]
+EVERYTHING += ["stw_window.c", "stw_attention.c", "stw_norm.c", "stw_softmax.c", "stw_mode.c"]
 LEVELS = {
-    "core, LSTM + dense": (["stepwell.c", "stw_lstm.c", "stw_dense.c", "stw_table.c"], ["GRU", "RNN", *REST]),
-    "core, GRU + dense": (["stepwell.c", "stw_gru.c", "stw_dense.c", "stw_table.c"], ["LSTM", "RNN", *REST]),
+    "core, LSTM + dense": ([*CORE, "stw_lstm.c"], ["GRU", "RNN", *MORE]),
+    "core, GRU + dense": ([*CORE, "stw_gru.c"], ["LSTM", "RNN", *MORE]),
+    "core, conv + LSTM + dense": ([*CORE, "stw_lstm.c", "stw_window.c"], ["GRU", "RNN", *(k for k in MORE if k != "WINDOW")]),
     "core, everything": (EVERYTHING, []),
+    "+ raw input": (["stw_raw.c"], []),
     "+ state": (["stw_state.c", "stw_crc.c"], []),
     "+ blob": (["stw_blob.c"], []),
     "+ probe": (["stw_probe.c"], []),

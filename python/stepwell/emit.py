@@ -14,7 +14,7 @@ from stepwell._version import __version__
 from stepwell.blob import packed_channels, packed_extra, packed_rows, packed_weights, parameters, places
 from stepwell.errors import StepwellError
 from stepwell.files import write_whole
-from stepwell.model import FORMAT, Model
+from stepwell.model import FORMAT, IntLayer, Model, RecurrentLayer
 from stepwell.sources import csrc
 
 # the engine's files, and for those that a model may do without the knobs of stw_config.h that need them
@@ -38,7 +38,7 @@ OPTIONAL_SOURCES = ("stw_state.c", "stw_raw.c", "stw_probe.c", "stw_blob.c", "st
 KNOB_OF_KIND = {"gru_before": "GRU", "layer_norm": "NORM"} | dict.fromkeys(
     ("add", "mul", "concat", "slice", "max_pool", "embedding", "arg_max"), "MIX"
 )
-KNOBS = ("LSTM", "GRU", "RNN", "DENSE", "ACTIVATION", "SOFTMAX", "MIX", "WINDOW", "NORM", "ATTENTION", "MODES")
+KNOBS = ("LSTM", "GRU", "RNN", "DENSE", "ACTIVATION", "SOFTMAX", "MIX", "WINDOW", "NORM", "ATTENTION", "MODES", "VARIANTS")
 CELL = "header: parts, flags, clip, formats; tables, peephole, h0, c0, projection"
 EXTRA_WHAT = dict.fromkeys(("lstm", "gru", "gru_before", "rnn"), CELL) | {"layer_norm": "epsilon"}
 C_KEYWORDS = frozenset(
@@ -144,7 +144,12 @@ def _unused_knobs(model: Model) -> set[str]:
     used = {KNOB_OF_KIND.get(layer.kind, layer.kind.upper()) for layer in model.layers}
     used |= {layer.activation.upper() for layer in model.layers}
     used |= {"MODES"} if model.mode.kind != "carry" else set()
+    used |= {"VARIANTS"} if any(_has_variants(layer) for layer in model.layers) else set()
     return set(KNOBS) - used
+
+
+def _has_variants(layer: IntLayer) -> bool:
+    return isinstance(layer, RecurrentLayer) and packed_extra(layer) is not None
 
 
 def _layer_facts(model: Model, index: int) -> dict[str, object]:
