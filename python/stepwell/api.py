@@ -45,7 +45,7 @@ def convert(
     from stepwell.quantize import quantize
     from stepwell.samples import load_samples
 
-    graph, verified = _graph_of(source, steps)
+    graph, verified = _graph_of(source, steps, _width(calib))
     mode, scaler = parse_mode(mode, graph.readout), as_scaler(scaler)
     scaler.check(graph.n_in, graph.n_out)
     graph = fold_outputs(graph, scaler)
@@ -69,7 +69,15 @@ def convert(
     return loads(model.replace(notes=notes | model.notes).blob)  # what load would refuse must not be made
 
 
-def _graph_of(source: Source, steps: int | None) -> tuple[Graph, dict[str, object]]:
+def _width(calib: Samples) -> int | None:
+    """Inputs of calibration arrays; None for files, which are read later."""
+    if isinstance(calib, (str, Path)):
+        return None
+    first = calib if isinstance(calib, np.ndarray) else next(iter(calib), None)
+    return int(np.shape(first)[-1]) if np.ndim(first) >= 2 else None
+
+
+def _graph_of(source: Source, steps: int | None, n_in: int | None) -> tuple[Graph, dict[str, object]]:
     """The float graph and how well it replays its source. Heavy frameworks are imported only when something of theirs is given."""
     if isinstance(source, Graph):
         return source, {}
@@ -81,7 +89,7 @@ def _graph_of(source: Source, steps: int | None) -> tuple[Graph, dict[str, objec
     elif "torch" in frameworks:
         from stepwell.importer.torch import import_torch
 
-        imported = import_torch(source, steps=steps)
+        imported = import_torch(source, steps=steps, n_in=n_in)
     elif isinstance(source, (str, Path)):
         from stepwell.importer import import_onnx
 

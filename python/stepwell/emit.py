@@ -33,12 +33,25 @@ ENGINE_SOURCES: dict[str, tuple[str, ...]] = {
     "stw_mode.c": ("MODES",),
     "stw_table.c": (),
 }
-OPTIONAL_SOURCES = ("stw_state.c", "stw_raw.c", "stw_probe.c", "stw_blob.c", "stw_crc.c")
+OPTIONAL_SOURCES = ("stw_state.c", "stw_probe.c", "stw_blob.c", "stw_crc.c")
 # the knob STW_WITH_... that a layer kind needs, where it is not the kind's own name
 KNOB_OF_KIND = {"gru_before": "GRU", "layer_norm": "NORM"} | dict.fromkeys(
     ("add", "mul", "concat", "slice", "max_pool", "embedding", "arg_max"), "MIX"
 )
-KNOBS = ("LSTM", "GRU", "RNN", "DENSE", "ACTIVATION", "SOFTMAX", "MIX", "WINDOW", "NORM", "ATTENTION", "MODES", "VARIANTS")
+KNOBS = (
+    "LSTM",
+    "GRU",
+    "RNN",
+    "DENSE",
+    "ACTIVATION",
+    "SOFTMAX",
+    "MIX",
+    "WINDOW",
+    "NORM",
+    "ATTENTION",
+    "MODES",
+    "VARIANTS",
+)
 CELL = "header: parts, flags, clip, formats; tables, peephole, h0, c0, projection"
 EXTRA_WHAT = dict.fromkeys(("lstm", "gru", "gru_before", "rnn"), CELL) | {"layer_norm": "epsilon"}
 C_KEYWORDS = frozenset(
@@ -117,6 +130,7 @@ def _facts(model: Model, name: str) -> dict[str, object]:
     described = info.describe(model)
     unused = _unused_knobs(model)
     channels = packed_channels(model)
+    sources = ENGINE_SOURCES | ({} if channels is None else {"stw_raw.c": ()})
     return {
         "name": name,
         "macro": name.upper(),
@@ -127,16 +141,27 @@ def _facts(model: Model, name: str) -> dict[str, object]:
         "readout": model.notes.get("readout", "every"),
         "layers": [_layer_facts(model, index) for index in range(len(model.layers))],
         "struct_bytes": {"model": info.MODEL_STRUCT_BYTES, "layer": info.LAYER_STRUCT_BYTES},
-        "engine_sources": list(ENGINE_SOURCES),
-        "lean_sources": [source for source, knobs in ENGINE_SOURCES.items() if not knobs or set(knobs) - unused],
+        "engine_sources": list(sources),
+        "lean_sources": [source for source, knobs in sources.items() if not knobs or set(knobs) - unused],
         "lean_flags": [f"-DSTW_WITH_{knob}=0" for knob in KNOBS if knob in unused],
         "window": model.mode.window,
         "stride": model.mode.stride,
         "mode_macro": f"STW_{model.mode.kind.upper()}",
         "missing_macro": f"STW_MISSING_{model.scaler.missing.upper()}",
+        "scaled": _scaled(model),
         "channels": None if channels is None else [f"{{{', '.join(map(str, c))}}}" for c in channels.tolist()],
         "optional_sources": OPTIONAL_SOURCES,
     }
+
+
+def _scaled(model: Model) -> dict[str, list[str]] | None:
+    """The scaler's arrays as C numbers; None for a model whose inputs are only scaled by x_scale."""
+    scaler, n = model.scaler, model.n_in
+    if all(value is None for value in (scaler.mean, scaler.std, scaler.low, scaler.high)):
+        return None
+    fields = {name: scaler.field(name, n) for name in ("low", "high", "mean")}
+    fields["codes"] = scaler.factors(n, model.x_scale)
+    return {name: [f"{float(np.clip(v, -1e300, 1e300)):.17g}" for v in values] for name, values in fields.items()}
 
 
 def _unused_knobs(model: Model) -> set[str]:
