@@ -524,8 +524,8 @@ def test_old_opset_is_refused(path, opset):
 
 def test_wrong_import_is_caught_by_replay(path, monkeypatch):
     """The replay is the net under the importer: a graph that differs must not get through."""
-    true = FloatStream.step
-    monkeypatch.setattr(FloatStream, "step", lambda self, x: true(self, x) * 1.0001)
+    true = FloatStream.run
+    monkeypatch.setattr(FloatStream, "run", lambda self, x: true(self, x) * 1.0001)
     refused(after_lstm(path, identity("h")), "differ")
 
 

@@ -119,6 +119,11 @@ class FloatStream:
         if self._observer and values.size:
             self._observer(index, name, values)
 
+    @property
+    def steps(self) -> int:
+        """Steps since the reset."""
+        return self._steps
+
     def step(self, x: Array) -> Array:
         """One timestep: ``x`` [..., n_in] -> [..., n_out]."""
         return self.run(np.asarray(x, dtype=np.float64)[..., None, :])[..., 0, :]

@@ -34,5 +34,6 @@ def import_onnx(path: str | Path, verify: bool = True) -> Imported:
     path = Path(path)
     onnx_model, notes = read_model(path)
     walked = walk(onnx_model)
-    graph = Graph(walked.layers, walked.readout, source_of(path, onnx_model), (*notes, *walked.notes))
+    notes = (*notes, *walked.notes)
+    graph = Graph(walked.layers, walked.readout, source_of(path, onnx_model), notes, walked.sources)
     return Imported(graph, replay(onnx_model, walked, graph) if verify else None)

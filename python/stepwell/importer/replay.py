@@ -10,9 +10,10 @@ import onnx
 
 from stepwell.errors import ImportRefused
 from stepwell.float_stream import FloatStream
-from stepwell.graph import Graph
+from stepwell.graph import Embedding, Graph
 from stepwell.importer.reader import in_float32
-from stepwell.importer.walk import Axis, Walked, live_part
+from stepwell.importer.signals import Axis
+from stepwell.importer.walk import Walked, live_part
 
 TOLERANCE = 1e-5  # of the output's range
 STEPS = 17  # where time is dynamic
@@ -33,13 +34,16 @@ def replay(model: onnx.ModelProto, walked: Walked, graph: Graph) -> Replay:
     """Run both on random sequences. Raises ImportRefused when they differ by more than TOLERANCE."""
     model = in_float32(live_part(model))
     sizes = [size or (STEPS if f"in{k}" == walked.time else STREAMS) for k, size in enumerate(walked.input_shape)]
-    rng = np.random.default_rng(20)
+    draw = _draws(graph)
     hands_state_on = walked.state_inputs and len(walked.state_inputs) == len(walked.state_outputs)
-    chunks = [rng.normal(size=sizes) for _ in range(SINGLE_STEPS if hands_state_on else 1)]
+    chunks = [draw(sizes) for _ in range(SINGLE_STEPS if hands_state_on else 1)]
     wanted, oracle = _source_outputs(model, walked, chunks, _zero_states(model, walked, sizes))
     stream = FloatStream(graph)
     worst, low, high = 0.0, np.inf, -np.inf
     for x, expected in zip(chunks, wanted, strict=True):
+        if graph.readout == "every":
+            n_steps = x.shape[int(walked.time[2:])] if walked.time.startswith("in") else 1
+            expected = _as_far(expected, walked, len(_fresh(graph, stream.steps, n_steps)))
         ours = _stream_outputs(stream, walked, x, expected.shape)
         worst = max(worst, float(np.abs(ours - expected).max()))
         low, high = min(low, float(expected.min())), max(high, float(expected.max()))
@@ -52,6 +56,15 @@ def replay(model: onnx.ModelProto, walked: Walked, graph: Graph) -> Replay:
             "the importer has misread this model; please report it with the file"
         )
     return Replay(error, oracle)
+
+
+def _draws(graph: Graph) -> Callable[[list[int]], np.ndarray]:
+    """Random inputs of a shape: numbers, or tokens for an embedding."""
+    rng = np.random.default_rng(20)
+    tables = [layer.table for layer in graph.layers if isinstance(layer, Embedding)]
+    if tables:
+        return lambda sizes: rng.integers(0, min(len(table) for table in tables), sizes)
+    return lambda sizes: rng.normal(size=sizes)
 
 
 def _source_outputs(
@@ -96,7 +109,8 @@ def _reference_evaluator(model: onnx.ModelProto) -> tuple[Run, str]:
 
 def _zero_states(model: onnx.ModelProto, walked: Walked, sizes: list[int]) -> dict[str, np.ndarray]:
     """Zeros for every input but the data."""
-    batch = next((s for k, s in enumerate(sizes[:-1]) if f"in{k}" != walked.time), 1)
+    labels = _input_labels(walked, len(sizes))
+    batch = next((s for s, label in zip(sizes, labels, strict=True) if label not in (walked.time, "feature")), 1)
     stored = {tensor.name for tensor in model.graph.initializer} | {walked.input_name}
     return {
         value.name: np.zeros(
@@ -108,23 +122,50 @@ def _zero_states(model: onnx.ModelProto, walked: Walked, sizes: list[int]) -> di
 
 
 def _stream_outputs(stream: FloatStream, walked: Walked, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The graph as a stream over ``x`` in the source's axes; the result in the source's output axes."""
-    labels = [f"in{k}" for k in range(x.ndim - 1)]
+    """The graph as a stream over ``x`` in the source's axes; the result in the source's output axes, as far as a stream gets."""
+    labels = _input_labels(walked, x.ndim)
+    batch = [label for label in labels if label not in (walked.time, "feature")]
     timed = walked.time in labels  # a model of one step may have no time axis
-    steps = np.moveaxis(x, labels.index(walked.time), 0) if timed else x[None]
-    outputs = np.stack([stream.step(step) for step in steps])  # [T, batch, n_out]
-    order = [label for label in labels if label != walked.time]
+    order = [*batch, *([walked.time] if timed else []), *(["feature"] if "feature" in labels else [])]
+    x = x.transpose([labels.index(label) for label in order])
+    x = x if "feature" in labels else x[..., None]
+    x = x if timed else x[..., None, :]
+    before = stream.steps
+    y = stream.run(x)
     if timed and stream.graph.readout == "every":
-        order = [walked.time, *order]
+        y, made = y[..., _fresh(stream.graph, before, x.shape[-2]), :], [*batch, walked.time]
     else:
-        outputs = outputs[-1]
-    arranged = _arranged(outputs, [*order, "feature"], walked.output_axes)
+        y, made = y[..., -1, :], batch
+    if any(atom.label == "direction" for axis in walked.output_axes for atom in axis):
+        y = y.reshape(*y.shape[:-1], 2, -1)
+        made = [*made, "direction"]
+    arranged = _arranged(y, [*made, "feature"], walked.output_axes)
     if arranged.size != np.prod(shape):
         raise ImportRefused(
             f"the source gives {list(shape)} for an input of {list(x.shape)}, the stream {arranged.size} values: "
             "its readout depends on the length of the sequence; read out every step or the last one"
         )
     return arranged.reshape(shape)
+
+
+def _input_labels(walked: Walked, rank: int) -> list[str]:
+    return ["feature" if k == walked.features else f"in{k}" for k in range(rank)]
+
+
+def _fresh(graph: Graph, before: int, n_steps: int) -> list[int]:
+    """Steps of a run of ``n_steps``, after ``before`` others, at which the stream makes an output."""
+    timing = graph.timing[-1]
+    return [t for t in range(n_steps) if timing.runs(before + t + 1) > timing.runs(before + t)]
+
+
+def _as_far(expected: np.ndarray, walked: Walked, n_runs: int) -> np.ndarray:
+    """The source's output without the steps that come after the stream's last: those of a convolution that looks ahead."""
+    for axis, atoms in enumerate(walked.output_axes):
+        if [atom.label for atom in atoms if atom.label != "unit"] == [walked.time] and expected.ndim == len(
+            walked.output_axes
+        ):
+            return expected.take(range(min(n_runs, expected.shape[axis])), axis=axis)
+    return expected
 
 
 def _arranged(outputs: np.ndarray, order: list[str], axes: tuple[Axis, ...]) -> np.ndarray:
