@@ -119,6 +119,9 @@ def _operands(w: Walk, a: Value, b: Value) -> tuple[Signal, np.ndarray | None, b
 
 def add(w: Walk, a: Value, b: Value) -> tuple[Value]:
     for x, k in ((a, b), (b, a)):
+        if isinstance(x, Signal) and isinstance(k, np.ndarray) and k.ndim == 0 and not k:
+            return (x,)
+    for x, k in ((a, b), (b, a)):
         if isinstance(x, Partial) and isinstance(k, np.ndarray):
             return (patterns.with_epsilon(w, x, k),)
     if _two_signals(a, b):
@@ -138,7 +141,17 @@ def subtract(w: Walk, a: Value, b: Value) -> tuple[Value]:
     return (scaled(w, x, -one, k) if swapped else scaled(w, x, one, -k),)
 
 
+def less(w: Walk, a: Value, b: Value) -> tuple[np.ndarray]:
+    """Whether tokens are negative: they are not. Keras lets negative ones count from the table's end."""
+    if not isinstance(a, Signal) or a.value or a.n_features > 1 or np.any(w.constant(b, "B")):
+        raise w.refuse("compares data, which is not supported")
+    return (np.zeros((), bool),)
+
+
 def multiply(w: Walk, a: Value, b: Value) -> tuple[Value]:
+    for x, k in ((a, b), (b, a)):
+        if isinstance(x, Signal) and isinstance(k, np.ndarray) and k.ndim == 0 and k in (0, 1):
+            return (x if k else k,)
     for x, other in ((a, b), (b, a)):
         if isinstance(x, Partial):
             return (patterns.multiplied(w, x, other),)

@@ -7,7 +7,7 @@ from math import prod
 
 import numpy as np
 
-from stepwell.graph import Recurrent
+from stepwell.graph import Concat, Recurrent, Slice
 from stepwell.importer.layers import embedding
 from stepwell.importer.signals import FEATURES, UNIT, Atom, Axis, Partial, Signal, StateStack, Value, Walk
 
@@ -209,8 +209,9 @@ def _picked(w: Walk, x: Signal, axis: int, start: int, stop: int) -> Signal:
 def _last_step(w: Walk, x: Signal, axis: int, wanted: range) -> Signal:
     size = x.shape[axis]
     layer = w.layer_of(x)
-    if x.flipped and list(wanted) == [size - 1] and isinstance(layer, Recurrent) and layer.reverse:
-        x = w.replaced(x, replace(layer, final=True))  # the end of the way back
+    end_of_way_back = [size - 1] if x.flipped else [0]
+    if isinstance(layer, Recurrent) and layer.reverse and list(wanted) == end_of_way_back:
+        x = w.replaced(x, replace(layer, final=True))
     elif list(wanted) != [0 if x.flipped else size - 1]:
         raise w.refuse(
             f"takes steps {wanted.start}:{wanted.stop} of {size}: only the last step, or every one, can be read from a stream"
@@ -231,8 +232,10 @@ def _one_direction(w: Walk, x: Signal, axis: int, wanted: range) -> Signal:
     axes = list(x.axes)
     axes[axis] = UNIT
     axes[place] = (Atom("feature", n),)
-    layer_value = replace(x, axes=((Atom("feature", x.n_features),),))
-    value = w.sliced(layer_value, wanted.start * n, n, (Atom("feature", n),)).value
+    if isinstance(w.layer_of(x), Concat):  # as it was before both directions were put side by side
+        value = w.sources[x.value - 1][wanted.start]
+    else:
+        value = w.added(Slice(w.name, x.n_features, wanted.start * n, n), x.value)
     return replace(x, axes=tuple(axes), value=value)
 
 

@@ -293,6 +293,7 @@ HANDLERS: dict[str, Callable[..., tuple]] = {
     "Pow": layers.power,
     "Sqrt": patterns.square_root,
     "Concat": layers.concatenated,
+    "Less": layers.less,
     "Relu": layers.activation("relu"),
     "Tanh": layers.activation("tanh"),
     "Sigmoid": layers.activation("sigmoid"),
