@@ -675,14 +675,14 @@ def test_nothing_is_half_written(tmp_path):
     done = run(*arguments, "--scaler", bad)
     assert done.returncode == 1 and "a constant channel has no scale" in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.json"]
-    out.write_bytes(b"old")
-    run(*arguments, "--scaler", bad)
-    assert out.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 2
     good = tmp_path / "good.json"
     good.write_text('{"mean": 0.5, "std": 2}')
     done = run(*arguments, "--scaler", good, "--missing", "hold")
     assert done.returncode == 0, done.stderr
+    content = out.read_bytes()
     assert stepwell.load(out).scaler.missing == "hold"
+    assert run(*arguments, "--scaler", bad).returncode == 1
+    assert out.read_bytes() == content and len(list(tmp_path.iterdir())) == 3
 
 
 def test_normalise_takes_any_shape():
