@@ -713,7 +713,7 @@ def norm_inputs(n: int, rng) -> np.ndarray:
 
 
 @pytest.mark.parametrize("epsilon", [1, 2, 2**31, 2**61 - 1])
-@pytest.mark.parametrize("n", [2, 3, 7, 64, 1000, 1024])
+@pytest.mark.parametrize("n", [2, 3, 7, 64, 1024])
 def test_layer_norm_at_its_extremes(n, epsilon):
     rng = RNG(n + epsilon % 97)
     x = norm_inputs(n, rng)
