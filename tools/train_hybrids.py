@@ -10,8 +10,8 @@
     occupancy  GRU + LayerNorm + Linear at every minute, on raw sensor units: the scaler travels with the integer model
                (UCI Occupancy Detection, Candanedo & Feldheim 2016, CC BY 4.0)
 
-Each is written as NAME.onnx (legacy exporter), NAME.dynamo.onnx, NAME_calib.npz and NAME_test.npz; the stream of each file is proven
-to be its source by the import. The test data are looked at once, at the end.
+Each is written as NAME.onnx (legacy exporter), NAME.dynamo.onnx, NAME_calib.npz and NAME_test.npz; the import proves each file
+to be what the stream computes. The test data are looked at once, at the end.
 """
 
 import argparse
