@@ -52,7 +52,8 @@ const char *stw_strerror(int status)
 
 static int lives_in_state(const stw_model *m, const stw_layer *l)
 {
-    return (!STW_WITH_MODES || m->mode != STW_SLIDE) && (stw_is_recurrent(l) || (l->kind == STW_WINDOW && l->p[1] == 1));
+    return (!STW_WITH_MODES || m->mode != STW_SLIDE) &&
+           (stw_is_recurrent(l) || (l->kind == STW_WINDOW && l->p[1] == 1));
 }
 
 /* Layers that compute their values one by one: int32 before they are stored. */
@@ -82,7 +83,7 @@ size_t stw_temporary(const stw_layer *l)
     if (l->kind == STW_GRU_BEFORE) {
         return l->n_out; /* hidden states times the reset gate */
     }
-    if (l->kind == STW_LSTM && l->p[0] != l->n_out) {
+    if (l->kind == STW_LSTM && stw_cell_has(l, STW_PART_PROJECTION)) {
         return l->p[0]; /* what the projection takes */
     }
     return l->kind == STW_ATTENTION ? 2u * (size_t)l->p[0] : 0u; /* scores, int32 */
@@ -279,8 +280,7 @@ void stw_reset(stw_stream *s)
 /* ---- one layer, one step ---- */
 
 /* One step of a whole recurrent layer: all units read the old h, then it is replaced. out: n_out values. */
-static void recurrent_step(const stw_layer *l, const int16_t *x, int16_t *h, int32_t *c, int16_t *out,
-                           int16_t *spare)
+static void recurrent_step(const stw_layer *l, const int16_t *x, int16_t *h, int32_t *c, int16_t *out, int16_t *spare)
 {
     int      has_cell = stw_n_cells(l) != 0;
     int16_t *y;
@@ -486,7 +486,7 @@ static size_t clock_after(const stw_model *m, size_t t)
 /* One walk over the layers; each runs over all n_steps steps from `start` on before the next one does. */
 typedef struct walk {
     const stw_model *m;
-    const int16_t   *x;       /* [n_steps][n_in] */
+    const int16_t   *x; /* [n_steps][n_in] */
     int16_t         *scratch;
     int16_t         *h_first; /* state of the first layer */
     size_t           start, n_steps;

@@ -45,17 +45,17 @@ extern "C" {
 
 typedef enum stw_status {
     STW_OK         = 0,
-    STW_E_ARG      = -1, /* null pointer, or an index outside the model */
-    STW_E_SPACE    = -2, /* ram or buffer smaller than needed */
-    STW_E_ALIGN    = -3, /* ram or blob is not 4-byte aligned */
-    STW_E_FORMAT   = -4, /* not a model or snapshot, or of another format number */
-    STW_E_CHECKSUM = -5, /* bytes were damaged */
-    STW_E_MISMATCH = -6, /* the snapshot was taken from another model */
-    STW_E_LAYER    = -7, /* a layer kind that is unknown or that this build left out */
-    STW_E_SHAPE    = -8, /* layers do not fit each other, or an array leaves the blob */
-    STW_E_OVERFLOW = -9, /* weights that could overflow an accumulator */
+    STW_E_ARG      = -1,  /* null pointer, or an index outside the model */
+    STW_E_SPACE    = -2,  /* ram or buffer smaller than needed */
+    STW_E_ALIGN    = -3,  /* ram or blob is not 4-byte aligned */
+    STW_E_FORMAT   = -4,  /* not a model or snapshot, or of another format number */
+    STW_E_CHECKSUM = -5,  /* bytes were damaged */
+    STW_E_MISMATCH = -6,  /* the snapshot was taken from another model */
+    STW_E_LAYER    = -7,  /* a layer kind that is unknown or that this build left out */
+    STW_E_SHAPE    = -8,  /* layers do not fit each other, or an array leaves the blob */
+    STW_E_OVERFLOW = -9,  /* weights that could overflow an accumulator */
     STW_E_MISSING  = -10, /* a sample is missing and the model refuses that */
-    STW_HOLD       = 1   /* no error: this step makes no new output, y was left as it is */
+    STW_HOLD       = 1    /* no error: this step makes no new output, y was left as it is */
 } stw_status;
 
 typedef enum stw_kind {
@@ -122,18 +122,18 @@ typedef struct stw_channel {
 } stw_channel;
 
 typedef struct stw_layer {
-    uint8_t        kind;   /* stw_kind */
-    uint8_t        act;    /* stw_activation; STW_NONE for kinds without one */
-    uint16_t       n_in;   /* values of the first source */
-    uint16_t       n_out;  /* hidden size of recurrent layers */
-    uint16_t       src[3]; /* values it reads: 0 the model's input, k the output of layer k - 1 */
-    uint16_t       out;    /* where its output stands in scratch: int16 values from the start, even */
-    uint16_t       first;  /* it runs at the steps first, first + every, first + 2 every, ... */
-    uint16_t       every;
-    uint16_t       p[3];  /* recurrent: units; dense: groups, rows and columns of each; window: taps, dilation; slice: start;
-                             max pool: taps; norm: exponent; embedding: tokens, width; attention: steps, form, key width */
-    const void    *w;     /* recurrent int8 [units][gates][n_in]; dense int16 [n_out][columns]; add, norm, embedding,
-                             additive attention int16; others: null */
+    uint8_t  kind;   /* stw_kind */
+    uint8_t  act;    /* stw_activation; STW_NONE for kinds without one */
+    uint16_t n_in;   /* values of the first source */
+    uint16_t n_out;  /* hidden size of recurrent layers */
+    uint16_t src[3]; /* values it reads: 0 the model's input, k the output of layer k - 1 */
+    uint16_t out;    /* where its output stands in scratch: int16 values from the start, even */
+    uint16_t first;  /* it runs at the steps first, first + every, first + 2 every, ... */
+    uint16_t every;
+    uint16_t p[3]; /* recurrent: units; dense: groups, rows and columns of each; window: taps, dilation; slice: start;
+                      max pool: taps; norm: exponent; embedding: tokens, width; attention: steps, form, key width */
+    const void *w; /* recurrent int8 [units][gates][n_in]; dense int16 [n_out][columns]; add, norm, embedding,
+                      additive attention int16; others: null */
     const int8_t  *r;     /* recurrent int8 [units][gates][n_out]; others: null */
     const stw_row *rows;  /* LSTM [units][4]; GRU [units][4]: r, z, n's input part, n's hidden part; GRU_BEFORE
                              [units][3]; RNN, dense, norm [n_out]; concat [2]; activation, add, mul, attention [1] */

@@ -36,10 +36,10 @@ static int32_t score(const stw_layer *l, const int16_t *query, const int16_t *ke
 void stw_attention_step(const stw_layer *l, const int16_t *const in[3], int32_t *counter, int16_t *memory,
                         int32_t *scores, int16_t *out)
 {
-    int            given  = l->p[1] == STW_SCORE; /* sources: score, value; else query, key, value */
-    const int16_t *key    = given ? in[0] : in[1];
-    const int16_t *value  = given ? in[1] : in[2];
-    size_t         n      = l->p[0], n_key = l->p[2], n_value = l->n_out;
+    int            given = l->p[1] == STW_SCORE; /* sources: score, value; else query, key, value */
+    const int16_t *key   = given ? in[0] : in[1];
+    const int16_t *value = given ? in[1] : in[2];
+    size_t         n = l->p[0], n_key = l->p[2], n_value = l->n_out;
     size_t         seen   = (size_t)*counter; /* 0 .. 2n - 1: steps since the reset, wrapped once the memory is full */
     size_t         place  = seen < n ? seen : seen - n;
     size_t         filled = seen < n ? seen + 1 : n;

@@ -213,7 +213,8 @@ static uint64_t sum_abs16(const int16_t *w, size_t n)
     return sum < 0x80000000u ? sum : 0x80000000u;
 }
 
-/* Sums of |w| of the weights that row record r of a recurrent layer scales: over the inputs and over the hidden state. */
+/* Sums of |w| of the weights that row record r of a recurrent layer scales: over the inputs and over the hidden state.
+ */
 static void recurrent_sums(const stw_layer *l, size_t r, uint64_t *sum_x, uint64_t *sum_h)
 {
     size_t   n_gates = stw_n_gates(l), n_records = stw_n_records(l), unit = 0, gate;

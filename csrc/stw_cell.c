@@ -6,12 +6,8 @@
 size_t stw_n_rows(const stw_layer *l)
 {
     switch (l->kind) {
-    case STW_LSTM: {
-        stw_cell cell;
-
-        stw_cell_open(l, &cell);
-        return 4u * (size_t)l->p[0] + (stw_variant(cell.projection) ? l->n_out : 0u);
-    }
+    case STW_LSTM:
+        return 4u * (size_t)l->p[0] + (stw_cell_has(l, STW_PART_PROJECTION) ? l->n_out : 0u);
     case STW_GRU:
     case STW_GRU_BEFORE:
     case STW_RNN:
@@ -75,7 +71,7 @@ static const int16_t *part(const stw_layer *l, int bit, size_t n, size_t *length
 
 size_t stw_cell_open(const stw_layer *l, stw_cell *cell)
 {
-    static const stw_cell plain = {0, 0, 0, 0, 0, 0, 0, 32767, 0, 15, 15, 15, 0};
+    static const stw_cell plain  = {0, 0, 0, 0, 0, 0, 0, 32767, 0, 15, 15, 15, 0};
     size_t                length = STW_EXTRA_HEADER, units = l->p[0];
 
     *cell = plain;

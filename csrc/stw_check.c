@@ -127,8 +127,8 @@ static int shape_fits(const stw_layer *l)
         return (uint32_t)l->p[0] * l->p[1] == n_out && (uint32_t)l->p[0] * l->p[2] == n_in;
 #if STW_WITH_WINDOW
     case STW_WINDOW:
-        return l->p[0] != 0 && l->p[1] != 0 && n_in * l->p[0] == n_out &&
-               ((uint64_t)l->p[0] - 1u) * l->p[1] < 65535u && n_in * (uint64_t)stw_window_span(l) < STATE_LIMIT;
+        return l->p[0] != 0 && l->p[1] != 0 && n_in * l->p[0] == n_out && ((uint64_t)l->p[0] - 1u) * l->p[1] < 65535u &&
+               n_in * (uint64_t)stw_window_span(l) < STATE_LIMIT;
 #endif
 #if STW_WITH_MIX
     case STW_CONCAT:
@@ -148,8 +148,8 @@ static int shape_fits(const stw_layer *l)
 #endif
 #if STW_WITH_ATTENTION
     case STW_ATTENTION:
-        return l->p[0] >= 1 && l->p[0] <= STW_SOFTMAX_MAX && l->p[1] <= STW_ADDITIVE && l->p[2] == n_in &&
-               n_in >= 1 && n_in <= STW_NORM_MAX && (l->p[1] != STW_SCORE || n_in == 1);
+        return l->p[0] >= 1 && l->p[0] <= STW_SOFTMAX_MAX && l->p[1] <= STW_ADDITIVE && l->p[2] == n_in && n_in >= 1 &&
+               n_in <= STW_NORM_MAX && (l->p[1] != STW_SCORE || n_in == 1);
 #endif
     default: /* activation, add, mul */
         return n_in == n_out;

@@ -66,8 +66,7 @@ static int16_t gate_pre_activation(const stw_layer *l, const stw_cell *cell, con
     return stw_clip(stw_sat16(stw_rq(acc, row->mult, row->shift)), cell->clip);
 }
 
-void stw_gru_before_reset(const stw_layer *l, const stw_cell *cell, const int16_t *x, const int16_t *h,
-                          int16_t *reset)
+void stw_gru_before_reset(const stw_layer *l, const stw_cell *cell, const int16_t *x, const int16_t *h, int16_t *reset)
 {
     for (size_t u = 0; u < l->n_out; u++) {
         reset[u] = (int16_t)stw_rsh(gate_of(cell, gate_pre_activation(l, cell, x, h, u, 0)) * h[u], 15);

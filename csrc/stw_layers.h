@@ -60,6 +60,12 @@ static inline uint16_t stw_cell_flags(const stw_layer *l)
     return STW_WITH_VARIANTS && l->extra ? (uint16_t)l->extra[1] : 0u;
 }
 
+/* Whether the layer has a part of `extra`, STW_PART_... */
+static inline int stw_cell_has(const stw_layer *l, unsigned int part)
+{
+    return STW_WITH_VARIANTS && l->extra && ((unsigned int)l->extra[0] & part);
+}
+
 /* A part of a variant; a build without variants knows at compile time that there is none. */
 static inline const int16_t *stw_variant(const int16_t *part)
 {
@@ -132,8 +138,7 @@ void stw_rnn_unit(const stw_layer *l, const stw_cell *cell, const int16_t *x, co
                   stw_unit *out);
 
 /* h times the reset gate for all units of a STW_GRU_BEFORE layer. */
-void stw_gru_before_reset(const stw_layer *l, const stw_cell *cell, const int16_t *x, const int16_t *h,
-                          int16_t *reset);
+void stw_gru_before_reset(const stw_layer *l, const stw_cell *cell, const int16_t *x, const int16_t *h, int16_t *reset);
 
 /* The unit function of the layer's kind. */
 void stw_recurrent_unit(const stw_layer *l, const stw_cell *cell, const int16_t *x, const int16_t *h,

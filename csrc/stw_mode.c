@@ -40,8 +40,8 @@ static int slide(stw_stream *s, const int16_t *x, int32_t *y)
  * then in turns of window, so that it tells whether all copies have started. */
 static int stagger(stw_stream *s, const int16_t *x, int32_t *y)
 {
-    const stw_model *m     = s->model;
-    int32_t          step  = s->c[0], start = 0;
+    const stw_model *m    = s->model;
+    int32_t          step = s->c[0], start = 0;
     int              fresh = 0;
 
     for (size_t k = 0; start < m->window && start <= step; k++, start += m->stride) {

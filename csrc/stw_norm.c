@@ -53,7 +53,7 @@ static int16_t scaled(int32_t d, uint32_t r, int n)
 void stw_layer_norm(const stw_layer *l, const int16_t *x, int16_t *out)
 {
     const int16_t *gamma = (const int16_t *)l->w;
-    int32_t        n     = l->n_in, sum = 0;
+    int32_t        n = l->n_in, sum = 0;
     uint64_t       total = epsilon(l);
     uint32_t       r;
     int            e, shift;

@@ -14,5 +14,6 @@ void stw_rnn_unit(const stw_layer *l, const stw_cell *cell, const int16_t *x, co
     }
     out->z[0] = stw_clip(stw_sat16(stw_rq(acc, row->mult, row->shift)), cell->clip);
     out->c    = 0;
-    out->h    = stw_variant(cell->candidate) ? stw_limit(stw_lookup(cell->candidate, out->z[0]), 32767) : stw_tanh(out->z[0]);
+    out->h =
+        stw_variant(cell->candidate) ? stw_limit(stw_lookup(cell->candidate, out->z[0]), 32767) : stw_tanh(out->z[0]);
 }

@@ -408,10 +408,8 @@ def test_a_forged_model_that_reads_backwards_in_carry_is_refused():
 # ---- refusals ----
 
 
-WARM_UP = "calibrate cuts sequences into windows before the window is checked, and blames the sequences"
 
 
-@pytest.mark.xfail(reason=WARM_UP, strict=True)
 def test_a_window_shorter_than_the_warm_up_is_named():
     graph = Graph((Window("w", 3, 6, padding=0), random_dense(RNG(1), 18, 4), random_lstm(RNG(1), 4, 3)))
     with pytest.raises(QuantizeError, match="first output comes after 6 steps: take a longer window"):

@@ -449,18 +449,11 @@ def test_calibration_far_from_the_data(graph, constant, far, zero):
 
 
 SMALL = [1e-1, 1e-2, 3e-3, 1e-4, 1e-6, 0.0]
-LOPSIDED = pytest.mark.xfail(
-    reason="rows whose hidden weights are far below their input weights are refused as too large", strict=True
-)
-
-
 @pytest.mark.parametrize("kind", [random_lstm, random_gru, random_rnn])
 @pytest.mark.parametrize("array", ["w_x", "w_h"])
 @pytest.mark.parametrize("size", SMALL)
-def test_rows_with_weights_on_one_side_only(kind, array, size, request):
+def test_rows_with_weights_on_one_side_only(kind, array, size):
     """A gate that has unlearned its inputs or its recurrence, which weight decay does."""
-    if array == "w_h" and 0 < size < 5e-3:
-        request.applymarker(LOPSIDED)
     layer = kind(np.random.default_rng(1), 3, 6)
     weights = getattr(layer, array).copy()
     weights[5] *= size
@@ -471,7 +464,6 @@ def test_rows_with_weights_on_one_side_only(kind, array, size, request):
     assert_bits(model, x[0], [3, 20])
 
 
-@pytest.mark.xfail(reason="a dead branch with strides of its own ends in ModelError, without a name", strict=True)
 def test_a_layer_that_nothing_reads():
     """Dead branches convert, or are refused by name."""
     rng = np.random.default_rng(1)
@@ -503,10 +495,7 @@ def test_weights_and_inputs_of_absurd_size(kind, size):
     convert_or_refuse(Graph((layer, *after)), calib, x, scaler={"y_std": size, "y_mean": -size})
 
 
-LOST = pytest.mark.xfail(reason="a concatenation loses its smaller source without a word", strict=True)
-
-
-@pytest.mark.parametrize("size", [1.0, 1e3, pytest.param(1e6, marks=LOST), 1e9, 1e15])
+@pytest.mark.parametrize("size", [1.0, 1e3, 1e6, 1e9, 1e15])
 def test_layers_side_by_side_of_different_sizes(size):
     """A concatenation keeps one scale: what is small beside the large is lost, and that is said or harmless."""
     rng = np.random.default_rng(1)

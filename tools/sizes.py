@@ -17,7 +17,10 @@ EVERYTHING += ["stw_window.c", "stw_attention.c", "stw_norm.c", "stw_softmax.c",
 LEVELS = {
     "core, LSTM + dense": ([*CORE, "stw_lstm.c"], ["GRU", "RNN", *MORE]),
     "core, GRU + dense": ([*CORE, "stw_gru.c"], ["LSTM", "RNN", *MORE]),
-    "core, conv + LSTM + dense": ([*CORE, "stw_lstm.c", "stw_window.c"], ["GRU", "RNN", *(k for k in MORE if k != "WINDOW")]),
+    "core, conv + LSTM + dense": (
+        [*CORE, "stw_lstm.c", "stw_window.c"],
+        ["GRU", "RNN", *(k for k in MORE if k != "WINDOW")],
+    ),
     "core, everything": (EVERYTHING, []),
     "+ raw input": (["stw_raw.c"], []),
     "+ state": (["stw_state.c", "stw_crc.c"], []),

@@ -42,11 +42,12 @@ def convert(
     Raises ImportRefused (a node that cannot be streamed), SampleError (bad calibration data) or QuantizeError (no integer
     model passes the overflow proof); each names the culprit.
     """
-    from stepwell.quantize import quantize
+    from stepwell.quantize import check_window, quantize
     from stepwell.samples import load_samples
 
     graph, verified = _graph_of(source, steps, _width(calib))
     mode, scaler = parse_mode(mode, graph.readout), as_scaler(scaler)
+    check_window(graph, mode)
     scaler.check(graph.n_in, graph.n_out)
     graph = fold_outputs(graph, scaler)
     samples = load_samples(calib, graph.n_in, columns=columns, may_miss=scaler.missing != "refuse")

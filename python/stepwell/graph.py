@@ -515,6 +515,10 @@ class Graph:
             if reason:
                 raise ImportRefused(f"layer {index} '{self.layers[index].name}': {reason}")
             object.__setattr__(self, "timing", (*self.timing, self._timing(index)))
+        last = self.timing[-1]
+        for layer, timing in zip(self.layers, self.timing, strict=True):
+            if timing.first > last.first or last.every % timing.every:
+                raise ImportRefused(f"layer '{layer.name}' runs at other steps than the output, which does not need it: leave it out")
 
     @property
     def n_in(self) -> int:

@@ -64,6 +64,7 @@ SOFTMAX_FRAC = 16  # log2-scaled logits are Q15.16
 LOG2_E = float(np.log2(np.e))
 OUTPUT_BITS = 20  # the largest calibrated output gets about this many bits
 ENOUGH_STEPS = 2000  # of one long recording
+FEW_BITS = 8  # of a value beside a larger one in a concatenation
 ADD_LIMIT = 16384  # the larger of the two weights of an addition
 EPSILON_MAX = 2**61 - 1
 NORM_BITS = 3  # a normalised value is held up to 2^3 standard deviations
@@ -77,12 +78,7 @@ def quantize(graph: Graph, calibration: Calibration, mode: Mode = CARRY, scaler:
 
     Raises QuantizeError, naming layer, row, gate and unit, when a row cannot be made to pass the overflow proof.
     """
-    if graph.needs_window and mode.kind != "slide":
-        raise QuantizeError(
-            "a layer reads the sequence backwards (reverse or bidirectional), which no stream can do: give the window it was "
-            "trained on with mode='slide:T' (--mode slide:T)"
-        )
-    _check_window(graph, mode)
+    check_window(graph, mode)
     q = _Quantizer(graph, calibration)
     for index, layer in enumerate(graph.layers):
         q.add(index, layer)
@@ -98,8 +94,15 @@ def quantize(graph: Graph, calibration: Calibration, mode: Mode = CARRY, scaler:
     return Model(tuple(layers), q.scales[0], round(y_frac), notes, tuple(sources), tuple(timing), mode, scaler)
 
 
-def _check_window(graph: Graph, mode: Mode) -> None:
-    """QuantizeError when the windows of a mode end before the model's first output, or between two of them."""
+def check_window(graph: Graph, mode: Mode) -> None:
+    """QuantizeError when a mode cannot run the graph: one that reads backwards without a sliding window, or windows that end
+    before the model's first output, or between two of them.
+    """
+    if graph.needs_window and mode.kind != "slide":
+        raise QuantizeError(
+            "a layer reads the sequence backwards (reverse or bidirectional), which no stream can do: give the window it was "
+            "trained on with mode='slide:T' (--mode slide:T)"
+        )
     timing = graph.timing[-1]
     if mode.kind == "carry":
         return
@@ -232,7 +235,7 @@ def _scaling_row(name: str, ratio: float, largest_code: float = 32768.0) -> Rows
 
 def _output_scale(layer: Layer, peak: float, highest: float, place: _Place) -> float:
     """An output is int32 and never saturates: the format leaves room for all that the weights can produce."""
-    by_range = OUTPUT_BITS - ceil(log2(peak or 1.0))
+    by_range = max(0, OUTPUT_BITS - ceil(log2(peak or 1.0)))
     by_proof = floor(log2(proof.RESULT_MAX / (1.02 * highest))) if highest > 0 else 30
     y_frac = min(by_range, by_proof, 30)
     if (peak or 1.0) * 2.0**y_frac < 1024:
@@ -332,6 +335,12 @@ def _mul(layer: Mul, place: _Place) -> MulLayer:
 
 def _concat(layer: Concat, place: _Place) -> ConcatLayer:
     y_scale = max(place.scales)
+    kept = 15 + log2(min(place.scales) / y_scale)
+    if kept < FEW_BITS:
+        place.report.warnings.append(
+            f"layer '{layer.name}': its inputs differ in size, and the smaller keeps {max(0.0, kept):.0f} bits beside the larger: "
+            "bring them to the same size before they meet (LayerNorm, tanh)"
+        )
     rows = stacked(*(scaling_row(scale / y_scale) for scale in place.scales))
     return ConcatLayer(layer.name, layer.parts, rows, place.x_scale, y_scale)
 

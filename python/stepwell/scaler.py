@@ -130,7 +130,7 @@ class Scaler:
     def _filled(self, x: np.ndarray, hold: bool) -> np.ndarray:
         fill = self.field("fill", x.shape[-1])
         x = x.copy()
-        last = np.broadcast_to(fill, x[..., 0, :].shape)
+        last = fill
         for t in range(x.shape[-2]):
             now = x[..., t, :]
             now[...] = np.where(np.isnan(now), last if hold else fill, now)
@@ -279,7 +279,7 @@ def _from_mapping(given: dict[str, Any], where: str) -> Scaler:
             given |= {f"{prefix}mean": low, f"{prefix}std": high - low}
     known = set(Scaler.__dataclass_fields__) - {"channels"}
     if set(given) - known:
-        raise SampleError(f"{where}: unknown field '{sorted(set(given) - known)[0]}': a scaler has {KEYS}")
+        raise SampleError(f"{where}: unknown field '{min(set(given) - known, key=str)}': a scaler has {KEYS}")
     try:
         return Scaler(**given)
     except (ValueError, TypeError) as error:
