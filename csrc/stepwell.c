@@ -394,6 +394,7 @@ static int16_t moved_value(const stw_layer *l, const int16_t *const in[3], size_
 static void vector_step(const stw_layer *l, const int16_t *const in[3], int32_t *c, int16_t *h, int16_t *out,
                         int16_t *spare)
 {
+    (void)in;
     (void)c;
     (void)h;
     (void)spare;

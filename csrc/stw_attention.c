@@ -4,6 +4,8 @@
 #include "stw_fix.h"
 #include "stw_layers.h"
 
+#if STW_WITH_ATTENTION /* the softmax it calls may be left out otherwise */
+
 /* RSH(acc * mult, shift) limited to +-(2^31 - 2^16); |acc| < 2^40 + 2^31, so the product stays in 64 bits. */
 static int32_t score_scaled(int64_t acc, const stw_row *row)
 {
@@ -62,3 +64,4 @@ void stw_attention_step(const stw_layer *l, const int16_t *const in[3], int32_t 
         out[k] = stw_sat16(stw_rsh(sum, 15));
     }
 }
+#endif

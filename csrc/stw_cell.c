@@ -105,7 +105,7 @@ int16_t stw_project(const stw_layer *l, const stw_cell *cell, const int16_t *y, 
 void stw_recurrent_unit(const stw_layer *l, const stw_cell *cell, const int16_t *x, const int16_t *h,
                         const int16_t *reset, int32_t c, size_t u, stw_unit *out)
 {
-    (void)reset;
+    (void)reset, (void)c; /* which cells need them depends on the build */
 #if STW_WITH_LSTM
     if (l->kind == STW_LSTM) {
         stw_lstm_unit(l, cell, x, h, c, u, out);

@@ -231,11 +231,11 @@ static int layer_check(const stw_model *m, size_t index)
     if (!kind_known(l) || !activation_known(l, is_last) || (l->kind == STW_ARG_MAX && !is_last)) {
         return STW_E_LAYER;
     }
-    if (!has_arrays(l)) {
-        return STW_E_ARG;
-    }
     if (l->n_in == 0 || l->n_out == 0 || !shape_fits(l) || !sources_fit(m, index) || l->out & 1u) {
         return STW_E_SHAPE;
+    }
+    if (!has_arrays(l)) {
+        return STW_E_ARG;
     }
     if (stw_is_recurrent(l) && stw_cell_flags(l) & (STW_REVERSE | STW_FINAL) && m->mode != STW_SLIDE) {
         return STW_E_SHAPE;

@@ -2,6 +2,8 @@
 #include "stw_fix.h"
 #include "stw_layers.h"
 
+#if STW_WITH_SOFTMAX || STW_WITH_ATTENTION /* as its table */
+
 /* 2^-d for d in Q16 (d >= 0): Q22, 0 .. 2^22. */
 static uint32_t exp2_neg(uint32_t d)
 {
@@ -47,3 +49,4 @@ void stw_softmax(int32_t *y, size_t n)
         y[k] = ratio_q15((uint32_t)y[k], sum);
     }
 }
+#endif

@@ -80,14 +80,14 @@ def test_forged_blobs_are_refused_or_run(small_model, data):
 
 def layer_offset(content: bytes, layer: int, field: str) -> int:
     values = LAYER.unpack_from(content, HEADER.size + LAYER.size * layer)
-    return values[{"w": 4, "r": 5, "rows": 6}[field]]
+    return values[{"w": 13, "r": 14, "rows": 15, "extra": 16}[field]]
 
 
 @pytest.mark.parametrize("field", ["w", "r", "rows"])
 @pytest.mark.parametrize("offset", [0, 4, 2, 0xFFFFFFFC, 0x7FFFFFFF])
 def test_offsets_out_of_bounds(small_model, field, offset):
     content = bytearray(small_model.blob)
-    place = HEADER.size + {"w": 8, "r": 12, "rows": 16}[field]
+    place = HEADER.size + {"w": 24, "r": 28, "rows": 32}[field]
     struct.pack_into("<I", content, place, offset)
     with pytest.raises(stepwell.ModelError, match="leave the blob"):
         stepwell.loads(forged(bytes(content)))

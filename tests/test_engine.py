@@ -5,6 +5,7 @@ import pytest
 import stepwell
 from conftest import random_sequences
 from stepwell._engine import lib
+from stepwell.reference import Reference
 
 
 def test_versions_agree():
@@ -169,13 +170,11 @@ def test_bad_runs_and_batches_are_refused(small_model):
 
 def test_probe_shows_the_gates_of_the_next_step(turbofan):
     seen = {}
-    reference = turbofan.reference()
+    reference = Reference(turbofan, lambda index, name, values: seen.update({(index, name): values[-1]}))
     stream = turbofan.stream()
     x_q = np.random.default_rng(0).integers(-3000, 3000, (10, turbofan.n_in)).astype(np.int16)
     stream.run_q(x_q[:9])
-    reference.run_q(x_q[:9])
-    reference._observe = lambda index, name, values: seen.setdefault((index, name), values)
-    reference.step_q(x_q[9])
+    reference.run_q(x_q)
     digest = stream.digest()
     n = turbofan.layers[0].n_out
     for unit in range(n):

@@ -408,8 +408,6 @@ def test_a_forged_model_that_reads_backwards_in_carry_is_refused():
 # ---- refusals ----
 
 
-
-
 def test_a_window_shorter_than_the_warm_up_is_named():
     graph = Graph((Window("w", 3, 6, padding=0), random_dense(RNG(1), 18, 4), random_lstm(RNG(1), 4, 3)))
     with pytest.raises(QuantizeError, match="first output comes after 6 steps: take a longer window"):

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, SHAPES
+import stepwell
+from conftest import ROOT, random_dense, random_lstm, random_sequences
 from stepwell._engine import ffi, lib
-from stepwell.emit import C_KEYWORDS, c_name, emit
+from stepwell.blob import HEADER, LAYER
+from stepwell.emit import C_KEYWORDS, KNOBS, c_name, copy_engine, emit
 from stepwell.engine import OpenModel
 from stepwell.errors import StepwellError
 from stepwell.graph import Graph
+from stepwell.model import FORMAT
 from test_blob import forged
 
 COMPILERS = [name for name in ("gcc", "clang") if shutil.which(name)]
@@ -29,40 +32,46 @@ SANITIZERS = {
 }
 
 
-# every layer kind and activation; the engine's tests cover the other shapes with the same C
-COMPILED = ["one unit of each", "two lstm, three dense", "tanh, sigmoid after lstm", "gru rnn lstm gru"]
+GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.stw"))  # every layer kind, cell variant and mode
+EMITTED = ["turbofan", "raw counts", "a window and missing samples", "clamped"]
 
 
-@pytest.fixture(params=COMPILED, scope="session")
-def graph(request) -> Graph:
-    return Graph(SHAPES[request.param](np.random.default_rng(7)))
-
-
-@pytest.fixture(scope="session")
-def emitted(model, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("emitted")
-    emit(model, folder, "model")
-    return folder
+def run_built(command: list, folder: Path) -> None:
+    subprocess.run([str(part) for part in command], cwd=folder, check=True)
 
 
 def compiled(folder: Path, compiler: str, flags: list[str], *sources: str) -> Path:
+    """A program of the folder's C files, without its example, and of ``sources``."""
     program = folder / f"{compiler}_{'_'.join(sources).replace('/', '_')}_{abs(hash(tuple(flags)))}"
     c_files = [path for path in sorted(folder.glob("*.c")) if path.name != "main.c"]
-    subprocess.run([compiler, *WARNINGS, *flags, f"-I{folder}", "-o", program, *c_files, *sources], check=True)
+    run_built([compiler, *WARNINGS, *flags, f"-I{folder}", "-o", program, *c_files, *sources], folder)
     return program
 
 
-@pytest.mark.skipif(not COMPILERS, reason="no C compiler: apt-get install gcc")
-@pytest.mark.parametrize("build", list(BUILDS))
-@pytest.mark.parametrize("compiler", COMPILERS)
-def test_native_equals_reference(model, emitted, compiler, build):
+@pytest.fixture(params=[(c, b) for c in COMPILERS for b in BUILDS], ids="-".join, scope="session")
+def engine(request, tmp_path_factory) -> tuple[str, list[str], Path]:
+    """A compiler, its flags, and the engine's objects, compiled once for all models."""
+    compiler, build = request.param
     flags = BUILDS[build] + (SANITIZERS[compiler] if build == "checked" else [])
-    program = compiled(emitted, compiler, flags, str(ROOT / "tests" / "c" / "replay.c"))
+    folder = tmp_path_factory.mktemp("engine")
+    sources = [path for path in copy_engine(folder) if path.suffix == ".c"]
+    run_built([compiler, *WARNINGS, *flags, "-c", *sources], folder)
+    return compiler, flags, folder
+
+
+@pytest.mark.skipif(not COMPILERS, reason="no C compiler: apt-get install gcc")
+@pytest.mark.parametrize("golden", GOLDEN, ids=lambda path: path.stem)
+def test_native_equals_reference(golden, engine, tmp_path):
+    model, (compiler, flags, objects) = stepwell.load(golden), engine
+    emit(model, tmp_path, "model")
+    parts = ["model.c", ROOT / "tests" / "c" / "replay.c", *sorted(objects.glob("*.o"))]
+    run_built([compiler, *WARNINGS, *flags, "-I.", "-o", "program", *parts], tmp_path)
     rng = np.random.default_rng(11)
     x_q = rng.integers(-32768, 32768, (80, model.n_in)).astype("<i2")
     x_q[40:] //= 100
     x_q[:4] = rng.choice([-32768, 32767], (4, model.n_in))
-    done = subprocess.run([program], input=x_q.tobytes(), capture_output=True, check=True)
+    done = subprocess.run([tmp_path / "program"], input=x_q.tobytes(), capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
     y_q = np.frombuffer(done.stdout, "<i4").reshape(-1, model.n_out)
     assert np.array_equal(y_q, model.reference().run_q(x_q))
     stream = model.stream()
@@ -70,26 +79,41 @@ def test_native_equals_reference(model, emitted, compiler, build):
     assert done.stderr.decode() == f"{stream.digest():08x}"
 
 
-def test_command_of_the_emitted_readme(turbofan, tmp_path):
-    emit(turbofan, tmp_path, "pump")
-    command = next(
-        line.strip() for line in (tmp_path / "README.md").read_text().splitlines() if line.startswith("    cc ")
-    )
-    subprocess.run(command.split(), cwd=tmp_path, check=True)
-    x = np.random.default_rng(0).normal(size=(5, turbofan.n_in)).round(4)
-    text = "\n".join(",".join(str(v) for v in row) for row in x)
-    out = subprocess.run([tmp_path / "pump_demo"], input=text, capture_output=True, text=True, check=True).stdout
-    printed = np.array([[float(v) for v in line.split(",")] for line in out.splitlines()])
-    assert np.allclose(printed, turbofan.stream().run(x), atol=6e-7)
+def to_emit(kind: str, turbofan) -> tuple[stepwell.Model, np.ndarray]:
+    """A model and input for it, in the user's units."""
+    rng = np.random.default_rng(0)
+    if kind == "turbofan":
+        return turbofan, rng.normal(size=(40, turbofan.n_in)).round(4)
+    mean, std = np.array([500, -2000.3, 0.25]), np.array([100, 3000, 5.0])
+    scaler = {"mean": mean, "std": std, "y_mean": [7.0, 0.0], "y_std": [3.0, 2.0]} | {
+        "raw counts": {"raw": "int32", "missing": "hold"},
+        "a window and missing samples": {"missing": "fill"},
+        "clamped": {"low": [300, -9000, -20], "high": [700, 9000, 20]},
+    }[kind]
+    graph = Graph((random_lstm(rng, 3, 6), random_dense(rng, 6, 2)))
+    mode = "slide:6/2" if "window" in kind else "carry"
+    calib = random_sequences(rng, 16, 60, 3) * std + mean
+    x = random_sequences(rng, 1, 40, 3)[0] * std + mean
+    return stepwell.convert(graph, calib, scaler=scaler, mode=mode), np.round(x) if "raw" in kind else x.round(4)
 
 
-def test_smallest_engine_of_the_emitted_readme(turbofan, tmp_path):
-    emit(turbofan, tmp_path, "pump")
-    text = (tmp_path / "README.md").read_text()
-    sources = re.search(r"the smallest engine is: (.*?), compiled with", text)[1].split(", ")
-    flags = re.search(r"compiled with\n\n    (.*)\n", text)[1].split()
+@pytest.mark.parametrize("kind", EMITTED)
+def test_commands_of_the_emitted_readme(kind, turbofan, tmp_path):
+    """All files, and the smallest engine: both give what the host's stream gives."""
+    model, x = to_emit(kind, turbofan)
+    emit(model, tmp_path, "pump")
+    readme = (tmp_path / "README.md").read_text()
+    sources = re.search(r"the smallest engine is: (.*?), compiled with", readme)[1].split(", ")
+    flags = re.search(r"compiled with\n\n    (.*)\n", readme)[1].split()
     assert "stw_gru.c" not in sources and "-DSTW_WITH_GRU=0" in flags
-    subprocess.run(["cc", *WARNINGS, *flags, "-o", "lean", "main.c", "pump.c", *sources], cwd=tmp_path, check=True)
+    whole = next(line.split() for line in readme.splitlines() if line.startswith("    cc "))
+    text = "\n".join(",".join(map(repr, map(float, row))) for row in x)
+    expected = model.stream().run(x)
+    for command in (whole, ["cc", *WARNINGS, *flags, "-o", "pump_demo", "main.c", "pump.c", *sources]):
+        run_built(command, tmp_path)
+        out = subprocess.run([tmp_path / "pump_demo"], input=text, capture_output=True, text=True, check=True).stdout
+        printed = np.array([[float(v) for v in line.split(",")] for line in out.splitlines()])
+        assert np.allclose(printed, expected, rtol=1e-6, atol=6e-7)
 
 
 def test_input_codes_in_c_are_those_of_the_host(turbofan, tmp_path):
@@ -125,17 +149,6 @@ def test_names_in_a_model_cannot_become_code(small_model, tmp_path):
     subprocess.run(["cc", *WARNINGS, "-fsyntax-only", "m.c"], cwd=tmp_path, check=True)
 
 
-def test_an_engine_of_one_layer_kind_links(tmp_path, small_model):
-    emit(small_model, tmp_path, "m")
-    flags = [f"-DSTW_WITH_{kind}=0" for kind in ("GRU", "RNN", "DENSE", "ACTIVATION", "SOFTMAX")]
-    sources = ["stepwell.c", "stw_lstm.c", "stw_table.c"]
-    (tmp_path / "use.c").write_text(
-        '#include "stepwell.h"\nint main(void)\n{\n    return stw_step(0, 0, 0) == STW_E_ARG ? 0 : 1;\n}\n'
-    )
-    subprocess.run(["cc", *WARNINGS, *flags, "-o", "use", "use.c", *sources], cwd=tmp_path, check=True)
-    subprocess.run([tmp_path / "use"], check=True)
-
-
 def test_emitting_is_deterministic(model, tmp_path):
     first, second = (emit(model, tmp_path / name, "m") for name in ("a", "b"))
     assert [p.name for p in first] == [p.name for p in second]
@@ -146,7 +159,7 @@ def test_emitting_is_deterministic(model, tmp_path):
 def test_other_format_is_an_error_when_compiled(small_model, tmp_path):
     emit(small_model, tmp_path, "m")
     header = tmp_path / "stepwell.h"
-    header.write_text(header.read_text().replace("#define STW_MODEL_FORMAT 1", "#define STW_MODEL_FORMAT 2"))
+    header.write_text(header.read_text().replace(f"#define STW_MODEL_FORMAT {FORMAT}", "#define STW_MODEL_FORMAT 99"))
     done = subprocess.run(["cc", "-c", "m.c", "-o", "m.o"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode != 0 and "run stepwell emit again" in done.stderr
 
@@ -158,15 +171,23 @@ def test_headers_compile_as_cpp(small_model, tmp_path):
     subprocess.run(["g++", *flags, "use.cpp"], cwd=tmp_path, check=True)
 
 
-KNOBS = ["LSTM", "GRU", "RNN", "DENSE", "ACTIVATION", "SOFTMAX", "STRINGS"]
+@pytest.mark.parametrize("knob", [*KNOBS, "STRINGS"])
+def test_knobs_compile(tmp_path, knob):
+    sources = [path for path in copy_engine(tmp_path) if path.suffix == ".c"]
+    run_built(["cc", *WARNINGS, f"-DSTW_WITH_{knob}=0", "-c", *sources], tmp_path)
 
 
-@pytest.mark.parametrize("knob", [f"STW_WITH_{name}" for name in KNOBS])
-def test_knobs_compile(small_model, tmp_path, knob):
-    emit(small_model, tmp_path, "m")
-    for source in tmp_path.glob("stw_*.c"):
-        subprocess.run(["cc", *WARNINGS, f"-D{knob}=0", "-c", source, "-o", tmp_path / "x.o"], check=True)
-    subprocess.run(["cc", *WARNINGS, f"-D{knob}=0", "-c", tmp_path / "stepwell.c", "-o", tmp_path / "x.o"], check=True)
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_an_engine_of_one_layer_kind_links(tmp_path, kind):
+    sources = [path for path in copy_engine(tmp_path) if path.suffix == ".c"]
+    (tmp_path / "use.c").write_text(
+        '#include "stepwell.h"\nint main(void)\n{\n    return stw_step(0, 0, 0) == STW_E_ARG ? 0 : 1;\n}\n'
+    )
+    run_built(
+        ["cc", *WARNINGS, *(f"-DSTW_WITH_{knob}=0" for knob in KNOBS if knob != kind), "-o", "use", "use.c", *sources],
+        tmp_path,
+    )
+    run_built([tmp_path / "use"], tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -205,35 +226,41 @@ def test_misuse_of_the_c_api(small_model):
     assert lib.stw_blob_open(ffi.new("stw_model *"), layers, 1, blob, len(small_model.blob)) == lib.STW_E_SPACE
     shifted = ffi.cast("char *", blob) + 1
     assert lib.stw_blob_open(ffi.new("stw_model *"), layers, 1, shifted, 40) == lib.STW_E_ALIGN
-    for status in range(0, -11, -1):
+    for status in range(1, -11, -1):
         assert ffi.string(lib.stw_strerror(status))
 
 
 def mutants(content: bytes, n: int) -> list[bytes]:
     """Blobs with a few bytes changed, cut or repeated, checksums made right: what a careful attacker would send."""
-    rng = np.random.default_rng(5)
+    rng = np.random.default_rng(len(content))
     device_bytes = struct.unpack_from("<I", content, 12)[0]
+    arrays = HEADER.size + LAYER.size * struct.unpack_from("<H", content, 6)[0]
     made = [content]
     for _ in range(n):
         mutant = bytearray(content)
         for _ in range(rng.integers(1, 5)):
-            at = int(rng.choice([rng.integers(4, 32), rng.integers(32, 92), rng.integers(4, device_bytes)]))
+            at = int(rng.choice([rng.integers(4, 40), rng.integers(40, arrays), rng.integers(4, device_bytes)]))
             mutant[at] = int(rng.choice([0, 1, 2, 3, 4, 0x7F, 0x80, 0xFF, rng.integers(256)]))
         if rng.random() < 0.2:
-            mutant = mutant[: rng.integers(36, len(mutant))]
+            mutant = mutant[: rng.integers(44, len(mutant))]
         made.append(forged(bytes(mutant)))
     return made
 
 
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("hostile")
+    copy_engine(folder)
+    return compiled(folder, "gcc", [*BUILDS["checked"], *SANITIZERS["gcc"]], str(ROOT / "tests" / "c" / "hostile.c"))
+
+
 @pytest.mark.skipif("gcc" not in COMPILERS, reason="no gcc: apt-get install gcc")
-def test_hostile_blobs_under_sanitizers(small_model, tmp_path):
-    emit(small_model, tmp_path, "model")
-    flags = [*BUILDS["checked"], *SANITIZERS["gcc"]]
-    program = compiled(tmp_path, "gcc", flags, str(ROOT / "tests" / "c" / "hostile.c"))
-    blobs = mutants(small_model.blob, 20000)
+@pytest.mark.parametrize("golden", GOLDEN, ids=lambda path: path.stem)
+def test_hostile_blobs_under_sanitizers(golden, hostile):
+    blobs = mutants(golden.read_bytes(), 1500)
     pack = b"".join(struct.pack("<I", len(blob)) + blob for blob in blobs)
-    done = subprocess.run([program], input=pack, capture_output=True)
+    done = subprocess.run([hostile], input=pack, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     opened, accepted = (int(word) for word in done.stdout.split())
     assert opened == len(blobs)
-    assert 100 < accepted < opened / 2, "the mutants should be neither all harmless nor all refused"
+    assert 5 < accepted < opened * 0.7, "the mutants should be neither all harmless nor all refused"

@@ -449,6 +449,8 @@ def test_calibration_far_from_the_data(graph, constant, far, zero):
 
 
 SMALL = [1e-1, 1e-2, 3e-3, 1e-4, 1e-6, 0.0]
+
+
 @pytest.mark.parametrize("kind", [random_lstm, random_gru, random_rnn])
 @pytest.mark.parametrize("array", ["w_x", "w_h"])
 @pytest.mark.parametrize("size", SMALL)

@@ -7,27 +7,31 @@ arithmetic does not, and it is the arithmetic that must never change.
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import stepwell
-from stepwell.graph import Graph
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
+WINDOWED = ("one unit of each", "strided conv and residual")
+MODES = ("tumble:9", "slide:9/2", "stagger:9/3")
 sys.path.insert(0, str(ROOT / "tests"))
 
 
 def new_models() -> None:
-    from conftest import SHAPES, random_sequences
+    from conftest import SHAPES, graph_of, sequences_for
+    from test_modes import BACKWARD
 
-    for number, (name, make) in enumerate(SHAPES.items()):
-        if name in ("two lstm, three dense", "softmax", "tanh, sigmoid after lstm", "gru rnn lstm gru"):
-            graph = Graph(make(np.random.default_rng(number)))
-            sequences = random_sequences(np.random.default_rng(number + 100), 16, 40, graph.n_in)
-            slug = name.replace(",", "").replace(" ", "_")
-            stepwell.convert(graph, sequences, name=slug).save(GOLDEN / f"{slug}.stw")
+    wanted = [(name, graph_of(name, number), "carry") for number, name in enumerate(SHAPES) if name != "lstm dense"]
+    wanted += [(f"{name} {mode}", graph_of(name), mode) for name in WINDOWED for mode in MODES]
+    wanted += [(name, graph, "slide:7") for name, graph in BACKWARD.items()]
+    for number, (name, graph, mode) in enumerate(wanted, start=100):
+        slug = re.sub(r"\W+", "_", name)
+        sequences = sequences_for(graph, number, 16, 40)
+        stepwell.convert(graph, sequences, name=slug, mode=mode).save(GOLDEN / f"{slug}.stw")
 
 
 def values(path: Path) -> dict:

@@ -518,7 +518,9 @@ class Graph:
         last = self.timing[-1]
         for layer, timing in zip(self.layers, self.timing, strict=True):
             if timing.first > last.first or last.every % timing.every:
-                raise ImportRefused(f"layer '{layer.name}' runs at other steps than the output, which does not need it: leave it out")
+                raise ImportRefused(
+                    f"layer '{layer.name}' runs at other steps than the output, which does not need it: leave it out"
+                )
 
     @property
     def n_in(self) -> int:

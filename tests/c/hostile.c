@@ -16,11 +16,11 @@ static int step_it(const stw_model *model)
     stw_stream s;
     int        status = stw_init(&s, model, ram, ram_bytes);
 
-    for (int t = 0; status == STW_OK && t < 4; t++) {
+    for (int t = 0; status >= STW_OK && t < 12; t++) {
         memset(x, t & 1 ? 0x7F : 0x80, model->n_in * sizeof *x);
         status = stw_step(&s, x, y);
     }
-    if (status == STW_OK) {
+    if (status >= STW_OK) {
         status = stw_save(&s, snapshot, snapshot_bytes);
     }
     if (status == STW_OK) {

@@ -8,7 +8,7 @@ int main(void)
     static STW_ALIGN4 uint8_t ram[MODEL_RAM_BYTES];
     stw_stream                s;
     int16_t                   x[MODEL_N_IN];
-    int32_t                   y[MODEL_N_OUT];
+    int32_t                   y[MODEL_N_OUT] = {0}; /* held until the model gives its first output */
 
     if (stw_init(&s, &model, ram, MODEL_RAM_BYTES - 1) != STW_E_SPACE) {
         return 2; /* MODEL_RAM_BYTES is exact: one byte less must not do */
@@ -22,7 +22,9 @@ int main(void)
         if (stw_save(&s, snapshot, sizeof snapshot) != STW_OK || stw_load(&s, snapshot, sizeof snapshot) != STW_OK) {
             return 4;
         }
-        stw_step(&s, x, y);
+        if (stw_step(&s, x, y) < STW_OK) {
+            return 5;
+        }
         fwrite(y, sizeof y, 1, stdout);
     }
     fprintf(stderr, "%08lx", (unsigned long)stw_digest(&s));

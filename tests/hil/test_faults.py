@@ -67,7 +67,7 @@ def first_effect(good, bad, x, layer: int, row: int) -> tuple[int, int, int]:
     def watch(model):
         def observe(index, name, values):
             if index == layer and name == "z":
-                seen[model] = int(values[row])
+                seen[model] = int(values[-1, row])
 
         return Reference(model, observe)
 

@@ -99,6 +99,24 @@ def test_every_layer_kind(golden, board, images):
                 assert [unit.z[: len(z)] for unit in units] == [tuple(column) for column in z.T.tolist()]
 
 
+GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.stw"))
+
+
+@pytest.mark.parametrize("golden", GOLDEN, ids=lambda path: path.stem)
+def test_every_golden_model_on_the_smallest_core(golden, images):
+    """Every kind of layer, every cell variant and every mode: outputs and the whole state."""
+    need("sim:microbit")
+    model = stepwell.load(golden)
+    rng = np.random.default_rng(4)
+    x_q = rng.integers(-32768, 32768, (60, model.n_in)).astype(np.int16)
+    x_q[20:] //= 100
+    stream = model.stream()
+    with connect("sim:microbit", model=model, image=images(model, "microbit").elf) as link:
+        link.reset()
+        assert np.array_equal(link.step(x_q), stream.run_q(x_q))
+        assert link.get_state() == stream.save()
+
+
 @pytest.mark.parametrize("board", BOARDS)
 def test_every_step_takes_the_same_instructions(board, images, turbofan, flights):
     """Whatever the data: ordinary, noise at full scale, silence, and cells that saturate."""

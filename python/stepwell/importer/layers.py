@@ -223,7 +223,7 @@ def concatenated(w: Walk, *parts: Value) -> tuple[Value]:
 
 
 def activation(kind: str, **defaults: float) -> Callable[..., tuple[Signal]]:
-    """A handler for an elementwise function; ``defaults``: the operator's attributes that are alpha and beta, and their defaults."""
+    """A handler for an elementwise function; ``defaults``: of the attributes that are alpha and beta."""
 
     def handle(w: Walk, x: Value, *_: Value) -> tuple[Signal]:
         numbers = [float(w.attribute(name, value)) for name, value in defaults.items()]

@@ -29,9 +29,10 @@ DYNAMIC_SIZES = (23, 29, 31)  # what dynamic dimensions 0, 1, 2 stand for: a fix
 RECURRENT = ("LSTM", "GRU", "RNN")
 
 DIRECT = "give stepwell.convert the torch module or Keras model itself: its weights are read, the graph is not needed"
+LEGACY = f"export torch models with torch.onnx.export(..., dynamo=False), or {DIRECT}"
 HINTS = {
-    "Loop": f"the exporter wrote the recurrence as a loop: export torch models with torch.onnx.export(..., dynamo=False), or {DIRECT}",
-    "Scan": f"the exporter wrote the recurrence as a scan: export torch models with torch.onnx.export(..., dynamo=False), or {DIRECT}",
+    "Loop": f"the exporter wrote the recurrence as a loop: {LEGACY}",
+    "Scan": f"the exporter wrote the recurrence as a scan: {LEGACY}",
     "If": "control flow cannot be streamed: export in eval mode, with fixed options",
     "LogSoftmax": "end the model in Softmax, or in the logits",
     "ConvTranspose": "a transposed convolution makes more steps than it is given: a stream cannot",
@@ -205,7 +206,7 @@ def _visit(w: Walk, inputs: list[Value]) -> None:
     elif node.op_type in HANDLERS and node.domain in ("", "ai.onnx"):
         outputs = HANDLERS[node.op_type](w, *inputs)
     else:
-        advice = f"this operator is not supported (the importer knows {', '.join(sorted(HANDLERS))}): do it before or after the model"
+        advice = f"not supported (the importer knows {', '.join(sorted(HANDLERS))}): do it before or after the model"
         raise w.refuse(HINTS.get(node.op_type, advice))
     for name, value in zip(node.output, outputs, strict=False):
         w.values[name] = value
