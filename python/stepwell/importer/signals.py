@@ -1,7 +1,8 @@
 """Values on their way through an ONNX graph, and the float graph that grows behind them.
 
 A *signal* is data: one value of the float graph, and which of the ONNX tensor's axes is which. An axis is a product of atoms
-(axes of the model's input, directions, features, unit axes), so that transposes, reshapes, squeezes and flattenings are followed exactly.
+(axes of the model's input, directions, features, unit axes), so that transposes, reshapes, squeezes and flattenings are
+followed exactly.
 """
 
 from __future__ import annotations
@@ -101,7 +102,8 @@ class Partial:
     """A step on the way of a pattern that several nodes write: a layer norm, an attention.
 
     ``stage``: "mean", "centred", "squared", "variance", "deviation" of a layer norm over ``x``; "scores", "weights" and
-    "weighted" of an attention, whose scores belong to ``x`` (and ``key``), its values to ``y``. ``number``: epsilon, or the scale of the scores.
+    "weighted" of an attention, whose scores belong to ``x`` (and ``key``), its values to ``y``. ``number``: epsilon, or the
+    scale of the scores.
     """
 
     stage: str
