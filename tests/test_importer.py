@@ -64,6 +64,42 @@ def test_kept_exports(name):
         assert difference(imported.graph, x, io["out_0"]) <= LIMIT
 
 
+KERAS = ROOT / "tests" / "data" / "keras"
+LOOP = "wrote the recurrence as a loop.*give stepwell.convert the torch module or Keras model itself"
+UNROLLED = "the exporter unrolled the recurrence.*give stepwell.convert the torch module or Keras model itself"
+AT_THE_END = "takes the last step behind a convolution that looks ahead"
+KERAS_REFUSED = (
+    dict.fromkeys(
+        ("gru", "gru_before", "gru_before_last", "gru_last", "gru_no_bias", "gru_stacked", "gru-dynamic"), LOOP
+    )
+    | dict.fromkeys(("layer_norm_gru", "conv_dilated_gru", "bidirectional_last", "lstm_hard", "lstm_masking"), LOOP)
+    | dict.fromkeys(("rnn", "rnn_cells", "rnn_last"), LOOP)
+    | dict.fromkeys(("lstm_unrolled", "torch_backend_lstm_dense"), UNROLLED)
+    | {"conv_same_lstm": AT_THE_END, "lstm_global_max-dynamic": "their number is dynamic: export with a fixed number"}
+    | {"time_distributed": "copied a layer for each step, as for TimeDistributed: give stepwell.convert"}
+)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in KERAS.glob("*.onnx")))
+def test_keras_exports(name):
+    """What keras and tf2onnx write: converted, or refused with the call that works."""
+    path = KERAS / f"{name}.onnx"
+    if name in KERAS_REFUSED:
+        with pytest.raises(ImportRefused, match=KERAS_REFUSED[name]):
+            import_onnx(path)
+        return
+    imported, io = import_onnx(path), np.load(KERAS / f"{name}_io.npz")
+    x = io["x"].astype(float)
+    assert difference(imported.graph, x if x.ndim == 3 else x[..., None], io["y"]) <= LIMIT
+    assert imported.replay.error <= LIMIT
+
+
+def test_files_of_other_frameworks(tmp_path):
+    for name in ("net.pt", "net.pth", "net.safetensors"):
+        with pytest.raises(ImportRefused, match=r"holds weights, but no layers: build the module in Python"):
+            stepwell.convert(tmp_path / name, np.zeros((2, 3)))
+
+
 def test_external_weights():
     graph = import_onnx(PATTERNS / "dynamo_lstm_lin_every.onnx").graph
     assert (graph.n_in, graph.n_out, graph.readout) == (5, 3, "every")
@@ -104,7 +140,7 @@ def test_import_of_the_package_does_not_load_onnx():
 # ---- the matrix of fresh exports ----
 
 
-def _pattern_cases() -> list:
+def _pattern_cases(wanted: str) -> list:
     sys.path.insert(0, str(ROOT / "tools"))
     try:
         import export_patterns
@@ -112,10 +148,33 @@ def _pattern_cases() -> list:
         return [pytest.param(None, marks=pytest.mark.skip(reason=f"needs torch and onnxscript: {error}"))]
     finally:
         sys.path.pop(0)
-    return [pytest.param(case, id=case.name) for case in export_patterns.cases()]
+    return [pytest.param(case, id=case.name) for case in getattr(export_patterns, wanted)()]
 
 
-@pytest.mark.parametrize("case", _pattern_cases())
+@pytest.mark.parametrize("case", _pattern_cases("crossing"))
+def test_crossing_of_cells_layers_exporters_layouts_and_heads(case, tmp_path):
+    import export_patterns
+
+    if case.proj and case.exporter == "legacy":
+        with pytest.raises(Exception, match="LSTMs with projections"):  # torch's own refusal
+            export_patterns.export(case, tmp_path)
+        return
+    path = export_patterns.export(case, tmp_path)
+    if case.proj or (case.cell == "rnn" and case.exporter == "dynamo"):
+        reason = "a projection" if case.proj else "the exporter unrolled the recurrence"
+        with pytest.raises(ImportRefused, match=f"{reason}.*give stepwell.convert the torch module"):
+            import_onnx(path)
+        return
+    imported, io = import_onnx(path), np.load(tmp_path / f"{case.name}_io.npz")
+    assert difference(imported.graph, io["x"].astype(float), io["y"], case.batch_first) <= LIMIT
+    assert imported.replay.error <= LIMIT
+    kind = {"lstm": Lstm, "gru": Gru, "rnn": Rnn}[case.cell]
+    cells = [layer for layer in imported.graph.layers if type(layer) is kind]
+    assert len(cells) == case.n_layers * (1 + case.bidirectional)
+    assert imported.graph.needs_window == case.bidirectional
+
+
+@pytest.mark.parametrize("case", _pattern_cases("cases"))
 def test_fresh_export(case, tmp_path):
     import export_patterns
 

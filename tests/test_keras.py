@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import stepwell
 from stepwell.errors import ImportRefused
 from stepwell.functions import Function
 from stepwell.graph import Attention, Dense, Gru, Lstm, Window
+from stepwell.importer import file_sha256
 from stepwell.importer.keras_models import import_keras, recurrent
 from stepwell.importer.replay import TOLERANCE
 
@@ -642,6 +645,35 @@ def test_built_by_data_and_saved(tmp_path):
 def test_outputs_by_name():
     x = keras.Input((T, N_IN))
     assert kinds(keras.Model(x, {"y": k.LSTM(4)(x)})) == ["Lstm"]
+
+
+def test_saved_files(tmp_path):
+    model = sequential(k.LSTM(4, return_sequences=True), k.Dense(2))
+    x = np.random.default_rng(1).normal(size=(16, T, N_IN))
+    direct = stepwell.convert(model, x, name="saved")
+    for name in ("m.keras", "m.h5"):
+        model.save(tmp_path / name)
+        made = stepwell.convert(tmp_path / name, x, name="saved")
+        assert made.notes["source"]["file"] == name and made.notes["source"]["sha256"] == file_sha256(tmp_path / name)
+        assert [layer.w_x.tolist() for layer in made.layers[:1]] == [layer.w_x.tolist() for layer in direct.layers[:1]]
+    (tmp_path / "broken.keras").write_bytes((tmp_path / "m.keras").read_bytes()[:200])
+    with pytest.raises(ImportRefused, match=r"broken\.keras: Keras cannot load it"):
+        stepwell.convert(tmp_path / "broken.keras", x)
+    with pytest.raises(ImportRefused, match=r"absent\.keras: no such file"):
+        stepwell.convert(tmp_path / "absent.keras", x)
+
+
+def test_command_line_takes_saved_files(tmp_path):
+    sequential(k.LSTM(4), k.Dense(2)).save(tmp_path / "m.keras")
+    np.savez(tmp_path / "x.npz", x=np.random.default_rng(1).normal(size=(16, T, N_IN)))
+    files = [str(tmp_path / name) for name in ("m.keras", "x.npz", "m.stw")]
+
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", "stepwell", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert "stream = source (keras 3" in run("convert", files[0], "--calib", files[1])
+    assert "0 mismatches" in run("check", files[2], "--data", files[1])
 
 
 def test_unverified():

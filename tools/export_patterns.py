@@ -19,6 +19,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,8 @@ class Case:
     front: bool = False
     optimize: bool = True
     dropout: bool = False
+    proj: int = 0
+    bidirectional: bool = False
 
     @property
     def name(self) -> str:
@@ -84,7 +87,10 @@ class Net(torch.nn.Module):
             batch_first=case.batch_first,
             bias=case.bias,
             dropout=0.25 if case.dropout else 0.0,
+            bidirectional=case.bidirectional,
+            **({"proj_size": case.proj} if case.proj else {}),
         )
+        self.width = (case.proj or N_HIDDEN) * (1 + case.bidirectional)
         self.head = self._head(case)
 
     def _head(self, case: Case) -> torch.nn.Module:
@@ -93,8 +99,8 @@ class Net(torch.nn.Module):
         if case.head == "lstm_relu":
             return torch.nn.ReLU()
         if case.head == "deep":
-            return torch.nn.Sequential(torch.nn.Linear(N_HIDDEN, 7), torch.nn.ReLU(), torch.nn.Linear(7, N_OUT))
-        layers = [torch.nn.Linear(N_HIDDEN, N_OUT, bias=case.bias)]
+            return torch.nn.Sequential(torch.nn.Linear(self.width, 7), torch.nn.ReLU(), torch.nn.Linear(7, N_OUT))
+        layers = [torch.nn.Linear(self.width, N_OUT, bias=case.bias)]
         layers += [torch.nn.Dropout(0.5)] if case.dropout else []
         layers += [ACTIVATIONS[case.head]()] if ACTIVATIONS[case.head] else []
         return torch.nn.Sequential(*layers)
@@ -150,6 +156,17 @@ def cases() -> Iterator[Case]:
             yield Case(exporter, 18, cell, bias=False)
             yield Case(exporter, 18, cell, dynamic="time batch", batch=2, head="tanh")
     yield Case("dynamo", 18, optimize=False, batch=2)
+
+
+def crossing() -> Iterator[Case]:
+    """Every cell, with projection or in both directions, x layers x exporter x layout x head."""
+    cells: list[dict] = [
+        {"cell": cell, "bidirectional": both} for cell in ("lstm", "gru", "rnn") for both in (False, True)
+    ]
+    cells.append({"cell": "lstm", "proj": 3})
+    for exporter, fields, n_layers in product(("legacy", "dynamo"), cells, (1, 2, 3)):
+        for batch_first, head in product((True, False), ("bare", "none")):
+            yield Case(exporter, 18, batch_first=batch_first, n_layers=n_layers, head=head, **fields)
 
 
 def export(case: Case, folder: Path) -> Path:
@@ -237,7 +254,7 @@ def main() -> int:
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     failed = 0
-    for case in cases():
+    for case in (*cases(), *crossing()):
         if args.part in case.name:
             try:
                 print(export(case, args.folder).name)

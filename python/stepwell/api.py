@@ -33,8 +33,8 @@ def convert(
 ) -> Model:
     """A trained model as an integer model (w8a16).
 
-    ``source``: an .onnx file, a torch module, a Keras model, or a Graph. ``calib``: sample sequences that look like real
-    input, in the user's units: float [n_seq, T, n_in], one [T, n_in], a list of those, or a path (.npz with array "x", .npy,
+    ``source``: an .onnx, .keras or .h5 file, a torch module, a Keras model, or a Graph. ``calib``: sample sequences that look
+    like real input, in the user's units: float [n_seq, T, n_in], one [T, n_in], a list of those, or a path (.npz with array "x", .npy,
     .csv; ``columns`` picks csv columns by name). ``mode``: how windows are treated (``stepwell.mode.HELP``). ``scaler``:
     normalisation, clamping, missing samples and raw counts (``stepwell.scaler.as_scaler``). ``steps``: the window's length,
     for torch modules that need to know it.
@@ -92,9 +92,9 @@ def _graph_of(source: Source, steps: int | None, n_in: int | None) -> tuple[Grap
 
         imported = import_torch(source, steps=steps, n_in=n_in)
     elif isinstance(source, (str, Path)):
-        from stepwell.importer import import_onnx
+        from stepwell.importer import import_file
 
-        imported = import_onnx(source)
+        imported = import_file(source)
     else:
         raise ImportRefused(
             f"a model is an .onnx file, a torch module, a Keras model or a Graph, not {type(source).__name__}"

@@ -14,8 +14,9 @@ import stepwell
 from stepwell.blob import MAGIC
 from stepwell.cli.output import columns_option, examples, json_option, kilo, print_json, progress, split_columns
 from stepwell.errors import ImportRefused, SampleError
+from stepwell.graph import Graph
+from stepwell.mode import CARRY, Mode, parse_mode
 from stepwell.mode import HELP as MODE_HELP
-from stepwell.mode import parse_mode
 from stepwell.scaler import KEYS as SCALER_KEYS
 from stepwell.scaler import MISSING, Scaler, as_scaler
 
@@ -24,11 +25,12 @@ from stepwell.scaler import MISSING, Scaler, as_scaler
     epilog=examples(
         "stepwell convert motor.onnx --calib train.npz",
         "stepwell convert motor.onnx --calib log.csv --columns vibration,current -o m.stw",
+        "stepwell convert motor.keras --calib train.npz",
         "stepwell convert motor.onnx --calib windows.npz --mode slide:50",
         "stepwell convert motor.onnx --calib adc.csv --scaler scaler.json --raw int16 --missing hold",
     )
 )
-@click.argument("onnx_file", metavar="MODEL.onnx")
+@click.argument("source", metavar="MODEL.onnx")
 @click.option("--calib", required=True, help="Sample sequences like real input: .npz (x [n,T,n_in]), .npy or .csv.")
 @click.option("-o", "--output", help="The .stw file to write (default: beside the source).")
 @click.option("--name", help="Name of the model (default: the file's).")
@@ -39,7 +41,7 @@ from stepwell.scaler import MISSING, Scaler, as_scaler
 @columns_option
 @json_option
 def convert(
-    onnx_file: str,
+    source: str,
     calib: str,
     output: str | None,
     name: str | None,
@@ -50,15 +52,15 @@ def convert(
     columns: str | None,
     as_json: bool,
 ) -> None:
-    """Import an ONNX file, calibrate and quantise it: MODEL.stw."""
-    if not Path(onnx_file).is_file():
-        raise ImportRefused(f"{onnx_file}: no such file")
-    target = Path(output) if output else Path(onnx_file).with_suffix(".stw")
+    """Import an ONNX file (or .keras), calibrate and quantise it: MODEL.stw."""
+    if not Path(source).is_file():
+        raise ImportRefused(f"{source}: no such file")
+    target = Path(output) if output else Path(source).with_suffix(".stw")
     if target.is_file() and target.read_bytes()[:4] != MAGIC:
         raise SampleError(f"{target} exists and is no .stw file: give another name with -o")
     with progress("calibrating", quiet=as_json) as tick:
         model = stepwell.convert(
-            onnx_file,
+            source,
             calib,
             name=name,
             columns=split_columns(columns),
@@ -160,8 +162,10 @@ def _scaler_text(scaler: dict[str, Any]) -> str:
 )
 @click.argument("model_file", metavar="MODEL.stw")
 @click.option("--data", required=True, help="Test sequences: .npz (x, optionally targets y), .npy or .csv.")
-@click.option("--float", "float_file", help="The ONNX file it was made from (default: found by name and SHA-256).")
-@click.option("--modes", help="Compare these window modes, too, separated by commas.")
+@click.option("--float", "float_file", help="The file it was made from (default: found by name and SHA-256).")
+@click.option(
+    "--modes", help="Window modes to compare, separated by commas (default: the model's and carry, if they differ)."
+)
 @columns_option
 @json_option
 def check(
@@ -169,13 +173,13 @@ def check(
 ) -> None:
     """Compare float and integer on your data: SQNR, errors, saturation, task metric; other window modes with --modes."""
     from stepwell.check import compare, compare_modes, find_source
-    from stepwell.importer import import_onnx
+    from stepwell.importer import import_file
     from stepwell.samples import load_samples
 
     model = stepwell.load(model_file)
     source = find_source(model, Path(model_file), float_file)
-    graph = import_onnx(source, verify=False).graph
-    asked = [parse_mode(text, model.notes.get("readout", "every")) for text in modes.split(",")] if modes else []
+    graph = import_file(source, verify=False).graph
+    asked = _modes(modes, model, graph)
     may_miss = model.scaler.missing != "refuse"
     samples = load_samples(data, model.n_in, columns=split_columns(columns), may_miss=may_miss)
     with progress("comparing", quiet=as_json) as tick:
@@ -191,6 +195,13 @@ def check(
         raise click.ClickException(
             f"C and reference differ in {result['engine_mismatches']} values: please report this"
         )
+
+
+def _modes(text: str | None, model: stepwell.Model, graph: Graph) -> list[Mode]:
+    """The modes to compare: those asked for, else the model's beside carry, where the graph can run in it."""
+    if text:
+        return [parse_mode(part, graph.readout) for part in text.split(",")]
+    return [] if model.mode == CARRY or graph.needs_window else [model.mode, CARRY]
 
 
 def _print_check(result: dict[str, Any]) -> None:

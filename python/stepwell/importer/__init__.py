@@ -1,4 +1,4 @@
-"""ONNX file -> float graph, proven by running both.
+"""A trained model's file -> float graph, proven by running both. ONNX here; ``torch`` and ``keras_models`` read live models.
 
 ``reader`` loads a file as hostile input, ``walk`` follows the data from input to output and collects the layers, ``replay`` runs
 the source as a whole sequence and the graph as a stream and compares.
@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from stepwell.errors import ImportRefused
 from stepwell.graph import Graph
 from stepwell.importer.reader import file_sha256, read_model, source_of
 from stepwell.importer.replay import Replay, replay
 from stepwell.importer.walk import walk
 
-__all__ = ["Imported", "Replay", "file_sha256", "import_onnx"]
+__all__ = ["Imported", "Replay", "file_sha256", "import_file", "import_onnx"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,21 @@ class Imported:
 
     graph: Graph
     replay: Replay | None
+
+
+def import_file(path: str | Path, verify: bool = True) -> Imported:
+    """Read an .onnx file, or a Keras model saved as .keras or .h5 (which needs Keras). Raises ImportRefused as ``import_onnx``."""
+    suffix = Path(path).suffix.lower()
+    if suffix in (".keras", ".h5"):
+        from stepwell.importer.keras_models import import_keras_file
+
+        return import_keras_file(Path(path), verify)
+    if suffix in (".pt", ".pth", ".ckpt", ".safetensors"):
+        raise ImportRefused(
+            f"{path}: holds weights, but no layers: build the module in Python, load them into it, and call "
+            "stepwell.convert(module.eval(), calib).save('model.stw')"
+        )
+    return import_onnx(path, verify)
 
 
 def import_onnx(path: str | Path, verify: bool = True) -> Imported:

@@ -9,7 +9,7 @@ import numpy as np
 
 from stepwell.graph import Concat, Recurrent, Slice
 from stepwell.importer.layers import embedding
-from stepwell.importer.signals import FEATURES, UNIT, Atom, Axis, Partial, Signal, StateStack, Value, Walk
+from stepwell.importer.signals import DIRECT, FEATURES, UNIT, Atom, Axis, Partial, Signal, StateStack, Value, Walk
 
 
 def same(w: Walk, x: Value, *rest: Value) -> tuple[Value]:
@@ -215,6 +215,7 @@ def _last_step(w: Walk, x: Signal, axis: int, wanted: range) -> Signal:
     elif list(wanted) != [0 if x.flipped else size - 1]:
         raise w.refuse(
             f"takes steps {wanted.start}:{wanted.stop} of {size}: only the last step, or every one, can be read from a stream"
+            f" (an exporter that copied a layer for each step, as for TimeDistributed: {DIRECT})"
         )
     if x.ahead:
         raise w.refuse(

@@ -22,13 +22,23 @@ from stepwell.graph import Layer, Recurrent
 from stepwell.importer import layers, patterns, plumbing, windows
 from stepwell.importer.reader import to_array
 from stepwell.importer.recurrent import recurrent
-from stepwell.importer.signals import Atom, Axis, Partial, Signal, StateStack, Value, Walk, live_layers, upstream_layers
+from stepwell.importer.signals import (
+    DIRECT,
+    Atom,
+    Axis,
+    Partial,
+    Signal,
+    StateStack,
+    Value,
+    Walk,
+    live_layers,
+    upstream_layers,
+)
 
 CONSTANT_LIMIT = 1 << 24  # values: more is not shape plumbing
 DYNAMIC_SIZES = (23, 29, 31)  # what dynamic dimensions 0, 1, 2 stand for: a fixed step is hardly ever the last of these
 RECURRENT = ("LSTM", "GRU", "RNN")
 
-DIRECT = "give stepwell.convert the torch module or Keras model itself: its weights are read, the graph is not needed"
 LEGACY = f"export torch models with torch.onnx.export(..., dynamo=False), or {DIRECT}"
 HINTS = {
     "Loop": f"the exporter wrote the recurrence as a loop: {LEGACY}",
@@ -134,7 +144,7 @@ def _no_recurrent_node(graph: onnx.GraphProto) -> str:
     hint = next((HINTS[n.op_type] for n in graph.node if n.op_type in ("Loop", "Scan", "DynamicQuantizeLSTM")), "")
     shared = Counter(name for node in graph.node if node.op_type in ("MatMul", "Gemm") for name in node.input[1:2])
     if not hint and max(shared.values(), default=0) > 1:
-        hint = f"the exporter unrolled the recurrence: export torch models with torch.onnx.export(..., dynamo=False), or {DIRECT}"
+        hint = f"the exporter unrolled the recurrence: {LEGACY}"
     return f"the graph has no LSTM, GRU or RNN node, only {found}. {hint or 'A model of feed-forward layers needs no stream.'}"
 
 

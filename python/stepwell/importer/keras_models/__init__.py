@@ -8,6 +8,8 @@ what they made, ``check`` runs Keras and the stream and compares. ``values`` is 
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,11 +19,12 @@ from stepwell.graph import Graph, Source
 from stepwell.importer.keras_models.check import replay
 from stepwell.importer.keras_models.fuse import fused
 from stepwell.importer.keras_models.walk import walk
+from stepwell.importer.reader import file_sha256
 
 if TYPE_CHECKING:
     from stepwell.importer import Imported
 
-__all__ = ["import_keras"]
+__all__ = ["import_keras", "import_keras_file"]
 
 
 def import_keras(model, verify: bool = True) -> Imported:
@@ -46,6 +49,20 @@ def import_keras(model, verify: bool = True) -> Imported:
         raise ImportRefused(
             f"model '{model.name}' cannot be read: {type(error).__name__}: {str(error)[:300]}"
         ) from error
+
+
+def import_keras_file(path: Path, verify: bool = True) -> Imported:
+    """The same from a file that Keras saved; nothing in it is run that Keras calls unsafe."""
+    keras = _keras()
+    if not path.is_file():
+        raise ImportRefused(f"{path}: no such file")
+    try:
+        model = keras.saving.load_model(path, compile=False)
+    except Exception as error:  # Keras raises many kinds, and a file can hold anything
+        raise ImportRefused(f"{path}: Keras cannot load it: {str(error)[:300]}") from error
+    imported = import_keras(model, verify)
+    source = replace(imported.graph.source, file=path.name, sha256=file_sha256(path))
+    return replace(imported, graph=replace(imported.graph, source=source))
 
 
 def _keras():
