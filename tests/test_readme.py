@@ -7,6 +7,7 @@ import sys
 
 from conftest import DEMO, ROOT
 from stepwell.emit import emit
+from stepwell.importer.walk import HANDLERS
 
 README = (ROOT / "README.md").read_text()
 
@@ -41,3 +42,10 @@ def test_c_example(turbofan, tmp_path):
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_operators_that_convert_are_listed():
+    listed = re.search(
+        r"^Operators known: (.*?)\.\s", (ROOT / "docs" / "import.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    assert re.split(r",\s+", listed.group(1)) == sorted(HANDLERS)

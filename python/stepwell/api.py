@@ -34,8 +34,8 @@ def convert(
     """A trained model as an integer model (w8a16).
 
     ``source``: an .onnx, .keras or .h5 file, a torch module, a Keras model, or a Graph. ``calib``: sample sequences that look
-    like real input, in the user's units: float [n_seq, T, n_in], one [T, n_in], a list of those, or a path (.npz with array "x", .npy,
-    .csv; ``columns`` picks csv columns by name). ``mode``: how windows are treated (``stepwell.mode.HELP``). ``scaler``:
+    like real input, in the user's units: float [n_seq, T, n_in], one [T, n_in], a list of those, or a path (.npz with array "x",
+    .npy, .csv; ``columns`` picks csv columns by name). ``mode``: how windows are treated (``stepwell.mode.HELP``). ``scaler``:
     normalisation, clamping, missing samples and raw counts (``stepwell.scaler.as_scaler``). ``steps``: the window's length,
     for torch modules that need to know it.
 
