@@ -73,7 +73,7 @@ def test_image(name, compiler, small_model, tmp_path):
     assert from_hex(image.hex.read_text()) == (board.number("FLASH_ORIGIN"), binary)
     info = small_model.info()
     assert image.sizes.constants == info["flash_bytes"] and image.sizes.stream_ram == info["ram_bytes"]
-    assert image.sizes.ram < 1500 and image.sizes.flash < 20000
+    assert image.sizes.ram < 1500 and image.sizes.flash < 20480
     stack, reset = (int.from_bytes(binary[at : at + 4], "little") for at in (0, 4))
     assert stack == board.number("RAM_ORIGIN") + board.number("RAM_BYTES") and reset & 1
     assert not [name for name in symbols(image.elf) if FORBIDDEN.fullmatch(name)]

@@ -64,6 +64,9 @@ def joined_rows(
     noise_h = moments.energy[n_in:].sum() / h_scale**2
     # a hidden step so fine that the inputs' sum would leave the accumulator is widened first: it is below the inputs' noise
     least = 1.01 * (reach(w_x, bias, x_scale) + reach(w_h, 0 * bias, h_scale)) / 2**31
+    for row in np.flatnonzero(least > np.maximum(unit_x, unit_h)):  # the whole row is wider than the accumulator
+        wider = least[row] / max(unit_x[row], unit_h[row], 1e-300)
+        report.repaired.append(f"{row_name(row)}: scale times {wider:.2g}")
     unit_h = np.where(unit_h > 0, np.maximum(unit_h, least), 0.0)
     unit, kx = join_scales(unit_x, unit_h, noise_x, noise_h, bias, z_scale)
     both = np.hstack([w_x, w_h])
