@@ -52,14 +52,14 @@ def wide_lstm(rng, n_in, n_out):
 
 def test_failing_rows_are_repaired_and_reported():
     rng = np.random.default_rng(0)
-    graph = Graph((wide_lstm(rng, 400, 200), random_dense(rng, 200, 1)))
-    x = random_sequences(rng, 8, 12, 400)
+    graph = Graph((wide_lstm(rng, 700, 100), random_dense(rng, 100, 1)))
+    x = random_sequences(rng, 8, 12, 700)
     model = stepwell.convert(graph, x)
     assert model.notes["repaired_rows"], "this model was made to need repair"
     assert "layer 'wide' row" in model.notes["repaired_rows"][0] and "gate" in model.notes["repaired_rows"][0]
     for layer in model.layers:
         assert len(proof.failing_rows(*proof.weight_sums(layer), layer.rows)) == 0
-    rails = rng.choice([-32768, 32767], (20, 400)).astype(np.int16)
+    rails = rng.choice([-32768, 32767], (20, 700)).astype(np.int16)
     assert np.array_equal(model.stream().run_q(rails), model.reference().run_q(rails))
     assert sqnr(graph, model) > 25
 
