@@ -130,8 +130,9 @@ typedef struct stw_layer {
     uint16_t out;    /* where its output stands in scratch: int16 values from the start, even */
     uint16_t first;  /* it runs at the steps first, first + every, first + 2 every, ... */
     uint16_t every;
-    uint16_t p[3]; /* recurrent: units; dense: groups, rows and columns of each; window: taps, dilation; slice: start;
-                      max pool: taps; norm: exponent; embedding: tokens, width; attention: steps, form, key width */
+    uint16_t p[3]; /* recurrent: units, bits of a weight (8, 4), of h (16, 8); dense: groups, rows and columns of each;
+                      window: taps, dilation; slice: start; max pool: taps; norm: exponent; embedding: tokens, width;
+                      attention: steps, form, key width */
     const void *w; /* recurrent int8 [units][gates][n_in]; dense int16 [n_out][columns]; add, norm, embedding,
                       additive attention int16; others: null */
     const int8_t  *r;     /* recurrent int8 [units][gates][n_out]; others: null */

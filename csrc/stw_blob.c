@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "stw_bytes.h"
+#include "stw_dot.h"
 #include "stw_layers.h"
 
 #define BLOB_MAGIC   0x31575453u /* "STW1" */
@@ -105,7 +106,7 @@ static int extra_open(stw_layer *l, const uint8_t *blob, const uint8_t *field, u
 static uint64_t weight_bytes(const stw_layer *l)
 {
     if (stw_is_recurrent(l)) {
-        return (uint64_t)stw_n_gates(l) * l->p[0] * l->n_in;
+        return (uint64_t)stw_n_gates(l) * l->p[0] * stw_row_bytes(l->p[1], l->n_in);
     }
     switch (l->kind) {
     case STW_DENSE:
@@ -146,7 +147,7 @@ static int layer_open(stw_layer *l, const uint8_t *blob, const uint8_t *d, uint3
         return STW_E_SHAPE;
     }
     n_w = weight_bytes(l);
-    n_r = stw_is_recurrent(l) ? (uint64_t)stw_n_gates(l) * l->p[0] * l->n_out : 0u;
+    n_r = stw_is_recurrent(l) ? (uint64_t)stw_n_gates(l) * l->p[0] * stw_row_bytes(l->p[1], l->n_out) : 0u;
     if (n_w) {
         l->w = array_at(blob, d + 24, n_w, first, end);
     }
@@ -203,6 +204,23 @@ static uint64_t sum_abs8(const int8_t *w, size_t n)
     return sum < 0x80000000u ? sum : 0x80000000u;
 }
 
+/* Sum of |w| of row `row` of a recurrent layer's weights of n columns. */
+static uint64_t sum_abs_row(const stw_layer *l, const int8_t *w, size_t row, size_t n)
+{
+    uint64_t sum = 0;
+
+    w += row * stw_row_bytes(l->p[1], n);
+    if (l->p[1] != 4) {
+        return sum_abs8(w, n);
+    }
+    for (size_t j = 0; j < n; j++) {
+        int v = j & 1u ? w[j / 2] >> 4 : ((w[j / 2] & 15) ^ 8) - 8;
+
+        sum += v == -8 ? 0x80000000u : (uint64_t)(v < 0 ? -v : v);
+    }
+    return sum < 0x80000000u ? sum : 0x80000000u;
+}
+
 static uint64_t sum_abs16(const int16_t *w, size_t n)
 {
     uint64_t sum = 0;
@@ -231,11 +249,11 @@ static void recurrent_sums(const stw_layer *l, size_t r, uint64_t *sum_x, uint64
     }
     /* a GRU's last gate has two records: gate 2 its inputs, gate 3 its hidden states */
     if (gate < n_gates) {
-        *sum_x = sum_abs8((const int8_t *)l->w + (unit * n_gates + gate) * l->n_in, l->n_in);
+        *sum_x = sum_abs_row(l, (const int8_t *)l->w, unit * n_gates + gate, l->n_in);
     }
     if (l->kind != STW_GRU || gate != 2) {
         gate   = gate < n_gates ? gate : 2;
-        *sum_h = sum_abs8(l->r + (unit * n_gates + gate) * l->n_out, l->n_out);
+        *sum_h = sum_abs_row(l, l->r, unit * n_gates + gate, l->n_out);
     }
 }
 

@@ -71,10 +71,14 @@ static const int16_t *part(const stw_layer *l, int bit, size_t n, size_t *length
 
 size_t stw_cell_open(const stw_layer *l, stw_cell *cell)
 {
-    static const stw_cell plain  = {0, 0, 0, 0, 0, 0, 0, 32767, 0, 15, 15, 15, 0};
+    static const stw_cell plain  = {0, 0, 0, 0, 0, 0, 0, 32767, 32767, 0, 15, 15, 15, 0};
     size_t                length = STW_EXTRA_HEADER, units = l->p[0];
 
     *cell = plain;
+    if (l->p[2] == 8) {
+        cell->h_max  = 127;
+        cell->h_frac = 7;
+    }
     if (!stw_variant(l->extra)) {
         return 0;
     }
@@ -94,12 +98,24 @@ size_t stw_cell_open(const stw_layer *l, stw_cell *cell)
     return length;
 }
 
+int32_t stw_joined_row(const stw_layer *l, size_t row, const int16_t *x, const int16_t *h)
+{
+    unsigned int  bits = l->p[1];
+    const int8_t *w    = (const int8_t *)l->w + row * stw_row_bytes(bits, l->n_in),
+                 *r    = l->r + row * stw_row_bytes(bits, l->n_out);
+    int32_t ax = 0, ah = 0;
+
+    stw_dot_rows(&ax, 1, w, bits, x, l->n_in);
+    stw_dot_rows(&ah, 1, r, bits, h, l->n_out);
+    return stw_join(ax, l->rows[row].kx) + ah + l->rows[row].bias;
+}
+
 int16_t stw_project(const stw_layer *l, const stw_cell *cell, const int16_t *y, size_t r)
 {
     const stw_row *row = l->rows + 4u * (size_t)l->p[0] + r;
     int32_t        acc = stw_dot1(cell->projection + r * l->p[0], y, l->p[0]) + row->bias;
 
-    return stw_limit(stw_rq(acc, row->mult, row->shift), 32767);
+    return stw_limit(stw_rq(acc, row->mult, row->shift), cell->h_max);
 }
 
 void stw_recurrent_unit(const stw_layer *l, const stw_cell *cell, const int16_t *x, const int16_t *h,

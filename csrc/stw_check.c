@@ -94,6 +94,9 @@ static int cell_fits(const stw_layer *l)
 {
     stw_cell cell;
 
+    if ((l->p[1] != 8 && !(STW_WITH_W4 && l->p[1] == 4)) || (l->p[2] != 8 && l->p[2] != 16)) {
+        return 0;
+    }
     if (!STW_WITH_VARIANTS) {
         return !l->extra && l->p[0] != 0 && l->p[0] == l->n_out;
     }

@@ -42,6 +42,11 @@
 #define STW_WITH_VARIANTS 1
 #endif
 
+/* Recurrent weights of 4 bits. */
+#ifndef STW_WITH_W4
+#define STW_WITH_W4 1
+#endif
+
 /* Window modes other than carry: tumble, slide, stagger. */
 #ifndef STW_WITH_MODES
 #define STW_WITH_MODES 1

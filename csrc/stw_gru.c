@@ -17,7 +17,7 @@ static void new_state(const stw_cell *cell, int32_t c, int32_t z, int32_t n_in, 
 
     out->gate[2] = (int16_t)n;
     out->c       = stw_sat_add(stw_gate_mul(c, z), stw_rsh(fresh * n, cell->g_frac - 7)); /* S, Q9.22 */
-    out->h       = stw_limit(stw_rsh(out->c, 22 - cell->h_frac), 32767);
+    out->h       = stw_limit(stw_rsh(out->c, 22 - cell->h_frac), cell->h_max);
 }
 
 /* ---- reset after the product ---- */
@@ -28,8 +28,8 @@ static void unit_pre_activations(const stw_layer *l, const int16_t *x, const int
     const stw_row *row   = l->rows + u * 4;
     int32_t        ax[3] = {0, 0, 0}, ah[3] = {0, 0, 0}, acc[4];
 
-    stw_dot3(ax, (const int8_t *)l->w + u * 3 * l->n_in, x, l->n_in);
-    stw_dot3(ah, l->r + u * 3 * l->n_out, h, l->n_out);
+    stw_dot_rows(ax, 3, (const int8_t *)l->w + u * 3 * stw_row_bytes(l->p[1], l->n_in), l->p[1], x, l->n_in);
+    stw_dot_rows(ah, 3, l->r + u * 3 * stw_row_bytes(l->p[1], l->n_out), l->p[1], h, l->n_out);
     acc[0] = stw_join(ax[0], row[0].kx) + ah[0];
     acc[1] = stw_join(ax[1], row[1].kx) + ah[1];
     acc[2] = ax[2];
@@ -60,9 +60,8 @@ static int16_t gate_pre_activation(const stw_layer *l, const stw_cell *cell, con
                                    size_t u, size_t k)
 {
     const stw_row *row = l->rows + u * 3 + k;
-    int32_t        acc = stw_join(stw_dot1_int8((const int8_t *)l->w + (u * 3 + k) * l->n_in, x, l->n_in), row->kx);
+    int32_t        acc = stw_joined_row(l, u * 3 + k, x, h);
 
-    acc += stw_dot1_int8(l->r + (u * 3 + k) * l->n_out, h, l->n_out) + row->bias;
     return stw_clip(stw_sat16(stw_rq(acc, row->mult, row->shift)), cell->clip);
 }
 

@@ -36,7 +36,8 @@ typedef struct stw_cell {
     const int16_t *peephole;                  /* i, f, o */
     const int16_t *h0, *c0;
     const int16_t *projection;
-    int16_t        clip; /* limit of pre-activations, Q4.11 */
+    int16_t        clip;  /* limit of pre-activations, Q4.11 */
+    int16_t        h_max; /* of hidden states: 32767, or 127 where they have 8 bits */
     uint16_t       flags;
     uint8_t        g_frac, a_frac, h_frac, peephole_frac; /* of candidate, output activation, h, peephole */
 } stw_cell;
@@ -145,6 +146,9 @@ void stw_recurrent_unit(const stw_layer *l, const stw_cell *cell, const int16_t 
                         const int16_t *reset, int32_t c, size_t u, stw_unit *out);
 
 /* Row r of a projection of y[units], row records from l->rows on: a hidden state. */
+/* Row `row` of a layer whose gates are computed one by one: input sum, hidden sum and bias joined. */
+int32_t stw_joined_row(const stw_layer *l, size_t row, const int16_t *x, const int16_t *h);
+
 int16_t stw_project(const stw_layer *l, const stw_cell *cell, const int16_t *y, size_t r);
 
 /* A row of weights over x before the activation, in the layer's output format; bounded by the overflow proof. */

@@ -6,16 +6,16 @@
 /* Pre-activations z[4] of unit u, Q4.11: the input sums, brought to the hidden sums' scale, then both plus bias. */
 static void unit_pre_activations(const stw_layer *l, const int16_t *x, const int16_t *h, size_t u, int16_t z[4])
 {
-    const int8_t  *w      = (const int8_t *)l->w + u * 4 * l->n_in;
-    const int8_t  *r      = l->r + u * 4 * l->n_out;
+    const int8_t  *w      = (const int8_t *)l->w + u * 4 * stw_row_bytes(l->p[1], l->n_in);
+    const int8_t  *r      = l->r + u * 4 * stw_row_bytes(l->p[1], l->n_out);
     const stw_row *row    = l->rows + u * 4;
     int32_t        acc[4] = {0, 0, 0, 0};
 
-    stw_dot4(acc, w, x, l->n_in);
+    stw_dot_rows(acc, 4, w, l->p[1], x, l->n_in);
     for (int k = 0; k < 4; k++) {
         acc[k] = stw_join(acc[k], row[k].kx) + row[k].bias;
     }
-    stw_dot4(acc, r, h, l->n_out);
+    stw_dot_rows(acc, 4, r, l->p[1], h, l->n_out);
     for (int k = 0; k < 4; k++) {
         z[k] = stw_sat16(stw_rq(acc[k], row[k].mult, row[k].shift));
     }
@@ -50,7 +50,7 @@ static void variant_unit(const stw_layer *l, const stw_cell *cell, int32_t c, si
     a         = cell->output ? stw_lookup(cell->output, a) : stw_tanh((int16_t)a);
 
     n            = cell->projection ? cell->a_frac : cell->h_frac; /* a projection brings its sum to h's format */
-    out->h       = stw_limit(stw_rsh(o * a, 15 + cell->a_frac - n), 32767);
+    out->h       = stw_limit(stw_rsh(o * a, 15 + cell->a_frac - n), cell->projection ? 32767 : cell->h_max);
     out->gate[0] = (int16_t)i;
     out->gate[1] = (int16_t)f;
     out->gate[2] = (int16_t)g;
@@ -72,6 +72,6 @@ void stw_lstm_unit(const stw_layer *l, const stw_cell *cell, const int16_t *x, c
     g = out->gate[2] = stw_tanh(out->z[2]);
     o = out->gate[3] = stw_sigmoid(out->z[3]);
 
-    out->c = stw_sat_add(stw_gate_mul(c, f), stw_rsh(i * g, 8));                 /* Q9.22 */
-    out->h = (int16_t)stw_rsh(o * stw_tanh(stw_sat16(stw_rsh(out->c, 11))), 15); /* Q0.15 */
+    out->c = stw_sat_add(stw_gate_mul(c, f), stw_rsh(i * g, 8)); /* Q9.22 */
+    out->h = stw_limit(stw_rsh(o * stw_tanh(stw_sat16(stw_rsh(out->c, 11))), 30 - cell->h_frac), cell->h_max);
 }

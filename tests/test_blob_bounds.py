@@ -47,9 +47,10 @@ def rows(n: int, bias=0, mult=16384, kx=0, shift=30) -> Rows:
     return Rows(column(bias, np.int32), column(mult, np.int16), column(kx, np.int8), column(shift, np.int8))
 
 
-def recurrent(kind, w_x: np.ndarray, w_h: np.ndarray, records: Rows | None = None) -> RecurrentLayer:
+def recurrent(kind, w_x: np.ndarray, w_h: np.ndarray, records: Rows | None = None, bits: int = 8) -> RecurrentLayer:
     n_records = len(kind.records) * w_h.shape[1]
-    return kind("r", w_x.astype(np.int8), w_h.astype(np.int8), rows(n_records) if records is None else records, 1.0)
+    records = rows(n_records) if records is None else records
+    return kind("r", w_x.astype(np.int8), w_h.astype(np.int8), records, 1.0, weight_bits=bits)
 
 
 def of_ones(kind, n_in: int, n_out: int, records: Rows | None = None) -> RecurrentLayer:
@@ -323,6 +324,36 @@ def test_minus_128_is_refused_everywhere(kind):
             assert opened(patched(content, at, "<b", -128)) == lib.STW_E_OVERFLOW, (field, at - start)
 
 
+@pytest.mark.parametrize("n_in", [1, 2, 3])
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_minus_8_is_refused_everywhere(kind, n_in):
+    """Of weights of 4 bits; what fills up the last byte of a row is not looked at."""
+    n = len(kind.gates) * 2
+    layer = recurrent(kind, np.ones((n, n_in)), np.ones((n, 2)), rows(2 * len(kind.records), mult=1, shift=46), bits=4)
+    content = packed(layer)
+    assert opened(content) == lib.STW_OK
+    for field, columns in (("w", n_in), ("r", 2)):
+        start, row_bytes = layer_offset(content, 0, field), (columns + 1) // 2
+        for row, column in np.ndindex(n, 2 * row_bytes):
+            at, half = start + row * row_bytes + column // 2, 4 * (column % 2)
+            byte = content[at] & ~(15 << half) & 255
+            used = column < columns
+            assert opened(patched(content, at, "<B", byte | 9 << half)) == lib.STW_OK  # -7
+            refused = lib.STW_E_OVERFLOW if used else lib.STW_OK
+            assert opened(patched(content, at, "<B", byte | 8 << half)) == refused, (field, row, column)
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_bits_of_weights_and_hidden_states(kind):
+    content = packed(of_ones(kind, 3, 2, rows(2 * len(kind.records), mult=1, shift=46)))
+    bits = HEADER.size + 20  # parameters 1 and 2 of layer 0
+    for value in (0, 1, 3, 5, 7, 9, 16, 255):
+        assert opened(patched(content, bits, "<H", value)) == lib.STW_E_SHAPE
+    for value in (0, 4, 7, 9, 15, 17, 32):
+        assert opened(patched(content, bits + 2, "<H", value)) == lib.STW_E_SHAPE
+    assert opened(patched(content, bits + 2, "<H", 8)) == lib.STW_OK
+
+
 def random_layer(rng: np.random.Generator, kind: str, n_in: int, n_out: int):
     """Random weights, mult, kx and shift, kx small enough to leave room for a bias. No bias yet."""
     limit = int(rng.choice([1, 10, 127]))
@@ -342,9 +373,11 @@ def random_layer(rng: np.random.Generator, kind: str, n_in: int, n_out: int):
         name = str(rng.choice(["none", "relu", "tanh", "sigmoid", "softmax"]))
         layer = dense(rng.integers(-80 * limit, 80 * limit + 1, (n_out, n_in)), name, records)
     else:
-        n_gates = len(classes[kind].gates)
+        n_gates, bits = len(classes[kind].gates), int(rng.choice([8, 4]))
+        limit = min(limit, 2 ** (bits - 1) - 1)
         w_x = rng.integers(-limit, limit + 1, (n_gates * n_out, n_in))
-        layer = recurrent(classes[kind], w_x, rng.integers(-limit, limit + 1, (n_gates * n_out, n_out)), records)
+        w_h = rng.integers(-limit, limit + 1, (n_gates * n_out, n_out))
+        layer = recurrent(classes[kind], w_x, w_h, records, bits)
     for _ in range(64):
         failing = failing_rows(*weight_sums(layer), layer.rows)
         wide = layer.rows.kx[failing] > -15 if kind != "dense" else np.zeros(len(failing), bool)

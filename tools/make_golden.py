@@ -13,9 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import stepwell
+from stepwell.precision import PRECISIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
+CELLS = (
+    "gru rnn lstm gru",
+    "gru before",
+    "projection",
+    "coupled peephole clip",
+    "one unit of each",
+)  # in every precision
 WINDOWED = ("one unit of each", "strided conv and residual")
 MODES = ("tumble:9", "slide:9/2", "stagger:9/3")
 sys.path.insert(0, str(ROOT / "tests"))
@@ -28,10 +36,14 @@ def new_models() -> None:
     wanted = [(name, graph_of(name, number), "carry") for number, name in enumerate(SHAPES) if name != "lstm dense"]
     wanted += [(f"{name} {mode}", graph_of(name), mode) for name in WINDOWED for mode in MODES]
     wanted += [(name, graph, "slide:7") for name, graph in BACKWARD.items()]
-    for number, (name, graph, mode) in enumerate(wanted, start=100):
+    wanted = [(*some, "w8a16") for some in wanted]
+    wanted += [
+        (f"{name} {bits}", graph_of(name), "carry", bits) for name in CELLS for bits in PRECISIONS if bits != "w8a16"
+    ]
+    for number, (name, graph, mode, bits) in enumerate(wanted, start=100):
         slug = re.sub(r"\W+", "_", name)
         sequences = sequences_for(graph, number, 16, 40)
-        stepwell.convert(graph, sequences, name=slug, mode=mode).save(GOLDEN / f"{slug}.stw")
+        stepwell.convert(graph, sequences, name=slug, mode=mode, precision=bits).save(GOLDEN / f"{slug}.stw")
 
 
 def values(path: Path) -> dict:

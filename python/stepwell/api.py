@@ -14,6 +14,7 @@ from stepwell.errors import ImportRefused, ModelError
 from stepwell.graph import Graph
 from stepwell.mode import Mode, parse_mode
 from stepwell.model import Model
+from stepwell.precision import Plan, Precision, parse_precision
 from stepwell.scaler import as_scaler, fold_outputs
 
 Source = str | Path | Graph | object  # or a torch module, a Keras model
@@ -30,14 +31,15 @@ def convert(
     mode: str | Mode = "carry",
     scaler: object = None,
     steps: int | None = None,
+    precision: str | Precision | Plan = "w8a16",
 ) -> Model:
-    """A trained model as an integer model (w8a16).
+    """A trained model as an integer model.
 
     ``source``: an .onnx, .keras or .h5 file, a torch module, a Keras model, or a Graph. ``calib``: sample sequences that look
     like real input, in the user's units: float [n_seq, T, n_in], one [T, n_in], a list of those, or a path (.npz with array "x",
     .npy, .csv; ``columns`` picks csv columns by name). ``mode``: how windows are treated (``stepwell.mode.HELP``). ``scaler``:
     normalisation, clamping, missing samples and raw counts (``stepwell.scaler.as_scaler``). ``steps``: the window's length,
-    for torch modules that need to know it.
+    for torch modules that need to know it. ``precision``: bits of weights and activations (``stepwell.precision.HELP``).
 
     Raises ImportRefused (a node that cannot be streamed), SampleError (bad calibration data) or QuantizeError (no integer
     model passes the overflow proof); each names the culprit.
@@ -53,7 +55,7 @@ def convert(
     samples = load_samples(calib, graph.n_in, columns=columns, may_miss=scaler.missing != "refuse")
     sequences = samples.sequences if scaler.is_identity else [scaler.normalise(s) for s in samples.sequences]
     calibration = calibrate(graph, sequences, progress, mode.window)
-    model = quantize(graph, calibration, mode, scaler)
+    model = quantize(graph, calibration, mode, scaler, parse_precision(precision))
     notes = {
         "name": name or _name_from(graph.source.file),
         "tool": f"stepwell {__version__}",

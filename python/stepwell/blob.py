@@ -10,6 +10,7 @@ import json
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,18 @@ def gate_major(unit_major_rows: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(rows.reshape(-1, *rows.shape[2:]))
 
 
+def to_nibbles(weights: np.ndarray) -> np.ndarray:
+    """int8 [..., n] of values -8..7 -> int8 [..., (n + 1) / 2]: two in a byte, the even one in the low half."""
+    padded = np.concatenate([weights, np.zeros((*weights.shape[:-1], weights.shape[-1] % 2), np.int8)], axis=-1)
+    return (padded[..., ::2] & 15 | padded[..., 1::2] << 4).astype(np.int8)
+
+
+def from_nibbles(packed: np.ndarray, n: int) -> np.ndarray:
+    """The inverse: int8 [..., n]."""
+    low = ((packed & 15) ^ 8) - 8
+    return np.stack([low, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)[..., :n].astype(np.int8)
+
+
 def packed_rows(layer: IntLayer) -> np.ndarray | None:
     """The layer's row records in the kernel's order: structured array of ROW; None where the kind has none."""
     rows = getattr(layer, "rows", None)
@@ -103,7 +116,8 @@ def packed_weights(layer: IntLayer) -> tuple[np.ndarray | None, np.ndarray | Non
     """Input and recurrent weights in the kernel's order; None where the layer kind has none."""
     if isinstance(layer, RecurrentLayer):
         n_gates = len(layer.gates)
-        return unit_major(layer.w_x, n_gates), unit_major(layer.w_h, n_gates)
+        rows = [unit_major(w, n_gates) for w in (layer.w_x, layer.w_h)]
+        return tuple(rows if layer.weight_bits == 8 else map(to_nibbles, rows))
     weights = {"dense": "weight", "add": "weights", "layer_norm": "gamma", "embedding": "table", "attention": "weight"}
     array = getattr(layer, weights[layer.kind]) if layer.kind in weights else None
     return (None if array is None else array.astype("<i2")), None
@@ -125,7 +139,7 @@ def _packed_cell(cell: Cell) -> np.ndarray | None:
     parts = sum(1 << bit for bit, name in enumerate(PARTS) if arrays[name] is not None)
     flags = cell.coupled + 2 * cell.reverse + 4 * cell.final
     formats = [cell.g_frac, cell.a_frac, cell.h_frac]
-    if (parts, flags, cell.clip, formats) == (0, 0, 32767, [15, 15, 15]):
+    if (parts, flags, cell.clip, formats) == (0, 0, 32767, [15, 15, 15 if cell.h_bits == 16 else 7]):
         return None
     header = np.array([parts, flags, cell.clip, *formats, cell.peephole_frac, 0], "<i2")
     return np.concatenate([header, *(arrays[n].reshape(-1).astype("<i2") for n in PARTS if arrays[n] is not None)])
@@ -134,7 +148,7 @@ def _packed_cell(cell: Cell) -> np.ndarray | None:
 def parameters(layer: IntLayer) -> tuple[int, int, int]:
     """stw_layer.p"""
     if isinstance(layer, RecurrentLayer):
-        return layer.n_units, 0, 0
+        return layer.n_units, layer.weight_bits, layer.cell.h_bits
     if isinstance(layer, DenseLayer):
         return layer.groups, layer.n_out // layer.groups, layer.weight.shape[1]
     if isinstance(layer, WindowLayer):
@@ -309,6 +323,7 @@ def _positive(value: Any) -> float:
 
 NOTE_TYPES: dict[str, type] = {
     "name": str,
+    "precision": str,
     "tool": str,
     "readout": str,
     "source": dict,
@@ -391,13 +406,21 @@ def _unpack_layer(blob: bytes, index: int, host: dict[str, Any]) -> tuple[IntLay
 def _unpack_recurrent(f: _Fields, name: str, x_scale: float) -> RecurrentLayer:
     recurrent = RECURRENT[f.kind]
     n_units, n_gates, n_records = f.p[0], len(recurrent.gates), len(recurrent.records)
-    cell = _unpack_cell(f, n_units) if f.has_extra else Cell()
-    w_x = gate_major(f.bytes_of("w", n_units, n_gates, f.n_in))
-    w_h = gate_major(f.bytes_of("r", n_units, n_gates, f.n_out))
+    bits = f.p[1]
+    cell = _unpack_cell(f, n_units) if f.has_extra else Cell(h_frac=15 if f.p[2] == 16 else 7)
+    cell = replace(cell, h_bits=f.p[2])
+    shapes = {"w": (n_units, n_gates, f.n_in), "r": (n_units, n_gates, f.n_out)}
+    w_x, w_h = (gate_major(_weights(f, field, shape, bits)) for field, shape in shapes.items())
     n = n_records * n_units
     records = f.records(n + (f.n_out if cell.projection is not None else 0))
     records = np.concatenate([gate_major(records[:n].reshape(n_units, n_records)), records[n:]])
-    return recurrent(name, w_x, w_h, _rows(records), x_scale, cell)
+    return recurrent(name, w_x, w_h, _rows(records), x_scale, cell, bits)
+
+
+def _weights(f: _Fields, field: str, shape: tuple[int, int, int], bits: int) -> np.ndarray:
+    if bits == 8:
+        return f.bytes_of(field, *shape)
+    return from_nibbles(f.bytes_of(field, *shape[:2], (shape[2] + 1) // 2), shape[2])
 
 
 def _unpack_cell(f: _Fields, n_units: int) -> Cell:

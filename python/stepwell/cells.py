@@ -23,6 +23,7 @@ from stepwell.model import (
     RnnLayer,
     Rows,
 )
+from stepwell.precision import W8A16, Precision
 from stepwell.rows import Z_SCALE, Report, joined_rows, single_rows, stacked
 
 HEADROOM = 2.0  # the calibrated maximum fills half of what a format holds
@@ -32,9 +33,9 @@ C_LIMIT = 2.0 ** (31 - C_FRAC)
 G_FRAC_MIN = 7
 
 
-def frac_for(peak: float, most: int = H_FRAC) -> int:
-    """The finest format Q(frac) of int16 that holds ``peak``; may be negative for large numbers."""
-    return most if peak <= 0 else min(most, floor(log2(32767 / peak)))
+def frac_for(peak: float, most: int = H_FRAC, largest_code: int = 32767) -> int:
+    """The finest format Q(frac) whose codes hold ``peak``; may be negative for large numbers."""
+    return most if peak <= 0 else min(most, floor(log2(largest_code / peak)))
 
 
 def table_of(function: Function, z_scale: float, y_scale: float) -> np.ndarray:
@@ -48,11 +49,12 @@ def largest(function: Function, z_scale: float = Z_SCALE) -> float:
     return float(np.abs(function((np.arange(513) * TABLE_STEP - 32768) * z_scale)).max())
 
 
-def quantize_recurrent(layer: Recurrent, stats: LayerStats, x_scale: float, report: Report) -> RecurrentLayer:
+def quantize_recurrent(
+    layer: Recurrent, stats: LayerStats, x_scale: float, report: Report, precision: Precision = W8A16
+) -> RecurrentLayer:
     """The integer layer. QuantizeError, naming the layer, when a function or weight has no place in the formats."""
-    if isinstance(layer, Rnn):
-        return _rnn(layer, stats, x_scale, report)
-    return _lstm(layer, stats, x_scale, report) if isinstance(layer, Lstm) else _gru(layer, stats, x_scale, report)
+    quantize = _rnn if isinstance(layer, Rnn) else _lstm if isinstance(layer, Lstm) else _gru
+    return quantize(layer, stats, x_scale, report, precision)
 
 
 def _row_name(layer: Recurrent) -> Callable[[int], str]:
@@ -98,7 +100,7 @@ def _clip_code(layer: Recurrent, z_scale: float = Z_SCALE) -> int:
     return int(min(32767.0, max(1.0, np.floor(layer.clip / z_scale + 0.5))))
 
 
-def _start(layer: Recurrent, h_frac: int) -> dict[str, np.ndarray | None]:
+def _start(layer: Recurrent, h_frac: int, precision: Precision) -> dict[str, np.ndarray | None]:
     """Initial states as codes; both or neither."""
     c0 = layer.c0 if isinstance(layer, Lstm) else layer.h0
     if layer.h0 is None and c0 is None:
@@ -109,16 +111,17 @@ def _start(layer: Recurrent, h_frac: int) -> dict[str, np.ndarray | None]:
         raise QuantizeError(
             f"layer '{layer.name}': an initial cell state is {np.abs(c0).max():.3g}, Q9.22 holds less than {C_LIMIT:.0f}"
         )
-    h_codes = np.clip(np.floor(h0 * 2.0**h_frac + 0.5), -32767, 32767).astype(np.int16)
+    h_codes = np.floor(h0 * 2.0**h_frac + 0.5).clip(-precision.h_limit, precision.h_limit).astype(np.int16)
     c_codes = np.clip(np.floor(c0 * 2.0**C_FRAC + 0.5), -(2.0**31), 2.0**31 - 1).astype(np.int32)
     return {"h0": h_codes, "c0": c_codes}
 
 
-def _h_frac(layer: Recurrent, bounded: bool, stats: LayerStats) -> int:
-    """The format of the hidden state: Q0.15 where it is at most 1, else what calibration saw, with headroom."""
+def _h_frac(layer: Recurrent, bounded: bool, stats: LayerStats, precision: Precision) -> int:
+    """The format of the hidden state: Q0.15 (or Q0.7) where it is at most 1, else what calibration saw, with headroom."""
+    finest = precision.h_bits - 1
     peaks = [stats.peaks.get("y", 0.0), stats.peaks.get("h", 0.0)]
     bounded = bounded and (layer.h0 is None or np.abs(layer.h0).max() <= 1.0)
-    frac = H_FRAC if bounded else frac_for(HEADROOM * max(peaks))
+    frac = finest if bounded else frac_for(HEADROOM * max(peaks), finest, precision.h_limit)
     if frac < 0:
         raise QuantizeError(
             f"layer '{layer.name}': the hidden state reaches {max(peaks):.3g}: normalise the inputs or use tanh"
@@ -129,14 +132,14 @@ def _h_frac(layer: Recurrent, bounded: bool, stats: LayerStats) -> int:
 # ---- one kind each ----
 
 
-def _lstm(layer: Lstm, stats: LayerStats, x_scale: float, report: Report) -> LstmLayer:
+def _lstm(layer: Lstm, stats: LayerStats, x_scale: float, report: Report, precision: Precision) -> LstmLayer:
     candidate, g_frac = _value_table(layer, layer.functions[1])
     output, a_frac = _value_table(layer, layer.functions[2])
     bounded = layer.projection is None and (output is None or largest(as_function(layer.functions[2])) <= 1.0)
-    h_frac = _h_frac(layer, bounded, stats)
+    h_frac = _h_frac(layer, bounded, stats, precision)
     w_x, w_h, bias = (_without_forget(layer, a) for a in (layer.w_x, layer.w_h, layer.bias))
-    scales = (x_scale, 2.0**-h_frac, Z_SCALE)
-    q_x, q_h, rows = joined_rows((w_x, w_h), bias, stats.moments, scales, _row_name(layer), report)
+    scales, limit = (x_scale, 2.0**-h_frac, Z_SCALE), precision.weight_limit
+    q_x, q_h, rows = joined_rows((w_x, w_h), bias, stats.moments, scales, _row_name(layer), report, limit)
     projection = None
     if layer.projection is not None:
         projection, rows_p = _projection(layer, a_frac, h_frac, report)
@@ -159,11 +162,12 @@ def _lstm(layer: Lstm, stats: LayerStats, x_scale: float, report: Report) -> Lst
         final=layer.final,
         g_frac=g_frac,
         a_frac=a_frac,
+        h_bits=precision.h_bits,
         h_frac=h_frac,
         peephole_frac=peephole_frac,
-        **_start(layer, h_frac),
+        **_start(layer, h_frac, precision),
     )
-    return LstmLayer(layer.name, q_x, q_h, rows, x_scale, cell)
+    return LstmLayer(layer.name, q_x, q_h, rows, x_scale, cell, precision.weight_bits)
 
 
 def _without_forget(layer: Lstm, array: np.ndarray) -> np.ndarray:
@@ -202,10 +206,12 @@ def _peephole(layer: Lstm) -> tuple[np.ndarray | None, int]:
     return np.floor(layer.peephole.reshape(3, -1) * 2.0**frac + 0.5).clip(-32768, 32767).astype(np.int16), frac
 
 
-def _gru(layer: Gru, stats: LayerStats, x_scale: float, report: Report) -> GruLayer | GruBeforeLayer:
+def _gru(
+    layer: Gru, stats: LayerStats, x_scale: float, report: Report, precision: Precision
+) -> GruLayer | GruBeforeLayer:
     candidate, g_frac = _value_table(layer, layer.functions[1])
     bounded = candidate is None or largest(as_function(layer.functions[1])) <= 1.0
-    h_frac = _h_frac(layer, bounded, stats)
+    h_frac = _h_frac(layer, bounded, stats, precision)
     cell = Cell(
         gate=_gate_table(layer),
         candidate=candidate,
@@ -213,18 +219,19 @@ def _gru(layer: Gru, stats: LayerStats, x_scale: float, report: Report) -> GruLa
         reverse=layer.reverse,
         final=layer.final,
         g_frac=g_frac,
+        h_bits=precision.h_bits,
         h_frac=h_frac,
-        **_start(layer, h_frac),
+        **_start(layer, h_frac, precision),
     )
     bias = layer.bias + layer.bias_h
-    scales = (x_scale, 2.0**-h_frac, Z_SCALE)
+    scales, limit = (x_scale, 2.0**-h_frac, Z_SCALE), precision.weight_limit
     if not layer.reset_after:
         weights = (layer.w_x, layer.w_h)
-        q_x, q_h, rows = joined_rows(weights, bias, stats.moments, scales, _row_name(layer), report)
-        return GruBeforeLayer(layer.name, q_x, q_h, rows, x_scale, cell)
+        q_x, q_h, rows = joined_rows(weights, bias, stats.moments, scales, _row_name(layer), report, limit)
+        return GruBeforeLayer(layer.name, q_x, q_h, rows, x_scale, cell, precision.weight_bits)
     gates, candidates = slice(0, 2 * layer.n_out), slice(2 * layer.n_out, None)
     weights = (layer.w_x[gates], layer.w_h[gates])
-    q_x, q_h, rows = joined_rows(weights, bias[gates], stats.moments, scales, _row_name(layer), report)
+    q_x, q_h, rows = joined_rows(weights, bias[gates], stats.moments, scales, _row_name(layer), report, limit)
     of_x, of_h = stats.moments.part(slice(0, layer.n_in)), stats.moments.part(slice(layer.n_in, None))
 
     def name_of(part: str) -> Callable[[int], str]:
@@ -232,34 +239,36 @@ def _gru(layer: Gru, stats: LayerStats, x_scale: float, report: Report) -> GruLa
 
     parts = [
         single_rows(
-            layer.w_x[candidates], layer.bias[candidates], of_x, x_scale, Z_SCALE, 127, name_of("input"), report
+            layer.w_x[candidates], layer.bias[candidates], of_x, x_scale, Z_SCALE, limit, name_of("input"), report
         ),
         single_rows(
-            layer.w_h[candidates], layer.bias_h[candidates], of_h, scales[1], Z_SCALE, 127, name_of("hidden"), report
+            layer.w_h[candidates], layer.bias_h[candidates], of_h, scales[1], Z_SCALE, limit, name_of("hidden"), report
         ),
     ]
     (q_nx, rows_nx), (q_nh, rows_nh) = parts
     q_x, q_h = np.vstack([q_x, q_nx.astype(np.int8)]), np.vstack([q_h, q_nh.astype(np.int8)])
-    return GruLayer(layer.name, q_x, q_h, stacked(rows, rows_nx, rows_nh), x_scale, cell)
+    return GruLayer(layer.name, q_x, q_h, stacked(rows, rows_nx, rows_nh), x_scale, cell, precision.weight_bits)
 
 
-def _rnn(layer: Rnn, stats: LayerStats, x_scale: float, report: Report) -> RnnLayer:
+def _rnn(layer: Rnn, stats: LayerStats, x_scale: float, report: Report, precision: Precision) -> RnnLayer:
     """With tanh z is in Q4.11; before a table it gets the format that calibration suggests, and so does h behind it."""
     function = as_function(layer.functions[0])
     plain = layer.functions[0] == "tanh"
     z_frac = Z_FRAC if plain else max(0, frac_for(HEADROOM * stats.peaks.get("z", 0.0)))
     z_scale = 2.0**-z_frac
     bounded = plain or largest(function, z_scale) <= 1.0
-    h_frac = _h_frac(layer, bounded, stats)
-    plain = plain and h_frac == H_FRAC  # tanh gives Q0.15; an initial state beyond 1 needs another format
+    h_frac = _h_frac(layer, bounded, stats, precision)
     cell = Cell(
         candidate=None if plain else table_of(function, z_scale, 2.0**-h_frac),
         clip=_clip_code(layer, z_scale),
         reverse=layer.reverse,
         final=layer.final,
+        h_bits=precision.h_bits,
         h_frac=h_frac,
-        **(_start(layer, h_frac) | ({} if layer.h0 is None else {"c0": np.zeros(layer.n_units, np.int32)})),
+        **(_start(layer, h_frac, precision) | ({} if layer.h0 is None else {"c0": np.zeros(layer.n_units, np.int32)})),
     )
-    scales = (x_scale, 2.0**-h_frac, z_scale)
-    q_x, q_h, rows = joined_rows((layer.w_x, layer.w_h), layer.bias, stats.moments, scales, _row_name(layer), report)
-    return RnnLayer(layer.name, q_x, q_h, rows, x_scale, cell)
+    scales, limit = (x_scale, 2.0**-h_frac, z_scale), precision.weight_limit
+    q_x, q_h, rows = joined_rows(
+        (layer.w_x, layer.w_h), layer.bias, stats.moments, scales, _row_name(layer), report, limit
+    )
+    return RnnLayer(layer.name, q_x, q_h, rows, x_scale, cell, precision.weight_bits)

@@ -22,7 +22,7 @@ def describe(model: Model) -> dict[str, Any]:
         "name": model.name,
         "id": f"{model.id:08x}",
         "format": FORMAT,
-        "precision": "w8a16",
+        "precision": model.notes.get("precision", "w8a16"),
         "n_in": model.n_in,
         "n_out": model.n_out,
         "input": {"type": "int16", "scale": model.x_scale, "range": input_range(model)},
@@ -69,7 +69,10 @@ def macs(layer: IntLayer) -> int:
     """Multiply-accumulates of one run of the layer, over a window in slide mode once for each of its steps."""
     if layer.kind == "embedding":
         return 0
-    products = sum(array.size for array in packed_weights(layer) if array is not None)
+    if isinstance(layer, RecurrentLayer):
+        products = layer.w_x.size + layer.w_h.size
+    else:
+        products = sum(array.size for array in packed_weights(layer) if array is not None)
     if isinstance(layer, RecurrentLayer) and layer.cell.projection is not None:
         products += layer.cell.projection.size
     if isinstance(layer, AttentionLayer):
@@ -128,8 +131,8 @@ def _describe_layer(model: Model, index: int) -> dict[str, Any]:
         described["looks_back"] = layer.steps - 1
     if isinstance(layer, RecurrentLayer):
         described["formats"] = {
-            "w": "int8",
-            "h": f"int16 Q{15 - layer.cell.h_frac}.{layer.cell.h_frac}",
+            "w": f"int{layer.weight_bits}",
+            "h": f"int{layer.cell.h_bits} Q{layer.cell.h_bits - 1 - layer.cell.h_frac}.{layer.cell.h_frac}",
             "z": "int16 Q4.11",
         }
         if layer.has_cell:

@@ -51,7 +51,8 @@ class Cell:
 
     ``gate``, ``candidate``, ``output``: tables int16 [513] of the activations, None for sigmoid, tanh, tanh. ``peephole``
     int16 [3, H] in Q(peephole_frac); ``h0`` int16 [n_out], ``c0`` int32 [H]; ``projection`` int16 [n_out, H]. ``clip``: limit
-    of pre-activations, Q4.11. ``g_frac``, ``a_frac``, ``h_frac``: formats of the candidate, the output's activation and h.
+    of pre-activations, Q4.11. ``h_bits``: hidden states are within +-(2^(h_bits - 1) - 1). ``g_frac``, ``a_frac``,
+    ``h_frac``: formats of the candidate, the output's activation and h.
     """
 
     gate: np.ndarray | None = None
@@ -65,6 +66,7 @@ class Cell:
     coupled: bool = False
     reverse: bool = False
     final: bool = False
+    h_bits: int = 16
     g_frac: int = H_FRAC
     a_frac: int = H_FRAC
     h_frac: int = H_FRAC
@@ -103,8 +105,8 @@ class IntLayer:
 
 @dataclass(frozen=True, eq=False)
 class RecurrentLayer(IntLayer):
-    """``w_x`` int8 [G*H, D], ``w_h`` int8 [G*H, n_out], values -127..127, G ``gates``; ``rows`` [R*H], R ``records`` of each
-    unit, then those of the projection.
+    """``w_x`` int8 [G*H, D], ``w_h`` int8 [G*H, n_out], values -127..127, or -7..7 with 4 ``weight_bits``, G ``gates``;
+    ``rows`` [R*H], R ``records`` of each unit, then those of the projection.
     """
 
     name: str
@@ -113,6 +115,7 @@ class RecurrentLayer(IntLayer):
     rows: Rows
     x_scale: float
     cell: Cell = PLAIN
+    weight_bits: int = 8
 
     gates: ClassVar[tuple[str, ...]]
     records: ClassVar[tuple[str, ...]]

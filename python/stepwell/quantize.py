@@ -1,4 +1,4 @@
-"""Float graph + calibration -> integer model (w8a16), with the overflow proof passed for every row.
+"""Float graph + calibration -> integer model (w8a16 and others), with the overflow proof passed for every row.
 
 The arithmetic this feeds is docs/numerics.md; the choices made here (formats of the values between layers) are its section
 "Quantising". Recurrent layers are in cells.py, rows of weights in rows.py.
@@ -32,6 +32,7 @@ from stepwell.graph import (
     Lstm,
     MaxPool,
     Mul,
+    Recurrent,
     Rnn,
     Slice,
     Window,
@@ -56,6 +57,7 @@ from stepwell.model import (
     SliceLayer,
     WindowLayer,
 )
+from stepwell.precision import UNIFORM, Plan, Precision
 from stepwell.rows import LARGEST_RATIO, Z_SCALE, Report, multipliers, reach, scaling_row, single_rows, stacked
 from stepwell.scaler import NO_SCALER, Scaler
 
@@ -64,6 +66,7 @@ SOFTMAX_FRAC = 16  # log2-scaled logits are Q15.16
 LOG2_E = float(np.log2(np.e))
 OUTPUT_BITS = 20  # the largest calibrated output gets about this many bits
 ENOUGH_STEPS = 2000  # of one long recording
+HEADROOM_8 = 1.25  # of an input of 8 bits
 FEW_BITS = 8  # of a value beside a larger one in a concatenation
 ADD_LIMIT = 16384  # the larger of the two weights of an addition
 EPSILON_MAX = 2**61 - 1
@@ -73,13 +76,16 @@ SMALLEST_INPUT = 1e-20  # largest input of a model: less is no measurement, and 
 Y_FRAC_MAX = 30
 
 
-def quantize(graph: Graph, calibration: Calibration, mode: Mode = CARRY, scaler: Scaler = NO_SCALER) -> Model:
+def quantize(
+    graph: Graph, calibration: Calibration, mode: Mode = CARRY, scaler: Scaler = NO_SCALER, plan: Plan = UNIFORM
+) -> Model:
     """Integer model of ``graph``; ``calibration`` has seen normalised inputs.
 
     Raises QuantizeError, naming layer, row, gate and unit, when a row cannot be made to pass the overflow proof.
     """
     check_window(graph, mode)
-    q = _Quantizer(graph, calibration)
+    plan.check([layer.name if isinstance(layer, Recurrent) else "" for layer in graph.layers])
+    q = _Quantizer(graph, calibration, plan)
     for index, layer in enumerate(graph.layers):
         q.add(index, layer)
     layers, sources, timing = list(q.layers), list(graph.sources), list(graph.timing)
@@ -89,7 +95,7 @@ def quantize(graph: Graph, calibration: Calibration, mode: Mode = CARRY, scaler:
         sources.append((len(layers) - 1,))
         timing.append(timing[-1])
         y_frac = -log2(layers[-1].y_scale)
-    notes = {"repaired_rows": q.report.repaired, "warnings": q.report.warnings}
+    notes = {"precision": str(plan), "repaired_rows": q.report.repaired, "warnings": q.report.warnings}
     scaler = scaler.with_channels(graph.n_in, q.scales[0])
     return Model(tuple(layers), q.scales[0], round(y_frac), notes, tuple(sources), tuple(timing), mode, scaler)
 
@@ -134,6 +140,7 @@ class _Place:
     is_last: bool
     y_scale: float | None  # demanded by a layer that reads it
     report: Report
+    precision: Precision
 
     @property
     def x_scale(self) -> float:
@@ -146,23 +153,24 @@ class _Place:
 class _Quantizer:
     """Layers so far, and the real value of a code of each value: 0 the input, k the output of layer k - 1."""
 
-    def __init__(self, graph: Graph, calibration: Calibration):
-        self._graph, self._calibration = graph, calibration
+    def __init__(self, graph: Graph, calibration: Calibration, plan: Plan):
+        self._graph, self._calibration, self._plan = graph, calibration, plan
         self.report = Report(warnings=_calibration_warnings(calibration))
         self.layers: list[IntLayer] = []
-        self.scales = [_input_scale(graph, calibration)]
+        self.scales = [_input_scale(graph, calibration, plan.default.x_bits)]
         self._demanded = _demanded_scales(graph)
 
     def add(self, index: int, layer: Layer) -> None:
         scales = [self.scales[value] for value in self._graph.sources[index]]
         is_last = index == len(self._graph.layers) - 1
         stats = self._calibration.layers[index]
-        place = _Place(stats, scales, is_last, self._demanded.get(index + 1), self.report)
+        precision = self._plan.of(index, layer.name)
+        place = _Place(stats, scales, is_last, self._demanded.get(index + 1), self.report, precision)
         self.layers.append(HANDLERS[type(layer)](layer, place))
         self.scales.append(self.layers[-1].y_scale)
 
 
-def _input_scale(graph: Graph, calibration: Calibration) -> float:
+def _input_scale(graph: Graph, calibration: Calibration, bits: int = 16) -> float:
     """Min-max with headroom; tokens are codes as they are."""
     readers = [layer for layer, reads in zip(graph.layers, graph.sources, strict=True) if 0 in reads]
     if any(isinstance(layer, Embedding) for layer in readers):
@@ -175,7 +183,7 @@ def _input_scale(graph: Graph, calibration: Calibration) -> float:
         raise QuantizeError(
             f"calibration inputs reach {calibration.x_peak:.3g} only: scale them up (scaler=), or check their unit"
         )
-    return HEADROOM * calibration.x_peak / 32767
+    return (HEADROOM if bits == 16 else HEADROOM_8) * calibration.x_peak / (2 ** (bits - 1) - 1)
 
 
 def _demanded_scales(graph: Graph) -> dict[int, float]:
@@ -284,7 +292,7 @@ def _table_formats(function: Function, place: _Place, highest: float) -> tuple[f
 
 
 def _recurrent(layer: Lstm | Gru | Rnn, place: _Place) -> IntLayer:
-    return quantize_recurrent(layer, place.stats, place.x_scale, place.report)
+    return quantize_recurrent(layer, place.stats, place.x_scale, place.report, place.precision)
 
 
 def _dense(layer: Dense, place: _Place) -> DenseLayer:

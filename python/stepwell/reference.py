@@ -152,8 +152,9 @@ def applied(table: Array | None, plain: Callable[[Array], Array], z: Array) -> A
     return plain(z) if table is None else lookup(table, z)
 
 
-def limit(x: Array) -> Array:
-    return np.clip(x, -32767, 32767)
+def limit(x: Array, bits: int = 16) -> Array:
+    largest = 2 ** (bits - 1) - 1
+    return np.clip(x, -largest, largest)
 
 
 def peephole(cell: Cell, which: int, c: Array) -> Array:
@@ -181,7 +182,7 @@ def lstm_step(layer: LstmLayer, x: Array, h: Array, c: Array) -> dict[str, Array
     o = applied(cell.gate, sig, z_o)
     a = applied(cell.output, tanh, sat(rsh(c, 11), 16))
     y_frac = cell.h_frac if cell.projection is None else cell.a_frac
-    y = limit(rsh(o * a, 15 + cell.a_frac - y_frac))
+    y = limit(rsh(o * a, 15 + cell.a_frac - y_frac), cell.h_bits if cell.projection is None else 16)
     h_new = y if cell.projection is None else projected(layer, y)
     gates, z = np.stack([i, f, g, o], axis=-2), np.concatenate([z_i, z_f, z_g, z_o], axis=-1)
     return {"acc": acc, "z": z, "gates": gates, "c_wide": c_wide, "c": c, "unit_h": y, "h_new": h_new}
@@ -190,7 +191,7 @@ def lstm_step(layer: LstmLayer, x: Array, h: Array, c: Array) -> dict[str, Array
 def projected(layer: LstmLayer, y: Array) -> Array:
     rows = part_of(layer.rows, slice(4 * layer.n_units, None))
     acc = y @ layer.cell.projection.T.astype(np.int64) + rows.bias.astype(np.int64)
-    return limit(rq(acc, rows))
+    return limit(rq(acc, rows), layer.cell.h_bits)
 
 
 def gru_step(layer: GruLayer, x: Array, h: Array, s: Array) -> dict[str, Array]:
@@ -227,7 +228,7 @@ def _new_state(layer, acc, r, z_r, z_z, n_parts, n_in, s) -> dict[str, Array]:
     n = applied(cell.candidate, tanh, clip(cell, n_in))
     s_wide = rsh(z * s, 15) + rsh(np.minimum(32767, 32768 - z) * n, cell.g_frac - 7)
     s = sat(s_wide, 32)
-    h_new = limit(rsh(s, 22 - cell.h_frac))
+    h_new = limit(rsh(s, 22 - cell.h_frac), cell.h_bits)
     z_all, gates = np.concatenate([z_r, z_z, *n_parts], axis=-1), np.stack([r, z, n], axis=-2)
     return {"acc": acc, "z": z_all, "gates": gates, "c_wide": s_wide, "c": s, "unit_h": h_new, "h_new": h_new}
 
@@ -236,7 +237,9 @@ def rnn_step(layer: RnnLayer, x: Array, h: Array, c: Array) -> dict[str, Array]:
     """docs/numerics.md, "One RNN step"."""
     acc = joined(layer, x, h, slice(None))
     z = clip(layer.cell, sat(rq(acc, layer.rows), 16))
-    h_new = limit(applied(layer.cell.candidate, tanh, z))
+    cell = layer.cell
+    h_new = rsh(tanh(z), 15 - cell.h_frac) if cell.candidate is None else lookup(cell.candidate, z)
+    h_new = limit(h_new, cell.h_bits)
     return {"acc": acc, "z": z, "c": c, "unit_h": h_new, "h_new": h_new}
 
 

@@ -21,6 +21,8 @@ SHIFT_MAX = 46
 LARGEST_RATIO = 2.0**14 - 1  # mult / 2^shift with shift = 1
 KX_MAX = 15
 BIAS_MAX = 2**29  # weights that are tiny against their bias are rounded coarser, so that the accumulator holds it
+FEW_LEVELS = 15  # up to so large integers, clipping weights is tried
+CLIPPINGS = np.linspace(1.0, 0.5, 11)
 MIN_LEVELS = 15  # a row repaired below integers of this size keeps too little of its weights
 
 
@@ -50,16 +52,17 @@ def joined_rows(
     scales: tuple[float, float, float],
     row_name: Callable[[int], str],
     report: Report,
+    limit: int = 127,
 ) -> tuple[np.ndarray, np.ndarray, Rows]:
-    """Rows in which input and hidden sums join: int8 [R, D], int8 [R, H], rows [R].
+    """Rows in which input and hidden sums join: int8 [R, D], int8 [R, H] up to ``limit``, rows [R].
 
     ``weights`` real [R, D] and [R, H]; ``scales``: real value of a code of x, of h, and of the result.
     """
     (w_x, w_h), (x_scale, h_scale, z_scale) = weights, scales
     n_in = w_x.shape[1]
     # scale of one accumulator unit by row, if inputs and hidden state each had their own
-    unit_x = np.abs(w_x).max(axis=1) / 127 * x_scale
-    unit_h = np.abs(w_h).max(axis=1) / 127 * h_scale
+    unit_x = steps_of(w_x, moments.energy[:n_in], limit) * x_scale
+    unit_h = steps_of(w_h, moments.energy[n_in:], limit) * h_scale
     noise_x = moments.energy[:n_in].sum() / x_scale**2
     noise_h = moments.energy[n_in:].sum() / h_scale**2
     # a hidden step so fine that the inputs' sum would leave the accumulator is widened first: it is below the inputs' noise
@@ -74,7 +77,7 @@ def joined_rows(
     def rounded(rows: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         step_x = unit * 2.0 ** kx[rows] / x_scale
         steps = np.hstack([np.tile(step_x[:, None], n_in), np.tile(unit[:, None] / h_scale, w_h.shape[1])])
-        return round_rows(both[rows], bias[rows], steps, unit, moments, 127)
+        return round_rows(both[rows], bias[rows], steps, unit, moments, limit)
 
     q, rows = prove(rounded, unit, kx, z_scale, n_in, row_name, report)
     return q[:, :n_in].astype(np.int8), q[:, n_in:].astype(np.int8), rows
@@ -91,7 +94,7 @@ def single_rows(
     report: Report,
 ) -> tuple[np.ndarray, Rows]:
     """Rows over one vector with codes of ``a_scale``: integers up to ``limit``, as wide as the proof allows."""
-    unit = np.maximum(np.abs(weights).max(axis=1) / limit * a_scale, 1.01 * reach(weights, bias, a_scale) / 2**31)
+    unit = np.maximum(steps_of(weights, moments.energy, limit) * a_scale, 1.01 * reach(weights, bias, a_scale) / 2**31)
     unit = np.maximum(np.where(unit > 0, unit, 2.0**-30), _smallest_unit(v_scale))
 
     def rounded(rows: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -100,6 +103,22 @@ def single_rows(
 
     kx = np.zeros(len(weights), int)
     return prove(rounded, unit, kx, v_scale, weights.shape[1], row_name, report)
+
+
+def steps_of(weights: np.ndarray, energy: np.ndarray, limit: int) -> np.ndarray:
+    """Real value of one integer of each row, [R]: the largest weight fills ``limit``. With few levels it is better to clip the
+    largest weights: then the step with the smallest error on the calibration data.
+    """
+    full = np.abs(weights).max(axis=1) / limit
+    if limit > FEW_LEVELS:
+        return full
+    best, least = full, np.full(len(full), np.inf)
+    for part in CLIPPINGS:
+        step = np.maximum(full * part, 1e-300)[:, None]
+        q = np.clip(np.floor(weights / step + 0.5), -limit, limit)
+        error = ((weights - q * step) ** 2 * energy).sum(axis=1)
+        best, least = np.where(error < least, step[:, 0], best), np.minimum(error, least)
+    return np.where(full > 0, best, 0.0)
 
 
 def reach(weights: np.ndarray, bias: np.ndarray, a_scale: float) -> np.ndarray:

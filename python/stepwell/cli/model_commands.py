@@ -17,6 +17,7 @@ from stepwell.errors import ImportRefused, SampleError
 from stepwell.graph import Graph
 from stepwell.mode import CARRY, Mode, parse_mode
 from stepwell.mode import HELP as MODE_HELP
+from stepwell.precision import HELP as BITS_HELP
 from stepwell.scaler import KEYS as SCALER_KEYS
 from stepwell.scaler import MISSING, Scaler, as_scaler
 
@@ -26,6 +27,7 @@ from stepwell.scaler import MISSING, Scaler, as_scaler
         "stepwell convert motor.onnx --calib train.npz",
         "stepwell convert motor.onnx --calib log.csv --columns vibration,current -o m.stw",
         "stepwell convert motor.keras --calib train.npz",
+        "stepwell convert motor.onnx --calib train.npz --precision w4a16",
         "stepwell convert motor.onnx --calib windows.npz --mode slide:50",
         "stepwell convert motor.onnx --calib adc.csv --scaler scaler.json --raw int16 --missing hold",
     )
@@ -34,6 +36,7 @@ from stepwell.scaler import MISSING, Scaler, as_scaler
 @click.option("--calib", required=True, help="Sample sequences like real input: .npz (x [n,T,n_in]), .npy or .csv.")
 @click.option("-o", "--output", help="The .stw file to write (default: beside the source).")
 @click.option("--name", help="Name of the model (default: the file's).")
+@click.option("--precision", default="w8a16", show_default=True, help=f"Bits of weights and activations: {BITS_HELP}.")
 @click.option("--mode", default="carry", show_default=True, help=f"How windows are treated: {MODE_HELP}.")
 @click.option("--scaler", help=f"Normalisation of inputs, .json or .npz: {SCALER_KEYS}.")
 @click.option("--raw", type=click.Choice(["int16", "int32"]), help="The device is given raw counts (stw_step_raw).")
@@ -45,6 +48,7 @@ def convert(
     calib: str,
     output: str | None,
     name: str | None,
+    precision: str,
     mode: str,
     scaler: str | None,
     raw: str | None,
@@ -65,6 +69,7 @@ def convert(
             name=name,
             columns=split_columns(columns),
             progress=tick,
+            precision=precision,
             mode=mode,
             scaler=_scaler(scaler, raw, missing),
         )
