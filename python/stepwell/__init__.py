@@ -11,7 +11,7 @@ Importing the package is cheap; onnx is imported when a model is converted.
 """
 
 from stepwell._version import __version__
-from stepwell.api import convert, load, loads
+from stepwell.api import convert, load, loads, smallest
 from stepwell.errors import (
     BuildError,
     ImportRefused,
@@ -36,4 +36,5 @@ __all__ = [
     "convert",
     "load",
     "loads",
+    "smallest",
 ]

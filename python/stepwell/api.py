@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stepwell._version import __version__
-from stepwell.calibrate import Progress, calibrate
+from stepwell.calibrate import Calibration, Progress, calibrate
 from stepwell.errors import ImportRefused, ModelError
 from stepwell.graph import Graph
 from stepwell.mode import Mode, parse_mode
 from stepwell.model import Model
 from stepwell.precision import Plan, Precision, parse_precision
-from stepwell.scaler import as_scaler, fold_outputs
+from stepwell.scaler import Scaler, as_scaler, fold_outputs
+
+if TYPE_CHECKING:
+    from stepwell.search import Trial
 
 Source = str | Path | Graph | object  # or a torch module, a Keras model
 Samples = np.ndarray | Sequence[np.ndarray] | str | Path
@@ -32,6 +36,7 @@ def convert(
     scaler: object = None,
     steps: int | None = None,
     precision: str | Precision | Plan = "w8a16",
+    calibration: str = "minmax",
 ) -> Model:
     """A trained model as an integer model.
 
@@ -40,36 +45,101 @@ def convert(
     .npy, .csv; ``columns`` picks csv columns by name). ``mode``: how windows are treated (``stepwell.mode.HELP``). ``scaler``:
     normalisation, clamping, missing samples and raw counts (``stepwell.scaler.as_scaler``). ``steps``: the window's length,
     for torch modules that need to know it. ``precision``: bits of weights and activations (``stepwell.precision.HELP``).
+    ``calibration``: how the input's range is chosen (``stepwell.calibrate.HELP``).
 
     Raises ImportRefused (a node that cannot be streamed), SampleError (bad calibration data) or QuantizeError (no integer
     model passes the overflow proof); each names the culprit.
     """
-    from stepwell.quantize import check_window, quantize
+    prepared = prepare(source, calib, name, columns, progress, mode, scaler, steps, calibration)
+    return prepared.quantized(parse_precision(precision))
+
+
+def smallest(
+    source: Source,
+    calib: Samples,
+    data: Samples,
+    *,
+    max_drop: float = 0.5,
+    max_flash: int | None = None,
+    metric: object = None,
+    tried: Callable[[Trial], None] | None = None,
+    **options: object,
+) -> tuple[Model, list[Trial]]:
+    """The smallest integer model whose metric on ``data`` drops by at most ``max_drop`` percent, and all precisions tried.
+
+    ``data``: as ``calib``, with targets "y" for the metric; without them the drop is the relative RMS error in percent.
+    ``max_flash``: most bytes of constants. ``metric``: a name, a function or a ``stepwell.metrics.Metric``. ``tried`` is
+    called after each trial. ``options``: those of ``convert`` but precision. Raises QuantizeError when none fits.
+    """
+    from stepwell.metrics import find_metric
+    from stepwell.samples import load_samples
+    from stepwell.search import search
+
+    prepared = prepare(source, calib, **options)
+    may_miss = prepared.scaler.missing != "refuse"
+    samples = load_samples(data, prepared.graph.n_in, columns=options.get("columns"), may_miss=may_miss)
+    wanted = find_metric(metric) if metric else None
+    return search(prepared.quantized, prepared.source, samples, max_drop, max_flash, wanted, tried)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A source that has been read and calibrated, ready to be quantised in any precision. ``source`` is the graph as it was read,
+    ``graph`` the one with the scaler's outputs folded in."""
+
+    source: Graph
+    graph: Graph
+    calibration: Calibration
+    mode: Mode
+    scaler: Scaler
+    notes: dict[str, object]
+
+    def quantized(self, plan: Plan) -> Model:
+        """Raises QuantizeError."""
+        from stepwell.quantize import quantize
+
+        model = quantize(self.graph, self.calibration, self.mode, self.scaler, plan)
+        return loads(model.replace(notes=self.notes | model.notes).blob)  # what load would refuse must not be made
+
+
+def prepare(
+    source: Source,
+    calib: Samples,
+    name: str | None = None,
+    columns: Sequence[str] | None = None,
+    progress: Progress | None = None,
+    mode: str | Mode = "carry",
+    scaler: object = None,
+    steps: int | None = None,
+    calibration: str = "minmax",
+) -> Prepared:
+    """The first half of ``convert``, with its arguments and errors."""
+    from stepwell.quantize import check_window
     from stepwell.samples import load_samples
 
     graph, verified = _graph_of(source, steps, _width(calib))
     mode, scaler = parse_mode(mode, graph.readout), as_scaler(scaler)
     check_window(graph, mode)
     scaler.check(graph.n_in, graph.n_out)
-    graph = fold_outputs(graph, scaler)
+    folded = fold_outputs(graph, scaler)
     samples = load_samples(calib, graph.n_in, columns=columns, may_miss=scaler.missing != "refuse")
     sequences = samples.sequences if scaler.is_identity else [scaler.normalise(s) for s in samples.sequences]
-    calibration = calibrate(graph, sequences, progress, mode.window)
-    model = quantize(graph, calibration, mode, scaler, parse_precision(precision))
+    found = calibrate(folded, sequences, progress, mode.window, calibration)
     notes = {
         "name": name or _name_from(graph.source.file),
         "tool": f"stepwell {__version__}",
         "source": asdict(graph.source),
         "source_check": verified,
         "calibration": {
-            "sequences": calibration.n_sequences,
-            "steps": calibration.n_steps,
-            "x_peak": calibration.x_peak,
+            "sequences": found.n_sequences,
+            "steps": found.n_steps,
+            "x_peak": found.x_peak,
+            "rule": calibration,
         },
         "readout": graph.readout,
         "import_notes": list(graph.notes),
     }
-    return loads(model.replace(notes=notes | model.notes).blob)  # what load would refuse must not be made
+    return Prepared(graph, folded, found, mode, scaler, notes)
 
 
 def _width(calib: Samples) -> int | None:

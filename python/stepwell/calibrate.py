@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stepwell.errors import SampleError
+from stepwell.errors import QuantizeError, SampleError
 from stepwell.float_stream import FloatStream
 from stepwell.graph import Dense, Graph, Layer, Recurrent
 
@@ -50,6 +50,8 @@ class Calibration:
     n_sequences: int
     n_steps: int
     x_peak: float  # largest |x| of the model's input
+    x_range: float = 0.0  # largest |x| that shall be held, by the rule
+    x_halves: tuple[float, float] = (0.0, 0.0)  # largest |x| of every other sequence, and of the rest
 
 
 class _Accumulator:
@@ -83,12 +85,17 @@ class _Accumulator:
 
 
 def calibrate(
-    graph: Graph, sequences: Sequence[np.ndarray], progress: Progress | None = None, window: int = 0
+    graph: Graph,
+    sequences: Sequence[np.ndarray],
+    progress: Progress | None = None,
+    window: int = 0,
+    rule: str = "minmax",
 ) -> Calibration:
     """Run ``sequences`` ([T_i, n_in] each, every one from its initial state) through the float graph and collect statistics.
 
-    ``window``: cut them into windows of so many steps first, as the model's mode will.
+    ``window``: cut them into windows of so many steps first, as the model's mode will. ``rule``: ``HELP``.
     """
+    hold = range_rule(rule)
     sequences = _windows(sequences, window)
     sums = [_Accumulator(_moments_width(layer)) for layer in graph.layers]
     pending: dict[int, np.ndarray] = {}
@@ -119,7 +126,40 @@ def calibrate(
             raise SampleError(
                 f"layer '{layer.name}' sees values up to {max(found.peaks.values()):.3g}: normalise the inputs"
             )
-    return Calibration(stats, len(sequences), n_steps, max(float(np.abs(s).max()) for s in sequences))
+    peaks = [float(np.abs(s).max()) for s in sequences]
+    x = np.concatenate([np.ravel(s) for s in sequences])
+    halves = (max(peaks[::2]), max(peaks[1::2], default=0.0))
+    return Calibration(stats, len(sequences), n_steps, max(peaks), hold(np.abs(x)), halves)
+
+
+HEADROOM = 2.0  # the calibrated maximum fills half of what a format holds
+MSE_CANDIDATES = np.linspace(0.02, 1.0, 50)
+HELP = "minmax (twice the largest value), percentile:P (the rest is clipped), mse (the least error of 8 bits)"
+
+
+def range_rule(text: str) -> Callable[[np.ndarray], float]:
+    """From |x| of all samples to the largest that the input's format holds; QuantizeError for an unknown rule."""
+    if text == "minmax":
+        return lambda x: HEADROOM * float(x.max())
+    if text == "mse":
+        return _least_error
+    name, _, number = text.partition(":")
+    try:
+        percent = float(number)
+    except ValueError:
+        percent = -1.0
+    if name != "percentile" or not 50 <= percent <= 100:
+        raise QuantizeError(f"calibration '{text}' is not one of {HELP}, P from 50 to 100")
+    return lambda x: float(np.percentile(x, percent)) or float(x.max())
+
+
+def _least_error(x: np.ndarray) -> float:
+    """The range whose 127 levels of each sign have the least squared error on the samples."""
+    errors = []
+    for top in MSE_CANDIDATES * x.max():
+        step = max(top / 127, 1e-300)
+        errors.append(float(((x - np.minimum(np.floor(x / step + 0.5), 127) * step) ** 2).sum()))
+    return float(MSE_CANDIDATES[int(np.argmin(errors))] * x.max())
 
 
 def _moments_width(layer: Layer) -> int:

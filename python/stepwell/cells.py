@@ -7,7 +7,7 @@ from math import floor, log2
 
 import numpy as np
 
-from stepwell.calibrate import LayerStats, Moments
+from stepwell.calibrate import HEADROOM, LayerStats, Moments
 from stepwell.errors import QuantizeError
 from stepwell.functions import Function, as_function
 from stepwell.graph import Gru, Lstm, Recurrent, Rnn
@@ -26,7 +26,6 @@ from stepwell.model import (
 from stepwell.precision import W8A16, Precision
 from stepwell.rows import Z_SCALE, Report, joined_rows, single_rows, stacked
 
-HEADROOM = 2.0  # the calibrated maximum fills half of what a format holds
 TABLE_STEP = 128  # z codes between two entries of a table
 PEEPHOLE_FRAC = range(6, 16)
 C_LIMIT = 2.0 ** (31 - C_FRAC)

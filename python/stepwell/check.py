@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from stepwell.errors import ModelError, SampleError
 from stepwell.float_stream import run_in_mode
 from stepwell.graph import Graph
 from stepwell.info import macs_per_step, ram_bytes, timing
+from stepwell.metrics import Metric, usual_metric
 from stepwell.mode import Mode
 from stepwell.model import Model, RecurrentLayer
 from stepwell.reference import Reference
@@ -37,7 +39,9 @@ def find_source(model: Model, model_path: Path, given: str | None) -> Path:
     )
 
 
-def compare(model: Model, graph: Graph, samples: Samples, progress: Progress | None = None) -> dict[str, Any]:
+def compare(
+    model: Model, graph: Graph, samples: Samples, progress: Progress | None = None, metric: Metric | None = None
+) -> dict[str, Any]:
     """Run float, reference and engine on every sequence (each from zero state).
 
     Returns JSON types: SQNR in dB and largest error per output, saturation counts per place, the task's metric when the samples
@@ -79,14 +83,31 @@ def compare(model: Model, graph: Graph, samples: Samples, progress: Progress | N
             for k in range(model.n_out)
         ],
         "saturation": saturation.counts,
-        "metric": metric(samples.targets, in_float, in_int),
+        "metric": task_metric(samples.targets, in_float, in_int, metric),
         "engine_mismatches": mismatches,
         "mode": str(model.mode),
     }
 
 
+def float_outputs(model: Model, graph: Graph, samples: Samples) -> list[np.ndarray]:
+    """What the float graph gives for each sequence, in the model's mode and the user's units."""
+    graph = fold_outputs(graph, model.scaler)
+    outputs: list[np.ndarray] = [np.empty(0)] * len(samples.sequences)
+    for group in length_groups(samples.sequences):
+        x = np.stack([samples.sequences[k] for k in group])
+        y = run_in_mode(graph, model.mode, x if model.scaler.is_identity else model.scaler.normalise(x))
+        for k, values in zip(group, y, strict=True):
+            outputs[k] = values
+    return outputs
+
+
 def compare_modes(
-    model: Model, graph: Graph, samples: Samples, modes: Sequence[Mode], progress: Progress | None = None
+    model: Model,
+    graph: Graph,
+    samples: Samples,
+    modes: Sequence[Mode],
+    progress: Progress | None = None,
+    metric: Metric | None = None,
 ) -> list[dict[str, Any]]:
     """SQNR, task metric and cost of the same weights in each mode, at the steps at which the mode makes outputs.
 
@@ -95,7 +116,7 @@ def compare_modes(
     found = []
     for mode in modes:
         other = model.replace(mode=mode)
-        result = compare(other, graph, samples, progress)
+        result = compare(other, graph, samples, progress, metric)
         costs = {
             "macs_per_step": macs_per_step(other),
             "ram_bytes": sum(ram_bytes(other)[k] for k in ("state", "scratch")),
@@ -113,44 +134,68 @@ def sqnr_db(exact: np.ndarray, approximate: np.ndarray) -> float | None:
     return float(10 * np.log10(signal / error)) if error > 0 else None
 
 
-def metric(targets: Sequence | np.ndarray | None, in_float: list, in_int: list) -> dict[str, Any] | None:
-    """RMSE against real targets, or accuracy against class labels; at the last step unless there is a target for each step."""
+def task_metric(
+    targets: Sequence | None, in_float: list, in_int: list, wanted: Metric | None = None
+) -> dict[str, Any] | None:
+    """The task's metric of both, at the last step unless there is a target for each step; None without targets."""
     if targets is None:
+        if wanted:
+            raise SampleError(f"{wanted.name} needs targets: an array 'y' in the .npz file")
         return None
     if len(targets) != len(in_float):
         raise SampleError(f"{len(targets)} targets for {len(in_float)} sequences: give one target a sequence")
     first = np.asarray(targets[0])
-    every_step = first.ndim == 2 and first.shape[0] == len(in_float[0])
-    n_out = in_float[0].shape[1]
-    if np.issubdtype(first.dtype, np.integer) and first.size == 1 and n_out > 1:
-        name, score = "accuracy", _accuracy
-    else:
-        name, score = "rmse", _rmse
-    pick: Callable[[np.ndarray], np.ndarray] = (lambda y: y) if every_step else (lambda y: y[-1])
-    with_float = score(targets, [pick(y) for y in in_float])
-    with_int = score(targets, [pick(y) for y in in_int])
-    change = 100 * (with_int - with_float) / with_float if with_float else None
+    every_step = first.ndim >= 1 and len(first) == len(in_float[0]) > 1 and first.size != in_float[0].shape[1]
+    metric = wanted or usual_metric(first, in_float[0].shape[1])
+    outputs = [y if every_step else y[-1] for y in in_float], [y if every_step else y[-1] for y in in_int]
+    with_float, with_int = (_scored(metric, targets, list(y)) for y in outputs)
+    change = 100 * (with_int - with_float) / abs(with_float) if with_float else None
     return {
-        "name": name,
+        "name": metric.name,
         "at": "every step" if every_step else "last step",
         "float": with_float,
         "integer": with_int,
-    } | {"change_percent": change}
+        "change_percent": change,
+        "drop_percent": metric.drop_percent(with_float, with_int),
+    }
 
 
-def _rmse(targets: Sequence, outputs: list[np.ndarray]) -> float:
-    errors = []
-    for target, y in zip(targets, outputs, strict=True):
-        target = np.asarray(target, dtype=np.float64)
-        if target.size != y.size:
-            raise SampleError(f"a target has {target.size} values, the model's output {y.size}")
-        errors.append((target.reshape(-1) - y.reshape(-1)) ** 2)
-    return float(np.sqrt(np.mean(np.concatenate(errors))))
+def _scored(metric: Metric, targets: Sequence, outputs: list[np.ndarray]) -> float:
+    try:
+        return float(metric.score(targets, outputs))
+    except SampleError:
+        raise
+    except Exception as error:  # it may be the user's code
+        raise SampleError(f"metric {metric.name}: {type(error).__name__}: {error}") from error
 
 
-def _accuracy(targets: Sequence, outputs: list[np.ndarray]) -> float:
-    hits = [int(np.argmax(y)) == int(np.asarray(t).reshape(())) for t, y in zip(targets, outputs, strict=True)]
-    return float(np.mean(hits))
+# ---- memory ----
+
+HISTORIES = 8  # sequences that are run with another one before them
+FORGOTTEN = 0.01  # of the outputs' range
+
+
+def warm_up(model: Model, sequences: Sequence[np.ndarray]) -> dict[str, Any] | None:
+    """How many steps after a reset the output still shows that the past is missing.
+
+    Up to 8 sequences run twice, from a reset and with another sequence before them, until the outputs differ by less than 1 % of
+    their range for good. ``steps``: the most that one of them took; None when one did not come together within its
+    ``of`` steps. None altogether for models whose mode resets them, and with fewer than two sequences.
+    """
+    if model.mode.kind != "carry" or len(sequences) < 2:
+        return None
+    pairs = list(pairwise(sequences))[:HISTORIES]
+    fresh = [model.stream().run(x) for _, x in pairs]
+    going_on = [model.stream().run(np.concatenate([past, x]))[len(past) :] for past, x in pairs]
+    span = float(np.ptp(np.concatenate([*fresh, *going_on]), axis=0).max())
+    steps: int | None = 0
+    for a, b in zip(fresh, going_on, strict=True):
+        apart = np.flatnonzero(np.abs(a - b).max(axis=-1) > FORGOTTEN * span)
+        if len(apart) and apart[-1] == len(a) - 1:
+            steps = None
+            break
+        steps = max(steps, int(apart[-1]) + 1 if len(apart) else 0)
+    return {"steps": steps, "of": max(len(x) for _, x in pairs), "sequences": len(pairs)}
 
 
 class _SaturationCounter:

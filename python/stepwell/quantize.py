@@ -13,8 +13,8 @@ from math import ceil, floor, log2, sqrt
 import numpy as np
 
 from stepwell import proof
-from stepwell.calibrate import Calibration, LayerStats, Moments
-from stepwell.cells import HEADROOM, largest, quantize_recurrent, table_of
+from stepwell.calibrate import HEADROOM, Calibration, LayerStats, Moments
+from stepwell.cells import largest, quantize_recurrent, table_of
 from stepwell.errors import QuantizeError
 from stepwell.functions import Function, as_function
 from stepwell.graph import (
@@ -65,6 +65,7 @@ H_SCALE = 2.0**-H_FRAC
 SOFTMAX_FRAC = 16  # log2-scaled logits are Q15.16
 LOG2_E = float(np.log2(np.e))
 OUTPUT_BITS = 20  # the largest calibrated output gets about this many bits
+UNEVEN = 1.8  # between the peaks of two halves of the sequences: within the headroom, but not by much
 ENOUGH_STEPS = 2000  # of one long recording
 HEADROOM_8 = 1.25  # of an input of 8 bits
 FEW_BITS = 8  # of a value beside a larger one in a concatenation
@@ -183,7 +184,10 @@ def _input_scale(graph: Graph, calibration: Calibration, bits: int = 16) -> floa
         raise QuantizeError(
             f"calibration inputs reach {calibration.x_peak:.3g} only: scale them up (scaler=), or check their unit"
         )
-    return (HEADROOM if bits == 16 else HEADROOM_8) * calibration.x_peak / (2 ** (bits - 1) - 1)
+    held = calibration.x_range or HEADROOM * calibration.x_peak
+    if bits == 8:
+        held = min(held, HEADROOM_8 * calibration.x_peak)
+    return held / (2 ** (bits - 1) - 1)
 
 
 def _demanded_scales(graph: Graph) -> dict[int, float]:
@@ -205,6 +209,11 @@ def _calibration_warnings(calibration: Calibration) -> list[str]:
     if calibration.n_sequences < 8 and calibration.n_steps < ENOUGH_STEPS:
         warnings.append(
             f"calibrated on {calibration.n_sequences} sequence(s): 16 to 64 are enough, fewer than 8 can cost several dB"
+        )
+    low, high = sorted(calibration.x_halves)
+    if low and high > UNEVEN * low:
+        warnings.append(
+            f"the sequences do not cover the inputs' range: half of them reach {high:.3g}, the others {low:.3g} only: give more"
         )
     for index, stats in enumerate(calibration.layers):
         limit = 2.0 ** (31 - C_FRAC)

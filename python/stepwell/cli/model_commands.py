@@ -12,14 +12,18 @@ import numpy as np
 
 import stepwell
 from stepwell.blob import MAGIC
+from stepwell.calibrate import HELP as RANGE_HELP
 from stepwell.cli.output import columns_option, examples, json_option, kilo, print_json, progress, split_columns
 from stepwell.errors import ImportRefused, SampleError
 from stepwell.graph import Graph
+from stepwell.metrics import HELP as METRIC_HELP
+from stepwell.metrics import find_metric
 from stepwell.mode import CARRY, Mode, parse_mode
 from stepwell.mode import HELP as MODE_HELP
 from stepwell.precision import HELP as BITS_HELP
 from stepwell.scaler import KEYS as SCALER_KEYS
 from stepwell.scaler import MISSING, Scaler, as_scaler
+from stepwell.search import Trial
 
 
 @click.command(
@@ -28,6 +32,7 @@ from stepwell.scaler import MISSING, Scaler, as_scaler
         "stepwell convert motor.onnx --calib log.csv --columns vibration,current -o m.stw",
         "stepwell convert motor.keras --calib train.npz",
         "stepwell convert motor.onnx --calib train.npz --precision w4a16",
+        "stepwell convert motor.onnx --calib train.npz --precision auto --data test.npz --max-drop 0.5%",
         "stepwell convert motor.onnx --calib windows.npz --mode slide:50",
         "stepwell convert motor.onnx --calib adc.csv --scaler scaler.json --raw int16 --missing hold",
     )
@@ -36,7 +41,16 @@ from stepwell.scaler import MISSING, Scaler, as_scaler
 @click.option("--calib", required=True, help="Sample sequences like real input: .npz (x [n,T,n_in]), .npy or .csv.")
 @click.option("-o", "--output", help="The .stw file to write (default: beside the source).")
 @click.option("--name", help="Name of the model (default: the file's).")
-@click.option("--precision", default="w8a16", show_default=True, help=f"Bits of weights and activations: {BITS_HELP}.")
+@click.option(
+    "--precision", default="w8a16", show_default=True, help=f"Bits of weights and activations: {BITS_HELP}; auto."
+)
+@click.option("--data", help="With --precision auto: test sequences, with targets 'y' for the metric.")
+@click.option(
+    "--max-drop", default="0.5%", show_default=True, help="With auto: how much the metric may drop, relative."
+)
+@click.option("--max-flash", type=int, help="With auto: most bytes of constants.")
+@click.option("--metric", help=f"With auto: {METRIC_HELP}.")
+@click.option("--calibration", default="minmax", show_default=True, help=f"The input's range: {RANGE_HELP}.")
 @click.option("--mode", default="carry", show_default=True, help=f"How windows are treated: {MODE_HELP}.")
 @click.option("--scaler", help=f"Normalisation of inputs, .json or .npz: {SCALER_KEYS}.")
 @click.option("--raw", type=click.Choice(["int16", "int32"]), help="The device is given raw counts (stw_step_raw).")
@@ -49,6 +63,11 @@ def convert(
     output: str | None,
     name: str | None,
     precision: str,
+    data: str | None,
+    max_drop: str,
+    max_flash: int | None,
+    metric: str | None,
+    calibration: str,
     mode: str,
     scaler: str | None,
     raw: str | None,
@@ -62,21 +81,27 @@ def convert(
     target = Path(output) if output else Path(source).with_suffix(".stw")
     if target.is_file() and target.read_bytes()[:4] != MAGIC:
         raise SampleError(f"{target} exists and is no .stw file: give another name with -o")
+    options = {
+        "name": name,
+        "columns": split_columns(columns),
+        "mode": mode,
+        "scaler": _scaler(scaler, raw, missing),
+        "calibration": calibration,
+    }
+    tried: list[Trial] = []
     with progress("calibrating", quiet=as_json) as tick:
-        model = stepwell.convert(
-            source,
-            calib,
-            name=name,
-            columns=split_columns(columns),
-            progress=tick,
-            precision=precision,
-            mode=mode,
-            scaler=_scaler(scaler, raw, missing),
-        )
+        if precision == "auto":
+            limits = {"max_drop": _percent(max_drop), "max_flash": max_flash, "metric": metric}
+            if not data:
+                raise SampleError("--precision auto needs test sequences: --data FILE")
+            show = None if as_json else _print_trial
+            model, tried = stepwell.smallest(source, calib, data, **limits, tried=show, progress=tick, **options)
+        else:
+            model = stepwell.convert(source, calib, precision=precision, progress=tick, **options)
     model.save(target)
     info = model.info()
     if as_json:
-        print_json({"file": str(target), **info})
+        print_json({"file": str(target), **info} | ({"tried": [t.to_json() for t in tried]} if tried else {}))
         return
     notes = model.notes
     click.echo(f"{target}: {info['name']}, id {info['id']}, {info['precision']}")
@@ -87,6 +112,27 @@ def convert(
     click.echo(f"  calibrated  {notes['calibration']['sequences']} sequences, {notes['calibration']['steps']} steps")
     _print_costs(info)
     _print_notes(notes)
+
+
+def _percent(text: str) -> float:
+    try:
+        value = float(text.removesuffix("%"))
+    except ValueError:
+        value = -1.0
+    if not value >= 0:
+        raise SampleError(f"--max-drop {text}: expected a percentage such as 0.5%")
+    return value
+
+
+def _print_trial(trial: Trial) -> None:
+    if trial.refused:
+        click.echo(f"  tried       {trial.plan!s:<24} refused: {trial.refused}")
+        return
+    drop = "-" if trial.drop_percent is None else f"{trial.drop_percent:+.3f} %"
+    verdict = "taken" if trial.fits else "too much"
+    click.echo(
+        f"  tried       {trial.plan!s:<24} {kilo(trial.flash_bytes):>9}, SQNR {_db(trial.sqnr_db)}, drop {drop}: {verdict}"
+    )
 
 
 def _scaler(file: str | None, raw: str | None, missing: str | None) -> Scaler:
@@ -162,36 +208,46 @@ def _scaler_text(scaler: dict[str, Any]) -> str:
     epilog=examples(
         "stepwell check motor.stw --data test.npz",
         "stepwell check motor.stw --data log.csv --float motor.onnx",
+        "stepwell check motor.stw --data test.npz --metric f1",
+        "stepwell check motor.stw --data test.npz --metric mine.py:score",
         "stepwell check motor.stw --data log.npz --modes carry,tumble:50,slide:50,stagger:50/5",
     )
 )
 @click.argument("model_file", metavar="MODEL.stw")
 @click.option("--data", required=True, help="Test sequences: .npz (x, optionally targets y), .npy or .csv.")
 @click.option("--float", "float_file", help="The file it was made from (default: found by name and SHA-256).")
+@click.option("--metric", help=f"The task's metric: {METRIC_HELP} (default: accuracy for labels, else rmse).")
 @click.option(
     "--modes", help="Window modes to compare, separated by commas (default: the model's and carry, if they differ)."
 )
 @columns_option
 @json_option
 def check(
-    model_file: str, data: str, float_file: str | None, modes: str | None, columns: str | None, as_json: bool
+    model_file: str,
+    data: str,
+    float_file: str | None,
+    metric: str | None,
+    modes: str | None,
+    columns: str | None,
+    as_json: bool,
 ) -> None:
-    """Compare float and integer on your data: SQNR, errors, saturation, task metric; other window modes with --modes."""
-    from stepwell.check import compare, compare_modes, find_source
+    """Compare float and integer on your data: SQNR, errors, saturation, task metric, memory; window modes with --modes."""
+    from stepwell.check import compare, compare_modes, find_source, warm_up
     from stepwell.importer import import_file
     from stepwell.samples import load_samples
 
-    model = stepwell.load(model_file)
+    model, wanted = stepwell.load(model_file), find_metric(metric) if metric else None
     source = find_source(model, Path(model_file), float_file)
     graph = import_file(source, verify=False).graph
     asked = _modes(modes, model, graph)
     may_miss = model.scaler.missing != "refuse"
     samples = load_samples(data, model.n_in, columns=split_columns(columns), may_miss=may_miss)
     with progress("comparing", quiet=as_json) as tick:
-        result = compare(model, graph, samples, tick)
+        result = compare(model, graph, samples, tick, wanted)
     if asked:
         with progress("modes", quiet=as_json) as tick:
-            result["modes"] = compare_modes(model, graph, samples, asked, tick)
+            result["modes"] = compare_modes(model, graph, samples, asked, tick, wanted)
+    result["warm_up"] = warm_up(model, samples.sequences)
     if as_json:
         print_json(result)
     else:
@@ -228,9 +284,17 @@ def _print_check(result: dict[str, Any]) -> None:
         click.echo(f"  saturated   {place}: {count['saturated']} of {count['values']} values")
     if not rails:
         click.echo("  saturated   nothing")
+    if result["warm_up"]:
+        click.echo(f"  memory      {_warm_up_text(result['warm_up'])}")
     for mode in result.get("modes", []):
         click.echo(f"  mode {mode['mode']:<14} {_mode_text(mode)}")
     click.echo(f"  C = reference: {result['engine_mismatches']} mismatches")
+
+
+def _warm_up_text(found: dict[str, Any]) -> str:
+    if found["steps"] is None:
+        return f"the state still shows its start after {found['of']} steps: give longer sequences, or let it run on"
+    return f"the state has forgotten its start after {found['steps']} steps ({found['sequences']} sequences, 1 % of the range)"
 
 
 def _mode_text(mode: dict[str, Any]) -> str:
