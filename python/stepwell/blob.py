@@ -333,6 +333,7 @@ NOTE_TYPES: dict[str, type] = {
     "repaired_rows": list,
     "warnings": list,
     "functions": dict,
+    "fine_tuned": bool,
 }
 SOURCE_TEXTS = ("file", "sha256", "producer")
 
