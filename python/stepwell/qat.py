@@ -15,7 +15,6 @@ are trained.
 from __future__ import annotations
 
 from dataclasses import replace
-from math import log
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from stepwell import proof
 from stepwell.api import Samples, Source, loads
 from stepwell.api import prepare as prepare_source
 from stepwell.blob import packed_extra
+from stepwell.dequantize import SOFTMAX_SCALE, dense_scale, recurrent_steps, units
 from stepwell.errors import QuantizeError
 from stepwell.model import (
     ActivationLayer,
@@ -37,9 +37,8 @@ from stepwell.model import (
 )
 from stepwell.precision import Plan, Precision, parse_precision
 from stepwell.reference import sig, tanh
+from stepwell.rows import Z_SCALE
 
-Z_SCALE = 2.0**-11
-SOFTMAX_SCALE = 2.0**-16 * log(2)  # a softmax layer computes log2-scaled logits in Q15.16
 INSIDE = 0.49  # of a step: how far a real weight may begin from its integer
 
 
@@ -206,20 +205,12 @@ class _Recurrent(torch.nn.Module):
         super().__init__()
         self.layer = layer
         limit = 2 ** (layer.weight_bits - 1) - 1
-        n, records = layer.n_units, layer.rows
-        unit = records.mult * 2.0 ** -records.shift.astype(float) * Z_SCALE  # real value of an accumulator unit
-        of_x, of_h = self._records(n)
-        step_x = (unit * 2.0 ** records.kx.astype(float))[of_x, None] / layer.x_scale
+        step_x, step_h, unit = recurrent_steps(layer)
         self.x = _Weights(layer.w_x.astype(float), source.w_x, step_x, limit)
-        self.h = _Weights(layer.w_h.astype(float), source.w_h, unit[of_h, None] / layer.y_scale, limit)
-        self.bias = _Bias(records.bias, unit)
+        self.h = _Weights(layer.w_h.astype(float), source.w_h, step_h, limit)
+        self.bias = _Bias(layer.rows.bias, unit)
         for name in ("mult", "shift", "kx"):
-            self.register_buffer(name, _tensor(getattr(records, name)))
-
-    def _records(self, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """Which row record each row of w_x and of w_h belongs to."""
-        rows = np.arange(len(self.layer.gates) * n)
-        return rows, rows
+            self.register_buffer(name, _tensor(getattr(layer.rows, name)))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         w_x, w_h, bias = self.x.integers(), self.h.integers(), self.bias.integers()
@@ -264,10 +255,6 @@ class _Lstm(_Recurrent):
 class _Gru(_Recurrent):
     """docs/numerics.md, "One GRU step", reset after the product."""
 
-    def _records(self, n: int) -> tuple[np.ndarray, np.ndarray]:
-        rows = np.arange(3 * n)
-        return rows, np.concatenate([rows[: 2 * n], rows[2 * n :] + n])
-
     def _step(self, ax, ah, bias, s):
         n = self.layer.n_out
         joined = self._joined(ax[..., : 2 * n], self.kx[: 2 * n]) + ah[..., : 2 * n]
@@ -292,8 +279,7 @@ class _Dense(torch.nn.Module):
     def __init__(self, layer: DenseLayer, source):
         super().__init__()
         self.layer = layer
-        v_scale = _v_scale(layer)
-        unit = layer.rows.mult * 2.0 ** -layer.rows.shift.astype(float) * v_scale
+        unit = units(layer, dense_scale(layer))
         self.weights = _Weights(layer.weight.astype(float), source.weight, unit[:, None] / layer.x_scale, 32767)
         self.bias = _Bias(layer.rows.bias, unit)
         for name in ("mult", "shift"):
@@ -308,13 +294,6 @@ class _Dense(torch.nn.Module):
             weight = self.weights.integers().numpy().astype(np.int16)
             bias = self.bias.integers().numpy().astype(np.int32)
         return replace(self.layer, weight=weight, rows=replace(self.layer.rows, bias=bias))
-
-
-def _v_scale(layer: DenseLayer) -> float:
-    """Real value of a dense layer's result before its activation."""
-    if layer.activation in ("tanh", "sigmoid"):
-        return Z_SCALE
-    return SOFTMAX_SCALE if layer.activation == "softmax" else layer.y_scale
 
 
 class _Activation(torch.nn.Module):
