@@ -85,7 +85,12 @@ def abs_sum(weights: np.ndarray) -> np.ndarray:
 
 def layer_margin_bits(layer: IntLayer) -> float:
     """log2 of how far the layer's largest accumulator bound stays below 2^31; 31 for a layer without one."""
+    return float(margin_bits(layer).min(initial=31.0))
+
+
+def margin_bits(layer: IntLayer) -> np.ndarray:
+    """The same of each row, [R]; empty for a layer without rows of sums."""
     if isinstance(layer, AttentionLayer) or not hasattr(layer, "rows"):
-        return 31.0
+        return np.empty(0)
     _, total, _ = bounds(*weight_sums(layer), layer.rows)
-    return float(31 - np.log2(max(1, int(total.max()))))
+    return 31 - np.log2(np.maximum(1, total.astype(np.float64)))

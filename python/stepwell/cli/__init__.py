@@ -14,6 +14,7 @@ from stepwell.errors import StepwellError
 COMMANDS = {
     "convert": ("model_commands", "convert"),
     "check": ("model_commands", "check"),
+    "report": ("report_command", "report"),
     "info": ("model_commands", "info"),
     "emit": ("model_commands", "emit"),
     "run": ("model_commands", "run"),
@@ -44,6 +45,7 @@ def cli() -> None:
     stepwell demo                                    the whole way on real data
     stepwell convert motor.onnx --calib train.npz    -> motor.stw
     stepwell check motor.stw --data test.npz         what int8 costs in accuracy
+    stepwell report motor.stw --data test.npz        -> a page: where it costs, and which knob repairs it
     stepwell emit motor.stw -o motor/                -> C source, any C99 compiler
     tail -f sensor.csv | stepwell run motor.stw -    stream on this machine
     stepwell hil --port qemu:mps2-an386 motor.stw --data test.npz    the same bits on a board?

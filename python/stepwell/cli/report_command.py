@@ -1,0 +1,62 @@
+"""stepwell report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+import stepwell
+from stepwell.cli.output import columns_option, examples, json_option, print_json, progress, split_columns
+from stepwell.errors import SampleError
+from stepwell.metrics import HELP as METRIC_HELP
+from stepwell.metrics import find_metric
+
+
+@click.command(
+    epilog=examples(
+        "stepwell report motor.stw --data test.npz -o report.html",
+        "stepwell report motor.stw --data test.npz --steps 100000 --metric mae",
+        "stepwell report motor.stw --data test.npz --json | jq .advice",
+    )
+)
+@click.argument("model_file", metavar="MODEL.stw")
+@click.option("--data", required=True, help="Test sequences: .npz (x, optionally targets y), .npy or .csv.")
+@click.option("-o", "--output", help="The page to write (default: beside the model, .html).")
+@click.option("--float", "float_file", help="The file it was made from (default: found by name and SHA-256).")
+@click.option("--steps", default=10_000, show_default=True, help="Length of the run without a reset.")
+@click.option("--metric", help=f"The task's metric: {METRIC_HELP} (default: accuracy for labels, else rmse).")
+@columns_option
+@json_option
+def report(
+    model_file: str,
+    data: str,
+    output: str | None,
+    float_file: str | None,
+    steps: int,
+    metric: str | None,
+    columns: str | None,
+    as_json: bool,
+) -> None:
+    """One page on what quantisation costs and where: pictures, tables, and which knob to turn. Reads without scripts."""
+    from stepwell.check import find_source
+    from stepwell.importer import import_file
+    from stepwell.report import analyse, to_json, write_report
+    from stepwell.samples import load_samples
+
+    if steps < 100:
+        raise SampleError(f"--steps {steps}: a long run has at least 100 steps")
+    model, wanted = stepwell.load(model_file), find_metric(metric) if metric else None
+    graph = import_file(find_source(model, Path(model_file), float_file), verify=False).graph
+    may_miss = model.scaler.missing != "refuse"
+    samples = load_samples(data, model.n_in, columns=split_columns(columns), may_miss=may_miss)
+    with progress("measuring", quiet=as_json) as tick:
+        analysis = analyse(model, graph, samples, steps, wanted, tick)
+    if as_json:
+        print_json(to_json(analysis))
+    if output or not as_json:
+        path = write_report(analysis, output or Path(model_file).with_suffix(".html"))
+        click.echo(f"{path}: {path.stat().st_size // 1024} kB", err=as_json)
+    if not as_json:
+        for line in analysis.facts["advice"]:
+            click.echo(f"  {line}")

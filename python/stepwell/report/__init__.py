@@ -1,0 +1,37 @@
+"""The report: what quantisation costs a model, where, and which knob repairs it; one file that reads without scripts.
+
+``analysis`` measures, ``pictures`` draws (matplotlib, the extra "report"), the template ``report.html.j2`` puts it on a page.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from stepwell.files import write_whole
+from stepwell.report.analysis import Analysis, analyse
+
+__all__ = ["Analysis", "analyse", "to_json", "write_report"]
+
+
+def to_json(analysis: Analysis) -> dict[str, Any]:
+    """Everything the page says, without the curves."""
+    return json.loads(json.dumps(analysis.facts))
+
+
+def write_report(analysis: Analysis, path: str | Path) -> Path:
+    """The page, with its pictures inside. StepwellError when matplotlib is not installed."""
+    from stepwell.report.pictures import draw
+
+    environment = Environment(
+        loader=PackageLoader("stepwell"),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.j2").render(a=analysis.facts, pictures=draw(analysis))
+    return write_whole(Path(path), page)

@@ -1,0 +1,171 @@
+"""The report's pictures, as SVG that takes its text colour from the page and so reads in light and dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from stepwell.errors import StepwellError
+from stepwell.report.analysis import SHOWN_STEPS, Analysis
+
+COLOURS = ["#3d85c6", "#e07b39", "#3aa76d", "#b565a7", "#c9a227", "#6b7f99"]
+FLOAT, INTEGER = "#8a8f98", COLOURS[0]
+
+
+def draw(analysis: Analysis) -> dict[str, str]:
+    """Name -> <svg>; only those that the analysis has data for. StepwellError when matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise StepwellError("the report's pictures need matplotlib: pip install 'stepwell[report]'") from error
+    matplotlib.use("svg")
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "stepwell", "font.size": 9, "axes.grid": True})
+    drawn = {name: _svg(picture, analysis) for name, picture in PICTURES.items()}
+    return {name: svg for name, svg in drawn.items() if svg}
+
+
+def _svg(picture: Callable, analysis: Analysis) -> str:
+    from matplotlib import pyplot as plt
+
+    figure = picture(plt, analysis)
+    if figure is None:
+        return ""
+    for axes in figure.axes:
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    out = io.StringIO()
+    figure.savefig(out, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    svg = out.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = svg.replace("#000000", "currentColor").replace("<text ", '<text fill="currentColor" ')
+    return re.sub(
+        r'(<svg [^>]*?)width="[^"]*" height="[^"]*"|(<svg )', lambda m: m.group(1) or m.group(2), svg, count=1
+    )
+
+
+def outputs(plt, analysis: Analysis):
+    exact, integer = (y[:SHOWN_STEPS] for y in analysis.curves["outputs"])
+    n = min(3, exact.shape[1])
+    figure, axes = plt.subplots(n, 1, figsize=(8, 1.0 + 1.5 * n), sharex=True, squeeze=False)
+    for k, ax in enumerate(axes[:, 0]):
+        ax.plot(exact[:, k], color=FLOAT, lw=2.5, label="float")
+        ax.plot(integer[:, k], color=INTEGER, lw=1, label="integer")
+        ax.set_ylabel(f"output {k}")
+    axes[0, 0].legend(loc="lower right", frameon=False, ncols=2)
+    axes[-1, 0].set_xlabel("step of the first sequence")
+    return figure
+
+
+def long_run(plt, analysis: Analysis):
+    if "long_run" not in analysis.curves:
+        return None
+    steps, rms, largest = analysis.curves["long_run"]
+    figure, ax = plt.subplots(figsize=(8, 2.6))
+    ax.plot(steps, np.maximum(largest, 1e-12), color=COLOURS[1], lw=1, label="largest error")
+    ax.plot(steps, np.maximum(rms, 1e-12), color=COLOURS[0], lw=1.5, label="RMS error")
+    ax.set(yscale="log", xlabel="step", ylabel="|float - integer|")
+    ax.legend(frameon=False, ncols=2)
+    return figure
+
+
+def places(plt, analysis: Analysis):
+    found = [place for place in analysis.facts["places"] if place["sqnr_db"] is not None]
+    if not found:
+        return None
+    names = [f"{place['layer']}: {place['place']}" for place in found][::-1]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 0.8 + 0.25 * len(found)), sharey=True)
+    left.barh(names, [place["sqnr_db"] for place in found][::-1], color=COLOURS[0])
+    left.set_xlabel("SQNR, dB")
+    right.barh(names, [place["headroom_bits"] for place in found][::-1], color=COLOURS[2])
+    right.set_xlabel("headroom of the format, bits")
+    return figure
+
+
+def layers(plt, analysis: Analysis):
+    found = [layer for layer in analysis.facts["layers"] if layer["sqnr_db"] is not None]
+    if not found:
+        return None
+    figure, ax = plt.subplots(figsize=(8, 0.8 + 0.3 * len(found)))
+    names = [f"{layer['layer']} ({layer['weight_bits']} bits)" for layer in found][::-1]
+    ax.barh(names, [layer["sqnr_db"] for layer in found][::-1], color=COLOURS[0])
+    ax.set_xlabel("SQNR of the output with only this layer's weights quantised, dB (the shortest bar costs most)")
+    return figure
+
+
+def weights(plt, analysis: Analysis):
+    kept = analysis.curves["weights"]
+    figure, axes = plt.subplots(1, len(kept), figsize=(8, 2.2), squeeze=False, sharey=False)
+    for (name, values), ax in zip(kept.items(), axes[0], strict=True):
+        limit = analysis.curves["limits"][name]
+        bins = np.arange(-limit - 0.5, limit + 1.5, max(1, limit // 32))
+        ax.hist(values.ravel(), bins=bins, color=COLOURS[0])
+        ax.set(title=name, xlabel=f"integer weight, +-{limit}")
+    axes[0, 0].set_ylabel("weights")
+    return figure
+
+
+def margins(plt, analysis: Analysis):
+    kept = {name: bits for name, bits in analysis.curves["margins"].items() if len(bits)}
+    figure, ax = plt.subplots(figsize=(8, 2.4))
+    for colour, (name, bits) in enumerate(kept.items()):
+        ax.plot(
+            np.linspace(0, 100, len(bits)),
+            np.sort(bits),
+            color=COLOURS[colour % len(COLOURS)],
+            label=name,
+            marker=".",
+            ms=3,
+        )
+    ax.axhline(0, color=COLOURS[1], lw=1)
+    ax.set(xlabel="rows of the layer, tightest first, %", ylabel="bits below 2^31")
+    ax.legend(frameon=False, ncols=3)
+    return figure
+
+
+def task(plt, analysis: Analysis):
+    metric, targets = analysis.facts["check"]["metric"], analysis.curves["targets"]
+    if not metric:
+        return None
+    every = metric["at"] == "every step"
+    exact, integer = ([y if every else y[-1:] for y in side] for side in analysis.curves["all"])
+    labels = np.concatenate([np.ravel(t) for t in targets])
+    exact, integer = np.concatenate(exact), np.concatenate(integer)
+    if metric["name"] in ("accuracy", "f1"):
+        return _confusion(plt, labels.astype(int), exact, integer)
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3))
+    t = labels.reshape(len(exact), -1)[:, 0]
+    axes[0].plot([t.min(), t.max()], [t.min(), t.max()], color=FLOAT, lw=1)
+    axes[0].scatter(t, integer[:, 0], s=6, color=COLOURS[0], linewidths=0)
+    axes[0].set(xlabel="target", ylabel="integer output")
+    axes[1].scatter(t, integer[:, 0] - exact[:, 0], s=6, color=COLOURS[1], linewidths=0)
+    axes[1].set(xlabel="target", ylabel="integer - float")
+    figure.tight_layout()
+    return figure
+
+
+def _confusion(plt, labels: np.ndarray, exact: np.ndarray, integer: np.ndarray):
+    def classes(y: np.ndarray) -> np.ndarray:
+        return (
+            y.argmax(axis=1)
+            if y.shape[1] > 1
+            else (y[:, 0] > (0.5 if y.min() >= 0 and y.max() <= 1 else 0)).astype(int)
+        )
+
+    n = int(max(labels.max(), exact.shape[1] - 1, 1)) + 1
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.6))
+    for ax, y, name in zip(axes, (exact, integer), ("float", "integer"), strict=True):
+        counts = np.zeros((n, n), int)
+        np.add.at(counts, (labels, classes(y)), 1)
+        ax.imshow(counts / np.maximum(1, counts.sum(axis=1, keepdims=True)), cmap="Blues", vmin=0, vmax=1.3)
+        for (row, column), count in np.ndenumerate(counts):
+            if count and n <= 12:
+                ax.text(column, row, str(count), ha="center", va="center", fontsize=7)
+        ax.set(title=name, xlabel="predicted", ylabel="label")
+    return figure
+
+
+PICTURES = {picture.__name__: picture for picture in (outputs, long_run, places, layers, weights, margins, task)}
