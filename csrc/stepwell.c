@@ -5,6 +5,7 @@
 
 #include "stw_fix.h"
 #include "stw_layers.h"
+#include "stw_pairs.h"
 
 uint32_t stw_version(void)
 {
@@ -287,6 +288,13 @@ static void recurrent_step(const stw_layer *l, const int16_t *x, int16_t *h, int
     stw_cell cell;
     stw_unit unit;
 
+#if STW_WITH_PAIRS
+    if (stw_is_paired(l)) {
+        stw_pairs_step(l, x, h, c, out);
+        memcpy(h, out, l->n_out * sizeof *h);
+        return;
+    }
+#endif
     stw_cell_open(l, &cell);
     y = stw_variant(cell.projection) ? spare : out;
 #if STW_WITH_GRU
@@ -452,8 +460,14 @@ static void last_layer(const stw_layer *l, const int16_t *const in[3], const int
     }
 #endif
     (void)in;
+    if (!computes_values(l)) {
+        for (size_t r = 0; r < l->n_out; r++) {
+            y[r] = out[r];
+        }
+        return;
+    }
     for (size_t r = 0; r < l->n_out; r++) {
-        y[r] = computes_values(l) ? layer_value(l, in, r) : out[r];
+        y[r] = layer_value(l, in, r);
     }
 #if STW_WITH_SOFTMAX
     if (l->act == STW_SOFTMAX) {

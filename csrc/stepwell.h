@@ -86,6 +86,12 @@ typedef enum stw_activation {
     STW_TABLE   = 5  /* any other function: a table in extra */
 } stw_activation;
 
+/* How the rows of a recurrent layer stand in memory: p[1] / 256.  The bits of all results are the same. */
+typedef enum stw_packing {
+    STW_PLAIN = 0, /* as below */
+    STW_PAIRS = 1  /* stw_pairs.h: LSTM without extra, for cores with dual 16-bit multiplies */
+} stw_packing;
+
 /* What attention compares: scores given, query . key, or weight . tanh(query + key). */
 typedef enum stw_attention { STW_SCORE = 0, STW_DOT = 1, STW_ADDITIVE = 2 } stw_attention;
 
@@ -130,9 +136,9 @@ typedef struct stw_layer {
     uint16_t out;    /* where its output stands in scratch: int16 values from the start, even */
     uint16_t first;  /* it runs at the steps first, first + every, first + 2 every, ... */
     uint16_t every;
-    uint16_t p[3]; /* recurrent: units, bits of a weight (8, 4), of h (16, 8); dense: groups, rows and columns of each;
-                      window: taps, dilation; slice: start; max pool: taps; norm: exponent; embedding: tokens, width;
-                      attention: steps, form, key width */
+    uint16_t p[3]; /* recurrent: units, bits of a weight (8, 4) + 256 * stw_packing, of h (16, 8); dense: groups, rows
+                      and columns of each; window: taps, dilation; slice: start; max pool: taps; norm: exponent;
+                      embedding: tokens, width; attention: steps, form, key width */
     const void *w; /* recurrent int8 [units][gates][n_in]; dense int16 [n_out][columns]; add, norm, embedding,
                       additive attention int16; others: null */
     const int8_t  *r;     /* recurrent int8 [units][gates][n_out]; others: null */

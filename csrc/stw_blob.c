@@ -2,7 +2,7 @@
  *
  * Layout, little endian, arrays aligned to 4 bytes (docs/format.md; python/stepwell/blob.py writes it):
  *   header[40]   magic, format u16, n_layers u16, total_bytes u32, device_bytes u32, id u32, n_in u16, n_out u16,
- *                y_frac u8, mode u8, missing u8, zero u8, window u16, stride u16, offset of channels u32, zero u32
+ *                y_frac u8, mode u8, missing u8, packing u8, window u16, stride u16, offset of channels u32, zero u32
  *   layers[40]   kind u8, act u8, n_in u16, n_out u16, src u16[3], out u16, first u16, every u16, p u16[3],
  *                offsets of w, r, rows, extra u32 (0 = none)
  *   arrays       up to device_bytes; id = CRC-32 of everything from n_in to here
@@ -14,6 +14,7 @@
 #include "stw_bytes.h"
 #include "stw_dot.h"
 #include "stw_layers.h"
+#include "stw_pairs.h"
 
 #define BLOB_MAGIC   0x31575453u /* "STW1" */
 #define HEADER_BYTES 40u
@@ -42,10 +43,10 @@ static int header_check(const uint8_t *p, size_t n_bytes)
     if (device_bytes < HEADER_BYTES || device_bytes > n_bytes - CRC_BYTES) {
         return STW_E_SHAPE;
     }
-    if (stw_crc32(0, p + ID_FROM, device_bytes - ID_FROM) != stw_get32(p + 16)) {
-        return STW_E_CHECKSUM;
+    if (p[27] == STW_PLAIN && stw_crc32(0, p + ID_FROM, device_bytes - ID_FROM) != stw_get32(p + 16)) {
+        return STW_E_CHECKSUM; /* a packed model has the id of the plain one, which only the exporter can compute */
     }
-    return p[27] == 0 && stw_get32(p + 36) == 0 ? STW_OK : STW_E_FORMAT;
+    return stw_get32(p + 36) == 0 ? STW_OK : STW_E_FORMAT;
 }
 
 /* The array of n_bytes at the offset stored in field, or null when it does not lie inside [first, end). */
@@ -106,7 +107,7 @@ static int extra_open(stw_layer *l, const uint8_t *blob, const uint8_t *field, u
 static uint64_t weight_bytes(const stw_layer *l)
 {
     if (stw_is_recurrent(l)) {
-        return (uint64_t)stw_n_gates(l) * l->p[0] * stw_row_bytes(l->p[1], l->n_in);
+        return (uint64_t)stw_n_gates(l) * l->p[0] * stw_row_bytes(stw_weight_bits(l), l->n_in);
     }
     switch (l->kind) {
     case STW_DENSE:
@@ -122,6 +123,12 @@ static uint64_t weight_bytes(const stw_layer *l)
     default:
         return 0;
     }
+}
+
+/* Bytes of the row records. */
+static uint64_t row_bytes(const stw_layer *l)
+{
+    return stw_is_paired(l) ? (uint64_t)l->p[0] * sizeof(stw_pairs_rows) : (uint64_t)stw_n_rows(l) * sizeof(stw_row);
 }
 
 static int layer_open(stw_layer *l, const uint8_t *blob, const uint8_t *d, uint32_t first, uint32_t end)
@@ -147,7 +154,7 @@ static int layer_open(stw_layer *l, const uint8_t *blob, const uint8_t *d, uint3
         return STW_E_SHAPE;
     }
     n_w = weight_bytes(l);
-    n_r = stw_is_recurrent(l) ? (uint64_t)stw_n_gates(l) * l->p[0] * stw_row_bytes(l->p[1], l->n_out) : 0u;
+    n_r = stw_is_recurrent(l) ? (uint64_t)stw_n_gates(l) * l->p[0] * stw_row_bytes(stw_weight_bits(l), l->n_out) : 0u;
     if (n_w) {
         l->w = array_at(blob, d + 24, n_w, first, end);
     }
@@ -155,7 +162,7 @@ static int layer_open(stw_layer *l, const uint8_t *blob, const uint8_t *d, uint3
         l->r = (const int8_t *)array_at(blob, d + 28, n_r, first, end);
     }
     if (stw_n_rows(l)) {
-        l->rows = (const stw_row *)array_at(blob, d + 32, (uint64_t)stw_n_rows(l) * sizeof(stw_row), first, end);
+        l->rows = (const stw_row *)array_at(blob, d + 32, row_bytes(l), first, end);
     }
     return (l->w || !n_w) && (l->r || !n_r) && (l->rows || !stw_n_rows(l)) ? STW_OK : STW_E_SHAPE;
 }
@@ -204,13 +211,33 @@ static uint64_t sum_abs8(const int8_t *w, size_t n)
     return sum < 0x80000000u ? sum : 0x80000000u;
 }
 
+#if STW_WITH_PAIRS
+/* The same for gate g of a unit whose rows are packed in pairs. */
+static uint64_t sum_abs_paired(const int8_t *w, size_t n, size_t g)
+{
+    uint64_t sum = 0;
+
+    for (size_t j = 0; j < n; j++) {
+        int32_t v = stw_pairs_weight(w, n, j, g);
+
+        sum += v == -128 ? 0x80000000u : (uint64_t)(v < 0 ? -v : v);
+    }
+    return sum < 0x80000000u ? sum : 0x80000000u;
+}
+#endif
+
 /* Sum of |w| of row `row` of a recurrent layer's weights of n columns. */
 static uint64_t sum_abs_row(const stw_layer *l, const int8_t *w, size_t row, size_t n)
 {
     uint64_t sum = 0;
 
-    w += row * stw_row_bytes(l->p[1], n);
-    if (l->p[1] != 4) {
+#if STW_WITH_PAIRS
+    if (stw_is_paired(l)) {
+        return sum_abs_paired(w + (row >> 2) * 4 * n, n, row & 3u);
+    }
+#endif
+    w += row * stw_row_bytes(stw_weight_bits(l), n);
+    if (stw_weight_bits(l) != 4) {
         return sum_abs8(w, n);
     }
     for (size_t j = 0; j < n; j++) {
@@ -313,24 +340,44 @@ static int extra_is_safe(const stw_layer *l)
     return table_is_safe(cell.gate) && table_is_safe(cell.candidate) && table_is_safe(cell.output);
 }
 
+static stw_row row_of(const stw_layer *l, size_t r)
+{
+#if STW_WITH_PAIRS
+    if (stw_is_paired(l)) {
+        return stw_pairs_row(l, r);
+    }
+#endif
+    return l->rows[r];
+}
+
 static int layer_is_safe(const stw_layer *l)
 {
     for (size_t r = 0; r < stw_n_rows(l); r++) {
-        const stw_row *row = l->rows + r;
-        uint64_t       sum_x, sum_h;
+        const stw_row row = row_of(l, r);
+        uint64_t      sum_x, sum_h;
 
-        if ((row->kx != 0 && !row_may_join(l, r)) || (row->bias != 0 && !row_may_have_bias(l))) {
+        if ((row.kx != 0 && !row_may_join(l, r)) || (row.bias != 0 && !row_may_have_bias(l))) {
             return 0;
         }
         if (l->kind == STW_ATTENTION) { /* its scores are 64 bits wide and saturate */
-            return row->mult >= 1 && row->shift >= 1 && row->shift <= 62;
+            return row.mult >= 1 && row.shift >= 1 && row.shift <= 62;
         }
         row_sums(l, r, &sum_x, &sum_h);
-        if (!row_is_safe(row, sum_x, sum_h)) {
+        if (!row_is_safe(&row, sum_x, sum_h)) {
             return 0;
         }
     }
     return extra_is_safe(l);
+}
+
+static int has_pairs(const stw_model *m)
+{
+    for (size_t i = 0; i < m->n_layers; i++) {
+        if (stw_is_recurrent(m->layers + i) && stw_packing_of(m->layers + i) == STW_PAIRS) {
+            return 1;
+        }
+    }
+    return 0;
 }
 
 int stw_blob_open(stw_model *model, stw_layer *layers, size_t max_layers, const void *blob, size_t blob_bytes)
@@ -374,6 +421,9 @@ int stw_blob_open(stw_model *model, stw_layer *layers, size_t max_layers, const 
         if (status != STW_OK) {
             return status;
         }
+    }
+    if (p[27] != (has_pairs(&m) ? STW_PAIRS : STW_PLAIN)) {
+        return STW_E_FORMAT;
     }
     status = first <= end ? channels_open(&m, p, p + 32, first, end) : STW_E_SHAPE;
     if (status == STW_OK) {

@@ -100,7 +100,7 @@ size_t stw_cell_open(const stw_layer *l, stw_cell *cell)
 
 int32_t stw_joined_row(const stw_layer *l, size_t row, const int16_t *x, const int16_t *h)
 {
-    unsigned int  bits = l->p[1];
+    unsigned int  bits = stw_weight_bits(l);
     const int8_t *w    = (const int8_t *)l->w + row * stw_row_bytes(bits, l->n_in),
                  *r    = l->r + row * stw_row_bytes(bits, l->n_out);
     int32_t ax = 0, ah = 0;

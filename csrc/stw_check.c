@@ -1,6 +1,7 @@
 /* stw_check.c - whether a model can be run: every kind, shape, source and size, before anything is computed. */
 #include "stw_fix.h"
 #include "stw_layers.h"
+#include "stw_pairs.h"
 
 #define STATE_LIMIT   ((uint64_t)1 << 28) /* values: no microcontroller has more, and sizes stay within 32 bits */
 #define SCRATCH_LIMIT ((uint64_t)1 << 28)
@@ -94,7 +95,12 @@ static int cell_fits(const stw_layer *l)
 {
     stw_cell cell;
 
-    if ((l->p[1] != 8 && !(STW_WITH_W4 && l->p[1] == 4)) || (l->p[2] != 8 && l->p[2] != 16)) {
+    unsigned int bits = stw_weight_bits(l), packing = stw_packing_of(l);
+
+    if ((bits != 8 && !(STW_WITH_W4 && bits == 4)) || (l->p[2] != 8 && l->p[2] != 16)) {
+        return 0;
+    }
+    if (packing != STW_PLAIN && !(stw_is_paired(l) && bits == 8 && !l->extra && packing == STW_PAIRS)) {
         return 0;
     }
     if (!STW_WITH_VARIANTS) {

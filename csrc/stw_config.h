@@ -47,6 +47,21 @@
 #define STW_WITH_W4 1
 #endif
 
+/* LSTM layers that are packed in pairs (stw_pairs.h). */
+#ifndef STW_WITH_PAIRS
+#define STW_WITH_PAIRS 1
+#endif
+
+/* The sigmoid's table as long as its argument, so that nothing is compared with the table's end: 322 bytes of flash for
+ * 8 instructions of each unit.  Needed by the code for cores with the DSP extension. */
+#ifndef STW_LONG_TABLE
+#if defined(__ARM_FEATURE_DSP) && STW_WITH_PAIRS
+#define STW_LONG_TABLE 1
+#else
+#define STW_LONG_TABLE 0
+#endif
+#endif
+
 /* Window modes other than carry: tumble, slide, stagger. */
 #ifndef STW_WITH_MODES
 #define STW_WITH_MODES 1

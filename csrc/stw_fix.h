@@ -124,7 +124,8 @@ static inline int32_t stw_sat_add(int32_t a, int32_t b)
     return (sum & ~overflow) | ((stw_mask(a) ^ INT32_MAX) & overflow);
 }
 
-/* Y(a): the table stw_sigmoid_table read with linear interpolation; 0 <= a <= 22527, result < 2^22. */
+/* Y(a) - 2^21: the table stw_sigmoid_table, which holds T[k] - 2^15, read with linear interpolation; 0 <= a <= 22527,
+ * result 0 .. 2^21. */
 static inline int32_t stw_table_y(int32_t a)
 {
     int32_t below = stw_sigmoid_table[a >> 6];
@@ -143,16 +144,15 @@ static inline int32_t stw_table_index(int32_t z)
 /* SIG(z): z Q4.11 -> 0..32767 in Q0.15, monotone, within 1.01 LSB of the logistic function. */
 static inline int16_t stw_sigmoid(int16_t z)
 {
-    int32_t below = stw_mask(z);
-    int32_t y     = (stw_table_y(stw_table_index(z)) + 64) >> 7;
+    int32_t y = (stw_table_y(stw_table_index(z)) + 64) >> 7; /* of |z|, less 1/2 */
 
-    return (int16_t)stw_min((32768 & below) + stw_negate_if(y, below), 32767);
+    return (int16_t)stw_min(16384 + stw_negate_if(y, stw_mask(z)), 32767);
 }
 
 /* TANH(z): z Q4.11 -> -32767..32767 in Q0.15, monotone and odd, within 1.46 LSB. */
 static inline int16_t stw_tanh(int16_t z)
 {
-    int32_t y = ((stw_table_y(stw_table_index(2 * (int32_t)z)) + 32) >> 6) - 32768;
+    int32_t y = (stw_table_y(stw_table_index(2 * (int32_t)z)) + 32) >> 6;
 
     return (int16_t)stw_negate_if(y, stw_mask(z));
 }

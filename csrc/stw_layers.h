@@ -14,6 +14,17 @@ static inline int stw_is_recurrent(const stw_layer *l)
     return l->kind == STW_LSTM || l->kind == STW_GRU || l->kind == STW_RNN || l->kind == STW_GRU_BEFORE;
 }
 
+/* Bits of a recurrent layer's weight, and how its rows are packed. */
+static inline unsigned int stw_weight_bits(const stw_layer *l)
+{
+    return l->p[1] & 255u;
+}
+
+static inline unsigned int stw_packing_of(const stw_layer *l)
+{
+    return (unsigned int)l->p[1] >> 8;
+}
+
 /* Rows of weights for each unit of a recurrent layer. */
 static inline size_t stw_n_gates(const stw_layer *l)
 {

@@ -2,20 +2,28 @@
 #include "stw_dot.h"
 #include "stw_fix.h"
 #include "stw_layers.h"
+#include "stw_pairs.h"
 
 /* Pre-activations z[4] of unit u, Q4.11: the input sums, brought to the hidden sums' scale, then both plus bias. */
 static void unit_pre_activations(const stw_layer *l, const int16_t *x, const int16_t *h, size_t u, int16_t z[4])
 {
-    const int8_t  *w      = (const int8_t *)l->w + u * 4 * stw_row_bytes(l->p[1], l->n_in);
-    const int8_t  *r      = l->r + u * 4 * stw_row_bytes(l->p[1], l->n_out);
+    unsigned int   bits   = stw_weight_bits(l);
+    const int8_t  *w      = (const int8_t *)l->w + u * 4 * stw_row_bytes(bits, l->n_in);
+    const int8_t  *r      = l->r + u * 4 * stw_row_bytes(bits, l->n_out);
     const stw_row *row    = l->rows + u * 4;
     int32_t        acc[4] = {0, 0, 0, 0};
 
-    stw_dot_rows(acc, 4, w, l->p[1], x, l->n_in);
+#if STW_WITH_PAIRS
+    if (stw_is_paired(l)) {
+        stw_pairs_unit(l, x, h, u, z);
+        return;
+    }
+#endif
+    stw_dot_rows(acc, 4, w, bits, x, l->n_in);
     for (int k = 0; k < 4; k++) {
         acc[k] = stw_join(acc[k], row[k].kx) + row[k].bias;
     }
-    stw_dot_rows(acc, 4, r, l->p[1], h, l->n_out);
+    stw_dot_rows(acc, 4, r, bits, h, l->n_out);
     for (int k = 0; k < 4; k++) {
         z[k] = stw_sat16(stw_rq(acc[k], row[k].mult, row[k].shift));
     }

@@ -17,7 +17,9 @@ from stepwell.build import COMPILERS, NAME, build, flash_bytes, intel_hex, why_n
 from stepwell.emit import emit
 from stepwell.errors import BuildError
 from stepwell.graph import Graph
+from stepwell.info import describe
 from stepwell.link.qemu import ICOUNT_SHIFT
+from stepwell.packing import packing_for
 
 NAMES = board_names()
 # compiler and libc helpers that would mean: float, division, heap or libm is in the image
@@ -71,9 +73,9 @@ def test_image(name, compiler, small_model, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.bin", f"{name}.elf", f"{name}.hex"]
     assert binary == flash_bytes(image.elf) and image.sizes.flash <= len(binary) < image.sizes.flash + 16
     assert from_hex(image.hex.read_text()) == (board.number("FLASH_ORIGIN"), binary)
-    info = small_model.info()
+    info = describe(small_model, packing_for(board.target))
     assert image.sizes.constants == info["flash_bytes"] and image.sizes.stream_ram == info["ram_bytes"]
-    assert image.sizes.ram < 1500 and image.sizes.flash < 20480
+    assert image.sizes.ram < 1500 and image.sizes.flash < 24 * 1024
     stack, reset = (int.from_bytes(binary[at : at + 4], "little") for at in (0, 4))
     assert stack == board.number("RAM_ORIGIN") + board.number("RAM_BYTES") and reset & 1
     assert not [name for name in symbols(image.elf) if FORBIDDEN.fullmatch(name)]
@@ -116,7 +118,7 @@ def test_hex_over_a_64k_border():
 @pytest.mark.parametrize("name", NAMES)
 def test_makefile_builds_the_same_image_without_warnings(name, compiler, small_model, tmp_path):
     need(compiler)
-    emit(small_model, tmp_path / "model", NAME)
+    emit(small_model, tmp_path / "model", NAME, load_board(name).target)
     settings = [f"BOARD={name}", f"MODEL={tmp_path / 'model'}", f"OUT={tmp_path}", f"COMPILER={compiler}"]
     settings += [f"WARNINGS={flags()['WARNINGS']} -Werror", f"ZIG={sys.executable} -m ziglang cc"]
     subprocess.run(["make", "-s", "-C", ROOT / "firmware", *settings], check=True)

@@ -5,12 +5,12 @@ import pytest
 import stepwell
 from conftest import SHAPES, graph_of, random_dense, random_lstm, sequences_for
 from stepwell import proof
-from stepwell.blob import from_nibbles, to_nibbles
 from stepwell.check import sqnr_db
 from stepwell.errors import QuantizeError
 from stepwell.float_stream import FloatStream
 from stepwell.graph import Graph
 from stepwell.model import RecurrentLayer
+from stepwell.packing import from_nibbles, to_nibbles
 from stepwell.precision import PRECISIONS, Plan, parse_precision
 from stepwell.reference import Reference
 

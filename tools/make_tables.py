@@ -27,24 +27,35 @@ def exp2_table() -> list[int]:
     return [floor_half_up(32768 * (Decimal(-k) / 64 * Decimal(2).ln()).exp()) for k in range(65)]
 
 
-def c_array(name: str, comment: str, values: list[int]) -> str:
+def c_array(name: str, kind: str, comment: str, values: list[int]) -> str:
     rows = [", ".join(f"{v:5d}" for v in values[i : i + 16]) for i in range(0, len(values), 16)]
     body = ",\n    ".join(rows)
-    return f"/* {comment} */\nconst uint16_t {name}[{len(values)}] = {{\n    {body}}};\n"
+    return f"/* {comment} */\nconst {kind} {name}[{len(values)}] = {{\n    {body}}};\n"
+
+
+def sigmoid_array(centred: list[int]) -> str:
+    """The array as specified; with STW_LONG_TABLE its last value again and again, up to index 513."""
+    comment = "T[k] - 2^15, T[k] = min(65535, round(65536 / (1 + exp(-k / 32))))"
+    assert centred[-2:] == [32767, 32767]
+    text = c_array("stw_sigmoid_table", "int16_t", comment, centred).replace("[353]", "[STW_SIGMOID_ENTRIES]")
+    more = [32767] * (514 - len(centred))
+    rows = [", ".join(map(str, more[i : i + 16])) for i in range(0, len(more), 16)]
+    return text.replace("};\n", "\n#if STW_LONG_TABLE\n    , " + ",\n    ".join(rows) + "\n#endif\n};\n")
 
 
 def render() -> str:
     sigmoid = sigmoid_table()
     digest = hashlib.sha256(struct.pack("<353H", *sigmoid)).hexdigest()
     assert digest == SIGMOID_SHA256, f"table differs from the specification: {digest}"
+    centred = [value - 32768 for value in sigmoid]  # 0 .. 32767: fits the signed 16-bit multipliers
     return "\n".join(
         [
             "/* stw_table.c - activation tables; written by tools/make_tables.py, do not edit. */",
             '#include "stw_table.h"\n\n#include "stw_config.h"\n',
             "/* clang-format off */",
-            c_array("stw_sigmoid_table", "min(65535, round(65536 / (1 + exp(-k / 32))))", sigmoid),
+            sigmoid_array(centred),
             "#if STW_WITH_SOFTMAX",
-            c_array("stw_exp2_table", "round(2^15 * 2^(-k / 64))", exp2_table()) + "#endif\n",
+            c_array("stw_exp2_table", "uint16_t", "round(2^15 * 2^(-k / 64))", exp2_table()) + "#endif\n",
         ]
     )
 

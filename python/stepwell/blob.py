@@ -44,6 +44,15 @@ from stepwell.model import (
     SliceLayer,
     WindowLayer,
 )
+from stepwell.packing import (
+    PACKINGS,
+    ROW,
+    from_nibbles,
+    gate_major,
+    packed_rows,
+    packed_weights,
+    packing_of,
+)
 from stepwell.scaler import MISSING, Channels, Scaler
 
 MAGIC = b"STW1"
@@ -54,10 +63,9 @@ KIND_NAMES = (
 KINDS = {kind: number for number, kind in enumerate(KIND_NAMES, start=1)}  # STW_LSTM ..
 ACTIVATIONS = (*PLAIN, "table")  # STW_NONE .. STW_TABLE
 RECURRENT = {KINDS[layer.kind]: layer for layer in (LstmLayer, GruLayer, GruBeforeLayer, RnnLayer)}
-HEADER = struct.Struct("<4sHHIIIHHBBBxHHI4x")
+HEADER = struct.Struct("<4sHHIIIHHBBBBHHI4x")
 LAYER = struct.Struct("<BB11H4I")
 ID_FROM = 20
-ROW = np.dtype([("bias", "<i4"), ("mult", "<i2"), ("kx", "i1"), ("shift", "i1")])
 CHANNEL = np.dtype(
     [
         ("low", "<i4"),
@@ -72,55 +80,6 @@ CHANNEL = np.dtype(
 TABLE_ENTRIES = 513
 EXTRA_HEADER = 8
 PARTS = ("gate", "candidate", "output", "peephole", "start", "projection")  # STW_PART_GATE, ..: bits 0, 1, ..
-
-
-def unit_major(gate_major: np.ndarray, n_gates: int) -> np.ndarray:
-    """[G*H, ...] rows in canonical order -> [H, G, ...]: the gates of a unit side by side, as the kernel reads them."""
-    return np.ascontiguousarray(gate_major.reshape(n_gates, -1, *gate_major.shape[1:]).swapaxes(0, 1))
-
-
-def gate_major(unit_major_rows: np.ndarray) -> np.ndarray:
-    """The inverse of ``unit_major``."""
-    rows = unit_major_rows.swapaxes(0, 1)
-    return np.ascontiguousarray(rows.reshape(-1, *rows.shape[2:]))
-
-
-def to_nibbles(weights: np.ndarray) -> np.ndarray:
-    """int8 [..., n] of values -8..7 -> int8 [..., (n + 1) / 2]: two in a byte, the even one in the low half."""
-    padded = np.concatenate([weights, np.zeros((*weights.shape[:-1], weights.shape[-1] % 2), np.int8)], axis=-1)
-    return (padded[..., ::2] & 15 | padded[..., 1::2] << 4).astype(np.int8)
-
-
-def from_nibbles(packed: np.ndarray, n: int) -> np.ndarray:
-    """The inverse: int8 [..., n]."""
-    low = ((packed & 15) ^ 8) - 8
-    return np.stack([low, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)[..., :n].astype(np.int8)
-
-
-def packed_rows(layer: IntLayer) -> np.ndarray | None:
-    """The layer's row records in the kernel's order: structured array of ROW; None where the kind has none."""
-    rows = getattr(layer, "rows", None)
-    if rows is None:
-        return None
-    records = np.empty(len(rows), ROW)
-    for name in ROW.names:
-        records[name] = getattr(rows, name)
-    if not isinstance(layer, RecurrentLayer):
-        return records
-    n = len(layer.records) * layer.n_units
-    of_units = unit_major(records[:n], len(layer.records)).reshape(-1)
-    return np.concatenate([of_units, records[n:]])  # those of a projection come last
-
-
-def packed_weights(layer: IntLayer) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Input and recurrent weights in the kernel's order; None where the layer kind has none."""
-    if isinstance(layer, RecurrentLayer):
-        n_gates = len(layer.gates)
-        rows = [unit_major(w, n_gates) for w in (layer.w_x, layer.w_h)]
-        return tuple(rows if layer.weight_bits == 8 else map(to_nibbles, rows))
-    weights = {"dense": "weight", "add": "weights", "layer_norm": "gamma", "embedding": "table", "attention": "weight"}
-    array = getattr(layer, weights[layer.kind]) if layer.kind in weights else None
-    return (None if array is None else array.astype("<i2")), None
 
 
 def packed_extra(layer: IntLayer) -> np.ndarray | None:
@@ -145,10 +104,11 @@ def _packed_cell(cell: Cell) -> np.ndarray | None:
     return np.concatenate([header, *(arrays[n].reshape(-1).astype("<i2") for n in PARTS if arrays[n] is not None)])
 
 
-def parameters(layer: IntLayer) -> tuple[int, int, int]:
+def parameters(layer: IntLayer, packing: str = "plain") -> tuple[int, int, int]:
     """stw_layer.p"""
     if isinstance(layer, RecurrentLayer):
-        return layer.n_units, layer.weight_bits, layer.cell.h_bits
+        packed = PACKINGS.index(packing_of(layer, packing))
+        return layer.n_units, layer.weight_bits + 256 * packed, layer.cell.h_bits
     if isinstance(layer, DenseLayer):
         return layer.groups, layer.n_out // layer.groups, layer.weight.shape[1]
     if isinstance(layer, WindowLayer):
@@ -231,8 +191,13 @@ def model_id(blob: bytes) -> int:
     return struct.unpack_from("<I", blob, 16)[0]
 
 
-def pack(model: Model) -> bytes:
-    """The model as one byte string. Deterministic: the same model gives the same bytes."""
+def pack(model: Model, packing: str = "plain") -> bytes:
+    """The model as one byte string. Deterministic: the same model gives the same bytes.
+
+    ``packing``: of the recurrent rows, for devices; the host loads plain models only.
+    """
+    if all(packing_of(layer, packing) == "plain" for layer in model.layers):
+        packing = "plain"
     first = HEADER.size + LAYER.size * len(model.layers)
     descriptors: list[bytes] = []
     arrays: list[bytes] = []
@@ -247,23 +212,35 @@ def pack(model: Model) -> bytes:
 
     scratch = places(model)
     for index, layer in enumerate(model.layers):
-        offsets = [placed(a) for a in (*packed_weights(layer), packed_rows(layer), packed_extra(layer))]
+        offsets = [
+            placed(a) for a in (*packed_weights(layer, packing), packed_rows(layer, packing), packed_extra(layer))
+        ]
         sources = (*model.sources[index], 0, 0)[:3]
         timing = model.timing[index]
-        shape = (layer.n_in, layer.n_out, *sources, scratch[index], timing.first, timing.every, *parameters(layer))
+        shape = (
+            layer.n_in,
+            layer.n_out,
+            *sources,
+            scratch[index],
+            timing.first,
+            timing.every,
+            *parameters(layer, packing),
+        )
         descriptors.append(LAYER.pack(KINDS[layer.kind], ACTIVATIONS.index(layer.activation), *shape, *offsets))
     channels = placed(packed_channels(model))
     device = b"".join([*descriptors, *arrays])
     notes = json.dumps(host_notes(model), sort_keys=True, separators=(",", ":")).encode()
     device_bytes = HEADER.size + len(device)
     total_bytes = device_bytes + len(notes) + 4
-    mode = (MODES.index(model.mode.kind), MISSING.index(model.scaler.missing), model.mode.window, model.mode.stride)
+    mode = (MODES.index(model.mode.kind), MISSING.index(model.scaler.missing), PACKINGS.index(packing))
+    mode += (model.mode.window, model.mode.stride)
 
     def header(identity: int) -> bytes:
         counts = (FORMAT, len(model.layers), total_bytes, device_bytes, identity)
         return HEADER.pack(MAGIC, *counts, model.n_in, model.n_out, model.y_frac, *mode, channels)
 
-    identity = zlib.crc32(header(0)[ID_FROM:] + device)
+    # the same model in another packing keeps its id: its bits and its snapshots are the same
+    identity = zlib.crc32(header(0)[ID_FROM:] + device) if packing == "plain" else model.id
     body = header(identity) + device + notes
     return body + struct.pack("<I", zlib.crc32(body))
 
@@ -278,10 +255,12 @@ def unpack(blob: bytes) -> Model:
 
     Raises ModelError when the host's part (scales, names) is missing or does not fit the constants.
     """
-    magic, _, n_layers, total, device, _, n_in, n_out, y_frac, mode, missing, window, stride, channels = (
+    magic, _, n_layers, total, device, _, n_in, n_out, y_frac, mode, missing, packing, window, stride, channels = (
         HEADER.unpack_from(blob)
     )
     assert magic == MAGIC
+    if packing != PACKINGS.index("plain"):
+        raise ModelError(f"the model is packed ({PACKINGS[packing]}) for a device: load the original .stw file")
     try:
         host = json.loads(blob[device : total - 4])
         unpacked = [_unpack_layer(blob, i, host["layers"][i]) for i in range(n_layers)]

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from stepwell.errors import BuildError
+from stepwell.packing import TARGETS
 from stepwell.sources import firmware
 
 LABELS = ("emulated", "built only", "seen on hardware")
@@ -50,6 +51,12 @@ class Board:
     @cached_property
     def label(self) -> str:
         return self.text("LABEL")
+
+    @property
+    def target(self) -> str:
+        """The core, as ``emit --target`` names it; "any" for one that has no packing of its own."""
+        cores = re.findall(r"-m(?:cpu|arch)=(\S+)", self.facts.get("CPU_GCC", ""))
+        return next((core for core in cores if core in TARGETS), "any")
 
     @property
     def folder(self) -> Path:

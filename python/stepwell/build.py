@@ -68,7 +68,7 @@ def build(model: Model, board: str, out_dir: str | Path, compiler: str | None = 
     kind = _pick(compiler)
     with tempfile.TemporaryDirectory(prefix="stepwell-build-") as folder:
         work = Path(folder)
-        emit(model, work / "model", NAME)
+        emit(model, work / "model", NAME, facts.target)
         elf = _compile(facts, kind, work)
         sizes = image_sizes(elf, facts)
         binary = flash_bytes(elf)

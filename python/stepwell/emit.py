@@ -11,10 +11,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from stepwell import info
 from stepwell._version import __version__
-from stepwell.blob import packed_channels, packed_extra, packed_rows, packed_weights, parameters, places
+from stepwell.blob import packed_channels, packed_extra, parameters, places
 from stepwell.errors import StepwellError
 from stepwell.files import write_whole
 from stepwell.model import FORMAT, IntLayer, Model, RecurrentLayer
+from stepwell.packing import packed_rows, packed_weights, packing_for, packing_of
 from stepwell.sources import csrc
 
 # the engine's files, and for those that a model may do without the knobs of stw_config.h that need them
@@ -23,6 +24,7 @@ ENGINE_SOURCES: dict[str, tuple[str, ...]] = {
     "stw_check.c": (),
     "stw_cell.c": (),
     "stw_lstm.c": ("LSTM",),
+    "stw_pairs.c": ("PAIRS",),
     "stw_gru.c": ("GRU",),
     "stw_rnn.c": ("RNN",),
     "stw_dense.c": (),
@@ -51,6 +53,7 @@ KNOBS = (
     "ATTENTION",
     "MODES",
     "VARIANTS",
+    "PAIRS",
 )
 CELL = "header: parts, flags, clip, formats; tables, peephole, h0, c0, projection"
 EXTRA_WHAT = dict.fromkeys(("lstm", "gru", "gru_before", "rnn"), CELL) | {"layer_norm": "epsilon"}
@@ -69,10 +72,12 @@ TAKEN = re.compile(
 )
 
 
-def emit(model: Model, folder: str | Path, name: str | None = None) -> list[Path]:
+def emit(model: Model, folder: str | Path, name: str | None = None, target: str = "any") -> list[Path]:
     """Write the folder and return its files. ``name`` (default: the model's) becomes the C identifier and the file names.
 
-    Deterministic: the same model gives the same bytes. StepwellError when ``name`` is not a C identifier.
+    ``target``: the core whose packing the weights get (packing.TARGETS); every core can run every packing, with the same
+    bits. Deterministic: the same model gives the same bytes. StepwellError when ``name`` is not a C identifier or the
+    target is unknown.
     """
     name = name or c_name(model.name)
     if not _usable(name):
@@ -84,7 +89,7 @@ def emit(model: Model, folder: str | Path, name: str | None = None) -> list[Path
     if folder.exists() and not folder.is_dir():
         raise StepwellError(f"{folder} is a file: give a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    facts = _facts(model, name)
+    facts = _facts(model, name, packing_for(target))
     environment = Environment(
         loader=PackageLoader("stepwell"),
         undefined=StrictUndefined,
@@ -126,9 +131,9 @@ def _usable(name: str) -> bool:
     return bool(re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)) and not TAKEN.fullmatch(name) and name not in C_KEYWORDS
 
 
-def _facts(model: Model, name: str) -> dict[str, object]:
-    described = info.describe(model)
-    unused = _unused_knobs(model)
+def _facts(model: Model, name: str, packing: str) -> dict[str, object]:
+    described = info.describe(model, packing)
+    unused = _unused_knobs(model, packing)
     channels = packed_channels(model)
     sources = ENGINE_SOURCES | ({} if channels is None else {"stw_raw.c": ()})
     return {
@@ -139,7 +144,7 @@ def _facts(model: Model, name: str) -> dict[str, object]:
         "info": described | {"name": _comment(model.name)},
         "source": {k: _comment(model.notes.get("source", {}).get(k, "")) for k in ("file", "sha256")},
         "readout": model.notes.get("readout", "every"),
-        "layers": [_layer_facts(model, index) for index in range(len(model.layers))],
+        "layers": [_layer_facts(model, index, packing) for index in range(len(model.layers))],
         "struct_bytes": {"model": info.MODEL_STRUCT_BYTES, "layer": info.LAYER_STRUCT_BYTES},
         "engine_sources": list(sources),
         "lean_sources": [source for source, knobs in sources.items() if not knobs or set(knobs) - unused],
@@ -164,12 +169,13 @@ def _scaled(model: Model) -> dict[str, list[str]] | None:
     return {name: [f"{float(np.clip(v, -1e300, 1e300)):.17g}" for v in values] for name, values in fields.items()}
 
 
-def _unused_knobs(model: Model) -> set[str]:
+def _unused_knobs(model: Model, packing: str) -> set[str]:
     """Knobs of stw_config.h for what the model does without."""
     used = {KNOB_OF_KIND.get(layer.kind, layer.kind.upper()) for layer in model.layers}
     used |= {layer.activation.upper() for layer in model.layers}
     used |= {"MODES"} if model.mode.kind != "carry" else set()
     used |= {"VARIANTS"} if any(_has_variants(layer) for layer in model.layers) else set()
+    used |= {packing_of(layer, packing).upper() for layer in model.layers}
     return set(KNOBS) - used
 
 
@@ -177,10 +183,11 @@ def _has_variants(layer: IntLayer) -> bool:
     return isinstance(layer, RecurrentLayer) and packed_extra(layer) is not None
 
 
-def _layer_facts(model: Model, index: int) -> dict[str, object]:
+def _layer_facts(model: Model, index: int, packing: str) -> dict[str, object]:
     layer = model.layers[index]
-    w, r = packed_weights(layer)
-    rows, extra = packed_rows(layer), packed_extra(layer)
+    w, r = packed_weights(layer, packing)
+    rows, extra = packed_rows(layer, packing), packed_extra(layer)
+    packed = packing_of(layer, packing)
     timing = model.timing[index]
     return {
         "name": _comment(layer.name),
@@ -198,19 +205,25 @@ def _layer_facts(model: Model, index: int) -> dict[str, object]:
         "n_w": 0 if w is None else w.size,
         "n_r": 0 if r is None else r.size,
         "n_rows": 0 if rows is None else len(rows),
-        "rows": None if rows is None else [f"{{{b}, {m}, {kx}, {s}}}" for b, m, kx, s in rows.tolist()],
+        "rows": None if rows is None else [_record(row) for row in rows.tolist()],
+        "row_type": "stw_row" if packed == "plain" else "stw_pairs_rows",
+        "row_fields": "bias, mult, kx, shift" if packed == "plain" else "of a unit: bias, kx, mult * 2^(32 - shift)",
         "n_extra": 0 if extra is None else len(extra),
         "extra": None if extra is None else _numbers(extra),
         "extra_what": EXTRA_WHAT.get(layer.kind, "table of the activation"),
         "sources": _struct((*model.sources[index], 0, 0)[:3]),
-        "parameters": _struct(parameters(layer)),
+        "parameters": _struct(parameters(layer, packing)),
         "place": places(model)[index],
         "first": timing.first,
         "every": timing.every,
     }
 
 
-def _struct(values: Iterable[int]) -> str:
+def _record(fields: Iterable[int | list[int]]) -> str:
+    return _struct(_struct(field) if hasattr(field, "__iter__") else field for field in fields)
+
+
+def _struct(values: Iterable[object]) -> str:
     return f"{{{', '.join(map(str, values))}}}"
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from stepwell import proof
-from stepwell.blob import CHANNEL, ROW, packed_extra, packed_weights
+from stepwell.blob import CHANNEL, packed_extra
 from stepwell.engine import OpenModel, lib
 from stepwell.model import FORMAT, AttentionLayer, IntLayer, Model, RecurrentLayer, WindowLayer
+from stepwell.packing import packed_rows, packed_weights
 
 # sizeof on a 32-bit target; emitted C asserts them when it is compiled for one
 MODEL_STRUCT_BYTES = 28
@@ -15,8 +16,8 @@ LAYER_STRUCT_BYTES = 40
 STREAM_STRUCT_BYTES = 16
 
 
-def describe(model: Model) -> dict[str, Any]:
-    """Sizes, formats, scales, layers and provenance of ``model``."""
+def describe(model: Model, packing: str = "plain") -> dict[str, Any]:
+    """Sizes, formats, scales, layers and provenance of ``model``, its rows in ``packing``."""
     ram = ram_bytes(model)
     return {
         "name": model.name,
@@ -27,7 +28,7 @@ def describe(model: Model) -> dict[str, Any]:
         "n_out": model.n_out,
         "input": {"type": "int16", "scale": model.x_scale, "range": input_range(model)},
         "output": {"type": "int32", "format": f"Q{model.y_frac}", "scale": 2.0**-model.y_frac},
-        "flash_bytes": flash_bytes(model),
+        "flash_bytes": flash_bytes(model, packing),
         "ram_bytes": ram["state"] + ram["scratch"],
         "state_bytes": ram["state"],
         "scratch_bytes": ram["scratch"],
@@ -38,7 +39,7 @@ def describe(model: Model) -> dict[str, Any]:
         "mode": str(model.mode),
         "timing": timing(model),
         "scaler": model.scaler.to_json(),
-        "layers": [_describe_layer(model, index) for index in range(len(model.layers))],
+        "layers": [_describe_layer(model, index, packing) for index in range(len(model.layers))],
         "notes": model.notes,
     }
 
@@ -53,16 +54,16 @@ def ram_bytes(model: Model) -> dict[str, int]:
     }
 
 
-def flash_bytes(model: Model) -> int:
+def flash_bytes(model: Model, packing: str = "plain") -> int:
     """Constants of the emitted model on a 32-bit target: structs, rows and weights; the engine's code comes on top."""
     channels = 0 if model.scaler.channels is None else model.n_in * CHANNEL.itemsize
-    return MODEL_STRUCT_BYTES + channels + sum(_layer_flash(layer) for layer in model.layers)
+    return MODEL_STRUCT_BYTES + channels + sum(_layer_flash(layer, packing) for layer in model.layers)
 
 
-def _layer_flash(layer: IntLayer) -> int:
-    given = (*packed_weights(layer), packed_extra(layer))
+def _layer_flash(layer: IntLayer, packing: str) -> int:
+    given = (*packed_weights(layer, packing), packed_rows(layer, packing), packed_extra(layer))
     arrays = [-(-array.nbytes // 4) * 4 for array in given if array is not None]  # aligned to 4
-    return LAYER_STRUCT_BYTES + sum(arrays) + len(getattr(layer, "rows", ())) * ROW.itemsize
+    return LAYER_STRUCT_BYTES + sum(arrays)
 
 
 def macs(layer: IntLayer) -> int:
@@ -108,7 +109,7 @@ def timing(model: Model) -> dict[str, int]:
     return {"first_output": first, "output_every": every, "remembers_steps": window}
 
 
-def _describe_layer(model: Model, index: int) -> dict[str, Any]:
+def _describe_layer(model: Model, index: int, packing: str) -> dict[str, Any]:
     layer, timing = model.layers[index], model.timing[index]
     described = {
         "name": layer.name,
@@ -122,7 +123,7 @@ def _describe_layer(model: Model, index: int) -> dict[str, Any]:
         "sources": list(model.sources[index]),
         "first": timing.first,
         "every": timing.every,
-        "flash_bytes": _layer_flash(layer),
+        "flash_bytes": _layer_flash(layer, packing),
         "overflow_margin_bits": round(proof.layer_margin_bits(layer), 2),
     }
     if isinstance(layer, WindowLayer):

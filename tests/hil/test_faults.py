@@ -52,6 +52,13 @@ def with_bit_flipped(elf, target, symbol: str, offset: int, bit: int = BIT):
     return target
 
 
+def paired_place(n: int, unit: int, gate: int, column: int) -> int:
+    """Where the byte of a weight stands in rows packed in pairs; its bits but the highest are those of the weight."""
+    last_odd = n % 2 == 1 and column == n - 1
+    halfword = column // 2 * 4 + (gate // 2 if last_odd else gate // 2 * 2 + column % 2)
+    return unit * 4 * n + 2 * halfword + (gate % 2 == 0)
+
+
 def tampered(model, layer: int, array: str, row: int, column: int) -> stepwell.Model:
     """The model with the same bit flipped in Python."""
     weights = getattr(model.layers[layer], array).copy()
@@ -100,7 +107,7 @@ def test_flipped_weight_is_found(symbol, layer, gate, unit, column, images, deep
     lstm = deep_model.layers[layer]
     width = lstm.n_in if symbol[-2] == "w" else lstm.n_out
     good = images(deep_model, "netduinoplus2").elf
-    bad = with_bit_flipped(good, tmp_path / "bad.elf", symbol, (unit * 4 + gate) * width + column)
+    bad = with_bit_flipped(good, tmp_path / "bad.elf", symbol, paired_place(width, unit, gate, column))
     report = report_on("sim:netduinoplus2", deep_model, data, bad)
     assert not report.ok and report.mismatches > 0
     first = report.first

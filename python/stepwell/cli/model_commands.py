@@ -20,6 +20,7 @@ from stepwell.metrics import HELP as METRIC_HELP
 from stepwell.metrics import find_metric
 from stepwell.mode import CARRY, Mode, parse_mode
 from stepwell.mode import HELP as MODE_HELP
+from stepwell.packing import TARGETS, packing_for
 from stepwell.precision import HELP as BITS_HELP
 from stepwell.scaler import KEYS as SCALER_KEYS
 from stepwell.scaler import MISSING, Scaler, as_scaler
@@ -307,21 +308,29 @@ def _db(value: float | None) -> str:
     return "exact" if value is None else f"{value:5.1f} dB"
 
 
-@click.command(epilog=examples("stepwell emit motor.stw -o motor/", "stepwell emit motor.stw -o src/ --name pump"))
+@click.command(
+    epilog=examples(
+        "stepwell emit motor.stw -o motor/",
+        "stepwell emit motor.stw -o motor/ --target cortex-m4",
+        "stepwell emit motor.stw -o src/ --name pump",
+    )
+)
 @click.argument("model_file", metavar="MODEL.stw")
 @click.option("-o", "--output", help="The folder to write (default: the model's name).")
 @click.option("--name", help="C identifier and file names (default: the model's name).")
+@click.option("--target", default="any", show_default=True, help=f"The core to be fast on: {', '.join(TARGETS)}.")
 @json_option
-def emit(model_file: str, output: str | None, name: str | None, as_json: bool) -> None:
+def emit(model_file: str, output: str | None, name: str | None, target: str, as_json: bool) -> None:
     """Write the model as C source with the engine: a folder any C99 compiler builds."""
     from stepwell.emit import c_name
     from stepwell.emit import emit as write
+    from stepwell.info import describe
 
     model = stepwell.load(model_file)
     name = name or c_name(model.name)
     folder = Path(output or name)
-    files = write(model, folder, name)
-    facts = model.info()
+    files = write(model, folder, name, target)
+    facts = describe(model, packing_for(target))
     if as_json:
         sizes = {key: facts[key] for key in ("flash_bytes", "ram_bytes")}
         print_json({"folder": str(folder), "name": name, "files": [p.name for p in files], **sizes})

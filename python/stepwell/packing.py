@@ -1,0 +1,109 @@
+"""How the rows of recurrent layers stand in memory: csrc/stw_layers.h and stw_pairs.h, docs/numerics.md, "Packings".
+
+Plain rows serve every core. Paired rows serve those with dual 16-bit multiplies (Cortex-M4, M7, M33); the portable code runs
+them, too, so that the host can test the exact bytes of each target. A packing changes no bit of any result.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stepwell.errors import StepwellError
+from stepwell.model import IntLayer, LstmLayer, RecurrentLayer, Rows
+
+PACKINGS = ("plain", "pairs")  # STW_PLAIN, STW_PAIRS
+TARGETS = {"any": "plain"} | {f"cortex-m{core}": "plain" for core in ("0", "0plus", "3", "55")}
+TARGETS |= {f"cortex-m{core}": "pairs" for core in ("4", "7", "33")} | {"rv32imac": "plain", "avr": "plain"}
+ROW = np.dtype([("bias", "<i4"), ("mult", "<i2"), ("kx", "i1"), ("shift", "i1")])
+PAIRS_ROW = np.dtype([("bias", "<i4", 4), ("kx", "i1", 4), ("mult", "<i4", 4)])
+
+
+def packing_for(target: str) -> str:
+    """The packing that ``target`` is fastest with. StepwellError for an unknown one."""
+    if target not in TARGETS:
+        raise StepwellError(f"unknown target '{target}'; there are: {', '.join(TARGETS)}")
+    return TARGETS[target]
+
+
+def packing_of(layer: IntLayer, wanted: str) -> str:
+    """``wanted`` where the layer can have it, else "plain": pairs need a plain LSTM of 8 bits with multipliers that fit 32."""
+    if wanted == "plain" or not isinstance(layer, LstmLayer) or layer.weight_bits != 8:
+        return "plain"
+    cell = layer.cell
+    formats = (cell.g_frac, cell.a_frac, cell.h_frac) == (15, 15, 15 if cell.h_bits == 16 else 7)
+    arrays = (cell.gate, cell.candidate, cell.output, cell.peephole, cell.h0, cell.projection)
+    is_plain = formats and cell.clip == 32767 and not (cell.coupled or cell.reverse or cell.final)
+    fits = bool(((layer.rows.shift >= 16) & (layer.rows.shift <= 32)).all())
+    return wanted if is_plain and fits and all(array is None for array in arrays) else "plain"
+
+
+def unit_major(gate_major: np.ndarray, n_gates: int) -> np.ndarray:
+    """[G*H, ...] rows in canonical order -> [H, G, ...]: the gates of a unit side by side, as the kernel reads them."""
+    return np.ascontiguousarray(gate_major.reshape(n_gates, -1, *gate_major.shape[1:]).swapaxes(0, 1))
+
+
+def gate_major(unit_major_rows: np.ndarray) -> np.ndarray:
+    """The inverse of ``unit_major``."""
+    rows = unit_major_rows.swapaxes(0, 1)
+    return np.ascontiguousarray(rows.reshape(-1, *rows.shape[2:]))
+
+
+def to_nibbles(weights: np.ndarray) -> np.ndarray:
+    """int8 [..., n] of values -8..7 -> int8 [..., (n + 1) / 2]: two in a byte, the even one in the low half."""
+    padded = np.concatenate([weights, np.zeros((*weights.shape[:-1], weights.shape[-1] % 2), np.int8)], axis=-1)
+    return (padded[..., ::2] & 15 | padded[..., 1::2] << 4).astype(np.int8)
+
+
+def from_nibbles(packed: np.ndarray, n: int) -> np.ndarray:
+    """The inverse: int8 [..., n]."""
+    low = ((packed & 15) ^ 8) - 8
+    return np.stack([low, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)[..., :n].astype(np.int8)
+
+
+def to_pairs(weights: np.ndarray) -> np.ndarray:
+    """int8 [H, 4, n] -> int8 [H, 4 * n], two gates in a halfword: the high byte i or g, the low one f or o plus 128.
+
+    Two columns make a word: that of i and f, then that of g and o. A last odd column has one word, i and f | g and o.
+    """
+    n_units, _, n = weights.shape
+    high, low = weights[:, ::2], (weights[:, 1::2].astype(np.int16) + 128).astype(np.uint8).view(np.int8)
+    halves = np.stack([low, high], axis=-1)  # [H, pair, n, 2]
+    even = halves[:, :, : n & ~1].reshape(n_units, 2, n // 2, 4).swapaxes(1, 2).reshape(n_units, -1)
+    return np.concatenate([even, halves[:, :, n & ~1 :].reshape(n_units, -1)], axis=1)
+
+
+def _pairs_rows(rows: Rows, n_units: int) -> np.ndarray:
+    """Records of units: RQ(a, mult, shift) = RQ(a, mult * 2^(32 - shift), 32)."""
+    records = np.empty(n_units, PAIRS_ROW)
+    records["bias"], records["kx"] = (unit_major(field, 4) for field in (rows.bias, rows.kx))
+    records["mult"] = unit_major(rows.mult.astype(np.int64) << (32 - rows.shift.astype(np.int64)), 4)
+    return records
+
+
+def packed_rows(layer: IntLayer, packing: str = "plain") -> np.ndarray | None:
+    """The layer's row records in the kernel's order: structured array of ROW (PAIRS_ROW); None where the kind has none."""
+    rows = getattr(layer, "rows", None)
+    if rows is None:
+        return None
+    if packing_of(layer, packing) == "pairs":
+        return _pairs_rows(rows, layer.n_units)
+    records = np.empty(len(rows), ROW)
+    for name in ROW.names:
+        records[name] = getattr(rows, name)
+    if not isinstance(layer, RecurrentLayer):
+        return records
+    n = len(layer.records) * layer.n_units
+    of_units = unit_major(records[:n], len(layer.records)).reshape(-1)
+    return np.concatenate([of_units, records[n:]])  # those of a projection come last
+
+
+def packed_weights(layer: IntLayer, packing: str = "plain") -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Input and recurrent weights in the kernel's order; None where the layer kind has none."""
+    if isinstance(layer, RecurrentLayer):
+        rows = [unit_major(w, len(layer.gates)) for w in (layer.w_x, layer.w_h)]
+        if packing_of(layer, packing) == "pairs":
+            return tuple(to_pairs(w) for w in rows)
+        return tuple(rows if layer.weight_bits == 8 else map(to_nibbles, rows))
+    weights = {"dense": "weight", "add": "weights", "layer_norm": "gamma", "embedding": "table", "attention": "weight"}
+    array = getattr(layer, weights[layer.kind]) if layer.kind in weights else None
+    return (None if array is None else array.astype("<i2")), None

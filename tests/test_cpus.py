@@ -1,0 +1,203 @@
+"""The engine compiled for other CPUs and run under qemu-user: the same bits, in every packing and at every odd size.
+
+The Thumb-2 build runs the very code of Cortex-M4, M7 and M33: those instructions are the same on the A profile.
+"""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import stepwell
+from conftest import ROOT, random_dense, random_lstm, random_sequences
+from stepwell.blob import pack
+from stepwell.emit import copy_engine
+from stepwell.errors import ModelError, StepwellError
+from stepwell.graph import Graph
+from stepwell.model import LstmLayer, Model
+from stepwell.packing import PACKINGS, TARGETS, packing_for, packing_of, to_pairs
+from test_native import WARNINGS
+
+GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.stw"))
+SIZES = [
+    (1, 1),
+    (1, 2),
+    (2, 3),
+    (3, 5),
+    (4, 4),
+    (5, 31),
+    (7, 32),
+    (8, 33),
+    (31, 35),
+    (33, 36),
+    (64, 63),
+    (67, 67),
+    (6, 128),
+]
+
+
+@dataclass(frozen=True)
+class Cpu:
+    compiler: str
+    flags: str
+    runner: str
+    package: str
+
+    def why_not(self) -> str | None:
+        missing = [name for name in (self.compiler, self.runner) if name and not shutil.which(name)]
+        return f"{' and '.join(missing)} not installed: apt-get install {self.package}" if missing else None
+
+
+CPUS = {
+    "host": Cpu("gcc", "-O2 -fsanitize=address,undefined -fno-sanitize-recover=all", "", "gcc"),
+    "host checked": Cpu("gcc", "-O1 -DSTW_CHECKED", "", "gcc"),
+    "thumb dsp": Cpu(
+        "arm-linux-gnueabihf-gcc",
+        "-O2 -static -mthumb -march=armv7-a+fp",
+        "qemu-arm",
+        "gcc-arm-linux-gnueabihf libc6-dev-armhf-cross qemu-user",
+    ),
+}
+
+
+@pytest.fixture(params=CPUS, scope="module")
+def replay(request, tmp_path_factory):
+    """Runs models: (blob, codes, odd) of each -> outputs and digest of each."""
+    cpu = CPUS[request.param]
+    if cpu.why_not():
+        pytest.skip(cpu.why_not())
+    folder = tmp_path_factory.mktemp("cpu")
+    sources = [path for path in copy_engine(folder) if path.suffix == ".c"]
+    program = folder / "replay"
+    files = [*sources, ROOT / "tests" / "c" / "replay_blobs.c"]
+    subprocess.run([cpu.compiler, *WARNINGS, *cpu.flags.split(), f"-I{folder}", *files, "-o", program], check=True)
+
+    def run(cases: list[tuple[bytes, np.ndarray, int]], n_out: list[int]) -> list[tuple[np.ndarray, int]]:
+        fed = b"".join(struct.pack("<III", len(b), len(x), odd) + b + x.astype("<i2").tobytes() for b, x, odd in cases)
+        done = subprocess.run([*cpu.runner.split(), program], input=fed, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()[-2000:]
+        words = np.frombuffer(done.stdout, "<i4")
+        found = []
+        for (_, x, _), width in zip(cases, n_out, strict=True):
+            y, words = words[: len(x) * width].reshape(-1, width), words[len(x) * width :]
+            found.append((y, int(words[0]) & 0xFFFFFFFF))
+            words = words[1:]
+        return found
+
+    return run
+
+
+def codes(rng: np.random.Generator, model: Model, n: int = 24) -> np.ndarray:
+    """Extremes, large values, and small ones."""
+    x = rng.integers(-32768, 32768, (n, model.n_in)).astype(np.int16)
+    x[:4] = rng.choice([-32768, 32767], (4, model.n_in))
+    x[n // 2 :] //= 100
+    return x
+
+
+def assert_same(replay, models: list[Model], packing: str, odd: int = 0) -> None:
+    rng = np.random.default_rng(4)
+    inputs = [codes(rng, model) for model in models]
+    cases = [(pack(model, packing), x, odd) for model, x in zip(models, inputs, strict=True)]
+    for model, x, (y, digest) in zip(models, inputs, replay(cases, [m.n_out for m in models]), strict=True):
+        stream = model.stream()
+        assert np.array_equal(y, stream.run_q(x)), model
+        assert digest == stream.digest(), model
+
+
+def sized(n_in: int, n_units: int, precision: str = "w8a16", gain: float = 2.0) -> Model:
+    rng = np.random.default_rng(1000 * n_in + n_units)
+    layers = (random_lstm(rng, n_in, n_units, gain), random_dense(rng, n_units, 2))
+    return stepwell.convert(Graph(layers), random_sequences(rng, 2, 30, n_in), precision=precision)
+
+
+def with_kx(model: Model, low: int, high: int) -> Model:
+    """The input sums brought to the hidden ones by other powers of two, as weights of other sizes would have it."""
+    rng = np.random.default_rng(9)
+
+    def changed(layer):
+        if not isinstance(layer, LstmLayer):
+            return layer
+        kx = rng.integers(low, high + 1, len(layer.rows)).astype(np.int8)
+        w_x = (layer.w_x.astype(int) >> np.maximum(kx, 0)[:, None]).astype(np.int8)
+        return replace(layer, w_x=w_x, rows=replace(layer.rows, kx=kx))
+
+    return model.replace(layers=tuple(map(changed, model.layers)))
+
+
+def test_goldens(replay):
+    """Every layer kind, cell variant and mode, as plain rows and as pairs where a layer can have them."""
+    models = [stepwell.load(path) for path in GOLDEN]
+    for packing in PACKINGS:
+        assert_same(replay, models, packing)
+
+
+@pytest.mark.parametrize("precision", ["w8a16", "w8x16h8", "w8a8"])
+def test_pairs_of_every_size(replay, precision):
+    models = [sized(*size, precision) for size in SIZES]
+    assert all(packing_of(model.layers[0], "pairs") == "pairs" for model in models)
+    assert_same(replay, models, "pairs")
+    assert_same(replay, models[:6], "pairs", odd=1)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-7, -1), (-3, 3), (0, 4)])
+def test_pairs_with_every_way_to_join(replay, low, high):
+    assert_same(replay, [with_kx(sized(*size), low, high) for size in [(5, 7), (12, 16)]], "pairs")
+
+
+def test_pairs_that_saturate(replay):
+    assert_same(replay, [sized(*size, gain=40.0) for size in [(5, 7), (16, 32)]], "pairs")
+
+
+# ---- the packing itself ----
+
+
+def test_halfwords_hold_two_gates():
+    rng = np.random.default_rng(1)
+    for n in (1, 2, 5, 8):
+        weights = rng.integers(-127, 128, (3, 4, n)).astype(np.int8)
+        halves = to_pairs(weights).view("<i2").astype(int)
+        assert halves.shape == (3, 2 * n)
+        for unit, row in enumerate(halves):
+            for column in range(n):
+                last = n % 2 == 1 and column == n - 1
+                for pair in (0, 1):
+                    at = 2 * (n - 1) + pair if last else 4 * (column // 2) + 2 * pair + column % 2
+                    a, b = (int(weights[unit, 2 * pair + k, column]) for k in (0, 1))
+                    assert row[at] == 256 * a + b + 128
+
+
+def test_a_packed_model_keeps_its_id_and_stays_on_devices():
+    model = sized(4, 5)
+    packed = pack(model, "pairs")
+    assert packed[16:20] == model.blob[16:20] and packed != model.blob
+    with pytest.raises(ModelError, match=r"packed \(pairs\) for a device: load the original \.stw"):
+        stepwell.loads(packed)
+
+
+def test_layers_that_cannot_be_paired_stay_plain():
+    model = sized(4, 5)
+    lstm, dense = model.layers
+    assert packing_of(dense, "pairs") == packing_of(lstm, "plain") == "plain"
+    wide = replace(lstm.rows, shift=np.full(20, 33, np.int8))
+    assert packing_of(replace(lstm, rows=wide), "pairs") == "plain"
+    assert packing_of(sized(4, 5, "w4a16").layers[0], "pairs") == "plain"
+
+
+def test_targets():
+    assert packing_for("cortex-m4") == "pairs" and packing_for("cortex-m0") == packing_for("any") == "plain"
+    assert set(TARGETS.values()) <= set(PACKINGS)
+    with pytest.raises(StepwellError, match="unknown target 'z80'; there are: any, "):
+        packing_for("z80")
+
+
+def test_headers_of_packed_blobs_are_checked(tmp_path: Path):
+    content = bytearray(pack(sized(2, 3), "pairs"))
+    content[27] = 2  # a packing that does not exist
+    with pytest.raises(ModelError):
+        stepwell.loads(bytes(content))
