@@ -295,6 +295,13 @@ static void recurrent_step(const stw_layer *l, const int16_t *x, int16_t *h, int
         return;
     }
 #endif
+#if STW_WITH_LSTM
+    if (l->kind == STW_LSTM && !stw_variant(l->extra)) {
+        stw_lstm_plain_step(l, x, h, c, out);
+        memcpy(h, out, l->n_out * sizeof *h);
+        return;
+    }
+#endif
     stw_cell_open(l, &cell);
     y = stw_variant(cell.projection) ? spare : out;
 #if STW_WITH_GRU

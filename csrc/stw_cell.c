@@ -103,7 +103,7 @@ int32_t stw_joined_row(const stw_layer *l, size_t row, const int16_t *x, const i
     unsigned int  bits = stw_weight_bits(l);
     const int8_t *w    = (const int8_t *)l->w + row * stw_row_bytes(bits, l->n_in),
                  *r    = l->r + row * stw_row_bytes(bits, l->n_out);
-    int32_t ax = 0, ah = 0;
+    int32_t ax, ah;
 
     stw_dot_rows(&ax, 1, w, bits, x, l->n_in);
     stw_dot_rows(&ah, 1, r, bits, h, l->n_out);

@@ -62,6 +62,15 @@
 #endif
 #endif
 
+/* Whether the core multiplies to 64 bits in an instruction or two. */
+#ifndef STW_WIDE_MULTIPLY
+#if defined(__ARM_ARCH_6M__) || defined(__AVR__) || (defined(__riscv) && !defined(__riscv_mul))
+#define STW_WIDE_MULTIPLY 0
+#else
+#define STW_WIDE_MULTIPLY 1
+#endif
+#endif
+
 /* Window modes other than carry: tumble, slide, stagger. */
 #ifndef STW_WITH_MODES
 #define STW_WITH_MODES 1

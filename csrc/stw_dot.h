@@ -17,11 +17,18 @@ static inline size_t stw_row_bytes(unsigned int bits, size_t n)
     return bits == 4 ? (n + 1u) / 2u : n;
 }
 
-/* acc[g] += sum_j w[g][j] * x[j] for the four gate rows w int8 [4][n] of one unit. */
-static inline void stw_dot4(int32_t acc[4], const int8_t *w, const int16_t *x, size_t n)
+/* sum[g] = sum_j w[g][j] * x[j] for the four gate rows w int8 [4][n] of one unit; n >= 1. */
+#if defined(__ARM_ARCH_6M__)
+void stw_dot4_v6m(int32_t sum[4], const int8_t *w, const int16_t *x, size_t n);
+#define stw_dot4 stw_dot4_v6m
+#elif defined(__riscv_mul)
+void stw_dot4_riscv(int32_t sum[4], const int8_t *w, const int16_t *x, size_t n);
+#define stw_dot4 stw_dot4_riscv
+#else
+static inline void stw_dot4(int32_t sum[4], const int8_t *w, const int16_t *x, size_t n)
 {
     const int8_t *w0 = w, *w1 = w + n, *w2 = w + 2 * n, *w3 = w + 3 * n;
-    int32_t       a0 = acc[0], a1 = acc[1], a2 = acc[2], a3 = acc[3];
+    int32_t       a0 = 0, a1 = 0, a2 = 0, a3 = 0;
 
     for (size_t j = 0; j < n; j++) {
         int32_t xj = x[j];
@@ -30,27 +37,28 @@ static inline void stw_dot4(int32_t acc[4], const int8_t *w, const int16_t *x, s
         a2 += w2[j] * xj;
         a3 += w3[j] * xj;
     }
-    acc[0] = a0;
-    acc[1] = a1;
-    acc[2] = a2;
-    acc[3] = a3;
+    sum[0] = a0;
+    sum[1] = a1;
+    sum[2] = a2;
+    sum[3] = a3;
 }
+#endif
 
 /* The same for one row and for the three rows of a GRU unit. */
 static inline int32_t stw_dot1_int8(const int8_t *w, const int16_t *x, size_t n)
 {
-    int32_t acc = 0;
+    int32_t sum = 0;
 
     for (size_t j = 0; j < n; j++) {
-        acc += (int32_t)w[j] * x[j];
+        sum += (int32_t)w[j] * x[j];
     }
-    return acc;
+    return sum;
 }
 
-static inline void stw_dot3(int32_t acc[3], const int8_t *w, const int16_t *x, size_t n)
+static inline void stw_dot3(int32_t sum[3], const int8_t *w, const int16_t *x, size_t n)
 {
     const int8_t *w0 = w, *w1 = w + n, *w2 = w + 2 * n;
-    int32_t       a0 = acc[0], a1 = acc[1], a2 = acc[2];
+    int32_t       a0 = 0, a1 = 0, a2 = 0;
 
     for (size_t j = 0; j < n; j++) {
         int32_t xj = x[j];
@@ -58,9 +66,9 @@ static inline void stw_dot3(int32_t acc[3], const int8_t *w, const int16_t *x, s
         a1 += w1[j] * xj;
         a2 += w2[j] * xj;
     }
-    acc[0] = a0;
-    acc[1] = a1;
-    acc[2] = a2;
+    sum[0] = a0;
+    sum[1] = a1;
+    sum[2] = a2;
 }
 
 #if STW_WITH_W4
@@ -82,25 +90,25 @@ static inline int32_t stw_dot1_int4(const int8_t *w, const int16_t *x, size_t n)
 }
 #endif
 
-/* acc[k] += the dot product of row k with x, for n_rows (1, 3 or 4) rows of n weights of `bits` bits each. */
-static inline void stw_dot_rows(int32_t *acc, int n_rows, const int8_t *w, unsigned int bits, const int16_t *x,
+/* sum[k] = the dot product of row k with x, for n_rows (1, 3 or 4) rows of n weights of `bits` bits each. */
+static inline void stw_dot_rows(int32_t *sum, int n_rows, const int8_t *w, unsigned int bits, const int16_t *x,
                                 size_t n)
 {
 #if STW_WITH_W4
     if (bits == 4) {
         for (int k = 0; k < n_rows; k++) {
-            acc[k] += stw_dot1_int4(w + (size_t)k * stw_row_bytes(bits, n), x, n);
+            sum[k] = stw_dot1_int4(w + (size_t)k * stw_row_bytes(bits, n), x, n);
         }
         return;
     }
 #endif
     (void)bits;
     if (n_rows == 4) {
-        stw_dot4(acc, w, x, n);
+        stw_dot4(sum, w, x, n);
     } else if (n_rows == 3) {
-        stw_dot3(acc, w, x, n);
+        stw_dot3(sum, w, x, n);
     } else {
-        acc[0] += stw_dot1_int8(w, x, n);
+        sum[0] = stw_dot1_int8(w, x, n);
     }
 }
 

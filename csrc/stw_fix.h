@@ -9,6 +9,7 @@
 
 #include <stdint.h>
 
+#include "stw_config.h"
 #include "stw_table.h"
 
 #ifdef STW_CHECKED
@@ -35,9 +36,13 @@ static inline int32_t stw_rsh(int32_t x, int n)
  * a = hi * 2^16 + lo splits the 48-bit product so that no step needs more than 32 bits. */
 static inline int32_t stw_rq(int32_t a, int32_t m, int s)
 {
-    int32_t  hi   = (a >> 16) * m;                         /* |hi| <= 2^30 */
-    uint32_t lo   = ((uint32_t)a & 0xFFFFu) * (uint32_t)m; /* lo < 2^31 */
-    int32_t  high = hi + (int32_t)(lo >> 16);              /* floor(a * m / 2^16) */
+    uint32_t lo;
+#if STW_WIDE_MULTIPLY
+    int32_t high = (int32_t)(((int64_t)a * (m * 65536)) >> 32); /* floor(a * m / 2^16) */
+#else
+    int32_t high =
+        (a >> 16) * m + (int32_t)((((uint32_t)a & 0xFFFFu) * (uint32_t)m) >> 16); /* terms below 2^30, 2^15 */
+#endif
 
     STW_CHECK(m >= 0 && m <= 32767 && s >= 1 && s <= 46);
     STW_CHECK(((((int64_t)a * m) >> (s - 1)) + 1) >> 1 >= -(((int64_t)1 << 31) - 65536));
@@ -45,6 +50,7 @@ static inline int32_t stw_rq(int32_t a, int32_t m, int s)
     if (s > 16) {
         return stw_rsh(high, s - 16);
     }
+    lo = ((uint32_t)a & 0xFFFFu) * (uint32_t)m;   /* < 2^31 */
     lo = ((lo & 0xFFFFu) + (1u << (s - 1))) >> s; /* <= 2^15 */
     return high * ((int32_t)1 << (16 - s)) + (int32_t)lo;
 }
@@ -135,24 +141,26 @@ static inline int32_t stw_table_y(int32_t a)
     return 64 * below + (a & 63) * (above - below);
 }
 
-/* min(|z|, 22527): where the table ends. */
-static inline int32_t stw_table_index(int32_t z)
+/* min(|z|, limit) */
+static inline int32_t stw_magnitude(int32_t z, int32_t limit)
 {
-    return stw_min(stw_negate_if(z, stw_mask(z)), 22527);
+    return stw_min(stw_negate_if(z, stw_mask(z)), limit);
 }
 
-/* SIG(z): z Q4.11 -> 0..32767 in Q0.15, monotone, within 1.01 LSB of the logistic function. */
-static inline int16_t stw_sigmoid(int16_t z)
+/* SIG(SAT16(z)): z Q4.11, |z| <= 2^31 - 2^16 -> 0..32767 in Q0.15, monotone, within 1.01 LSB of the logistic function.
+ * SAT16 has no work, since the table ends long before. */
+static inline int16_t stw_sigmoid(int32_t z)
 {
-    int32_t y = (stw_table_y(stw_table_index(z)) + 64) >> 7; /* of |z|, less 1/2 */
+    int32_t y = (stw_table_y(stw_magnitude(z, 22527)) + 64) >> 7; /* of |z|, less 1/2 */
 
     return (int16_t)stw_min(16384 + stw_negate_if(y, stw_mask(z)), 32767);
 }
 
-/* TANH(z): z Q4.11 -> -32767..32767 in Q0.15, monotone and odd, within 1.46 LSB. */
-static inline int16_t stw_tanh(int16_t z)
+/* TANH(SAT16(z)), likewise: z Q4.11 -> -32767..32767 in Q0.15, monotone and odd, within 1.46 LSB.  The table's last two
+ * values are the same, so that 2 * 11263 does for 22527. */
+static inline int16_t stw_tanh(int32_t z)
 {
-    int32_t y = (stw_table_y(stw_table_index(2 * (int32_t)z)) + 32) >> 6;
+    int32_t y = (stw_table_y(2 * stw_magnitude(z, 11263)) + 32) >> 6;
 
     return (int16_t)stw_negate_if(y, stw_mask(z));
 }

@@ -25,9 +25,9 @@ static void new_state(const stw_cell *cell, int32_t c, int32_t z, int32_t n_in, 
 /* Pre-activations z[4] of unit u, Q4.11: r and z join input and hidden sums, n keeps the two apart. */
 static void unit_pre_activations(const stw_layer *l, const int16_t *x, const int16_t *h, size_t u, int16_t z[4])
 {
-    const stw_row *row   = l->rows + u * 4;
-    unsigned int   bits  = stw_weight_bits(l);
-    int32_t        ax[3] = {0, 0, 0}, ah[3] = {0, 0, 0}, acc[4];
+    const stw_row *row  = l->rows + u * 4;
+    unsigned int   bits = stw_weight_bits(l);
+    int32_t        ax[3], ah[3], acc[4];
 
     stw_dot_rows(ax, 3, (const int8_t *)l->w + u * 3 * stw_row_bytes(bits, l->n_in), bits, x, l->n_in);
     stw_dot_rows(ah, 3, l->r + u * 3 * stw_row_bytes(bits, l->n_out), bits, h, l->n_out);

@@ -142,6 +142,8 @@ int stw_mode_step(stw_stream *s, const int16_t *x, int32_t *y);
  * the hidden states times the reset gate (STW_GRU_BEFORE only). */
 void stw_lstm_unit(const stw_layer *l, const stw_cell *cell, const int16_t *x, const int16_t *h, int32_t c, size_t u,
                    stw_unit *out);
+/* One step of all units of a plain LSTM layer in plain packing: new c in place, new hidden states to out. */
+void stw_lstm_plain_step(const stw_layer *l, const int16_t *x, const int16_t *h, int32_t *c, int16_t *out);
 void stw_gru_unit(const stw_layer *l, const stw_cell *cell, const int16_t *x, const int16_t *h, int32_t c, size_t u,
                   stw_unit *out);
 void stw_gru_before_unit(const stw_layer *l, const stw_cell *cell, const int16_t *x, const int16_t *h,

@@ -4,14 +4,40 @@
 #include "stw_layers.h"
 #include "stw_pairs.h"
 
-/* Pre-activations z[4] of unit u, Q4.11: the input sums, brought to the hidden sums' scale, then both plus bias. */
+#if defined(__ARM_FEATURE_MVE) && __ARM_FEATURE_MVE
+#define STW_MVE 1
+#include "stw_lstm_mve.h"
+#else
+#define STW_MVE 0
+#endif
+
+/* One gate's pre-activation before SAT16, Q4.11: the input sum, brought to the hidden sum's scale, then both plus bias.
+ */
+static inline int32_t pre_activation(const stw_row *row, int32_t ax, int32_t ah)
+{
+    return stw_rq(stw_join(ax, row->kx) + ah + row->bias, row->mult, row->shift);
+}
+
+/* Those of a unit, z[4]. */
+static inline void pre_activations(int32_t z[4], const stw_row *row, const int8_t *w, const int8_t *r, const int16_t *x,
+                                   const int16_t *h, size_t n_in, size_t n_out, unsigned int bits)
+{
+    int32_t ax[4], ah[4];
+
+    stw_dot_rows(ax, 4, w, bits, x, n_in);
+    stw_dot_rows(ah, 4, r, bits, h, n_out);
+    z[0] = pre_activation(row, ax[0], ah[0]);
+    z[1] = pre_activation(row + 1, ax[1], ah[1]);
+    z[2] = pre_activation(row + 2, ax[2], ah[2]);
+    z[3] = pre_activation(row + 3, ax[3], ah[3]);
+}
+
 static void unit_pre_activations(const stw_layer *l, const int16_t *x, const int16_t *h, size_t u, int16_t z[4])
 {
-    unsigned int   bits   = stw_weight_bits(l);
-    const int8_t  *w      = (const int8_t *)l->w + u * 4 * stw_row_bytes(bits, l->n_in);
-    const int8_t  *r      = l->r + u * 4 * stw_row_bytes(bits, l->n_out);
-    const stw_row *row    = l->rows + u * 4;
-    int32_t        acc[4] = {0, 0, 0, 0};
+    unsigned int  bits = stw_weight_bits(l);
+    const int8_t *w    = (const int8_t *)l->w + u * 4 * stw_row_bytes(bits, l->n_in);
+    const int8_t *r    = l->r + u * 4 * stw_row_bytes(bits, l->n_out);
+    int32_t       wide[4];
 
 #if STW_WITH_PAIRS
     if (stw_is_paired(l)) {
@@ -19,13 +45,9 @@ static void unit_pre_activations(const stw_layer *l, const int16_t *x, const int
         return;
     }
 #endif
-    stw_dot_rows(acc, 4, w, bits, x, l->n_in);
+    pre_activations(wide, l->rows + 4 * u, w, r, x, h, l->n_in, l->n_out, bits);
     for (int k = 0; k < 4; k++) {
-        acc[k] = stw_join(acc[k], row[k].kx) + row[k].bias;
-    }
-    stw_dot_rows(acc, 4, r, bits, h, l->n_out);
-    for (int k = 0; k < 4; k++) {
-        z[k] = stw_sat16(stw_rq(acc[k], row[k].mult, row[k].shift));
+        z[k] = stw_sat16(wide[k]);
     }
 }
 
@@ -65,21 +87,96 @@ static void variant_unit(const stw_layer *l, const stw_cell *cell, int32_t c, si
     out->gate[3] = (int16_t)o;
 }
 
+/* The plain cell: gates, c and h from the pre-activations. */
+static inline void plain_unit(stw_unit *out, const int32_t z[4], int32_t c, unsigned int h_bits)
+{
+    int32_t i = out->gate[0] = stw_sigmoid(z[0]);
+    int32_t f = out->gate[1] = stw_sigmoid(z[1]);
+    int32_t g = out->gate[2] = stw_tanh(z[2]);
+    int32_t o = out->gate[3] = stw_sigmoid(z[3]);
+
+    out->c = stw_sat_add(stw_gate_mul(c, f), stw_rsh(i * g, 8)); /* Q9.22 */
+    o *= stw_tanh(stw_rsh(out->c, 11));
+    out->h = h_bits == 8 ? stw_limit(stw_rsh(o, 23), 127) : (int16_t)stw_rsh(o, 15); /* |h| < 32767: LIM has no work */
+}
+
 void stw_lstm_unit(const stw_layer *l, const stw_cell *cell, const int16_t *x, const int16_t *h, int32_t c, size_t u,
                    stw_unit *out)
 {
-    int32_t i, f, g, o;
+    int32_t z[4];
 
     unit_pre_activations(l, x, h, u, out->z);
     if (stw_variant(l->extra)) {
         variant_unit(l, cell, c, u, out);
         return;
     }
-    i = out->gate[0] = stw_sigmoid(out->z[0]);
-    f = out->gate[1] = stw_sigmoid(out->z[1]);
-    g = out->gate[2] = stw_tanh(out->z[2]);
-    o = out->gate[3] = stw_sigmoid(out->z[3]);
+    for (int k = 0; k < 4; k++) {
+        z[k] = out->z[k];
+    }
+    plain_unit(out, z, c, l->p[2]);
+}
 
-    out->c = stw_sat_add(stw_gate_mul(c, f), stw_rsh(i * g, 8)); /* Q9.22 */
-    out->h = stw_limit(stw_rsh(o * stw_tanh(stw_sat16(stw_rsh(out->c, 11))), 30 - cell->h_frac), cell->h_max);
+/* What a step walks over, unit by unit. */
+typedef struct walk {
+    const stw_row *row;
+    const int8_t  *w, *r;
+    const int16_t *x, *h;
+    uint32_t       n_in, n_out;
+    unsigned int   bits, h_bits;
+} walk;
+
+static void one_unit(walk *at, int32_t *c, int16_t *out)
+{
+    stw_unit unit;
+    int32_t  z[4];
+
+    pre_activations(z, at->row, at->w, at->r, at->x, at->h, at->n_in, at->n_out, at->bits);
+    plain_unit(&unit, z, *c, at->h_bits);
+    *c   = unit.c;
+    *out = unit.h;
+    at->row += 4;
+    at->w += 4 * stw_row_bytes(at->bits, at->n_in);
+    at->r += 4 * stw_row_bytes(at->bits, at->n_out);
+}
+
+#if STW_MVE
+/* 0 when the units must be computed one by one; then nothing has changed. */
+static int four_units(walk *at, int32_t *c, int16_t *out)
+{
+    const uint32x4_t offsets = vmulq_n_u32(vidupq_n_u32(0, 4), 8);
+    int32x4_t        i, f, g, o, new_c, can = vdupq_n_s32(-1);
+    int32_t          ax[16], ah[16];
+
+    stw_mve_sums(ax, at->w, at->x, at->n_in);
+    stw_mve_sums(ah, at->r, at->h, at->n_out);
+    i     = mve_sigmoid(mve_pre_activations(at->row, offsets, ax, ah, &can));
+    f     = mve_sigmoid(mve_pre_activations(at->row + 1, offsets, ax + 4, ah + 4, &can));
+    g     = mve_tanh(mve_pre_activations(at->row + 2, offsets, ax + 8, ah + 8, &can));
+    new_c = mve_new_cells(c, i, f, g);
+    o     = mve_sigmoid(mve_pre_activations(at->row + 3, offsets, ax + 12, ah + 12, &can));
+    if (vcmpgeq_n_s32(can, 0)) {
+        return 0;
+    }
+    vstrwq_s32(c, new_c);
+    vstrhq_s32(out, mve_new_hidden(o, new_c, at->h_bits));
+    at->row += 16;
+    at->w += 16 * at->n_in;
+    at->r += 16 * at->n_out;
+    return 1;
+}
+#endif
+
+void stw_lstm_plain_step(const stw_layer *l, const int16_t *x, const int16_t *h, int32_t *c, int16_t *out)
+{
+    walk   at = {l->rows, (const int8_t *)l->w, l->r, x, h, l->n_in, l->n_out, stw_weight_bits(l), l->p[2]};
+    size_t u  = 0;
+
+#if STW_MVE
+    while (at.bits == 8 && u + 4 <= at.n_out && four_units(&at, c + u, out + u)) {
+        u += 4;
+    }
+#endif
+    for (; u < at.n_out; u++) {
+        one_unit(&at, c + u, out + u);
+    }
 }

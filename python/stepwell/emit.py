@@ -24,6 +24,8 @@ ENGINE_SOURCES: dict[str, tuple[str, ...]] = {
     "stw_check.c": (),
     "stw_cell.c": (),
     "stw_lstm.c": ("LSTM",),
+    "stw_dot_v6m.c": ("LSTM",),
+    "stw_dot_riscv.c": ("LSTM",),
     "stw_pairs.c": ("PAIRS",),
     "stw_gru.c": ("GRU",),
     "stw_rnn.c": ("RNN",),
