@@ -9,18 +9,27 @@ from collections.abc import Callable
 import numpy as np
 
 from stepwell.errors import StepwellError
-from stepwell.report.analysis import SHOWN_STEPS, Analysis
+from stepwell.report.analysis import Analysis
+from stepwell.report.places import BITS
 
+SHOWN_STEPS = 300
 COLOURS = ["#3d85c6", "#e07b39", "#3aa76d", "#b565a7", "#c9a227", "#6b7f99"]
 FLOAT, INTEGER = "#8a8f98", COLOURS[0]
 
 
-def draw(analysis: Analysis) -> dict[str, str]:
-    """Name -> <svg>; only those that the analysis has data for. StepwellError when matplotlib is not installed."""
+def require_matplotlib() -> None:
+    """StepwellError when it is not installed."""
     try:
-        import matplotlib
+        import matplotlib  # noqa: F401 - whether it is there
     except ImportError as error:
         raise StepwellError("the report's pictures need matplotlib: pip install 'stepwell[report]'") from error
+
+
+def draw(analysis: Analysis) -> dict[str, str]:
+    """Name -> <svg>; only those that the analysis has data for. StepwellError when matplotlib is not installed."""
+    require_matplotlib()
+    import matplotlib
+
     matplotlib.use("svg")
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "stepwell", "font.size": 9, "axes.grid": True})
     drawn = {name: _svg(picture, analysis) for name, picture in PICTURES.items()}
@@ -41,7 +50,7 @@ def _svg(picture: Callable, analysis: Analysis) -> str:
     plt.close(figure)
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = svg.replace("#000000", "currentColor").replace("<text ", '<text fill="currentColor" ')
+    svg = re.sub(r"<text\b", '<text fill="currentColor"', svg.replace("#000000", "currentColor"))
     return re.sub(
         r'(<svg [^>]*?)width="[^"]*" height="[^"]*"|(<svg )', lambda m: m.group(1) or m.group(2), svg, count=1
     )
@@ -52,7 +61,7 @@ def outputs(plt, analysis: Analysis):
     n = min(3, exact.shape[1])
     figure, axes = plt.subplots(n, 1, figsize=(8, 1.0 + 1.5 * n), sharex=True, squeeze=False)
     for k, ax in enumerate(axes[:, 0]):
-        ax.plot(exact[:, k], color=FLOAT, lw=2.5, label="float")
+        ax.plot(exact[:, k], color=FLOAT, lw=4, alpha=0.5, label="float")
         ax.plot(integer[:, k], color=INTEGER, lw=1, label="integer")
         ax.set_ylabel(f"output {k}")
     axes[0, 0].legend(loc="lower right", frameon=False, ncols=2)
@@ -69,6 +78,26 @@ def long_run(plt, analysis: Analysis):
     ax.plot(steps, np.maximum(rms, 1e-12), color=COLOURS[0], lw=1.5, label="RMS error")
     ax.set(yscale="log", xlabel="step", ylabel="|float - integer|")
     ax.legend(frameon=False, ncols=2)
+    return figure
+
+
+def gates(plt, analysis: Analysis):
+    """How much of the time each gate is flat, over the long run."""
+    kept = analysis.curves.get("flat")
+    if not kept:
+        return None
+    figure, axes = plt.subplots(
+        len(kept), 1, figsize=(8, 0.8 + 0.55 * len(kept)), sharex=True, sharey=True, squeeze=False
+    )
+    steps = analysis.facts["long_run"]["steps"]
+    for (name, (integer, exact)), ax in zip(kept.items(), axes[:, 0], strict=True):
+        at = np.linspace(0, steps, len(integer) + 1)[1:]
+        ax.fill_between(at, exact, color=FLOAT, alpha=0.35, lw=0, label="float")
+        ax.plot(at, integer, color=INTEGER, lw=1, label="integer")
+        ax.set_ylabel(name, rotation=0, ha="right", va="center")
+        ax.set_ylim(0, max(1.0, 1.05 * max(max(integer), max(exact), *ax.get_ylim())))
+    axes[0, 0].legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, ncols=2)
+    axes[-1, 0].set_xlabel("step; percent of the gate's values where its function is flat")
     return figure
 
 
@@ -105,6 +134,23 @@ def weights(plt, analysis: Analysis):
         ax.hist(values.ravel(), bins=bins, color=COLOURS[0])
         ax.set(title=name, xlabel=f"integer weight, +-{limit}")
     axes[0, 0].set_ylabel("weights")
+    return figure
+
+
+def activations(plt, analysis: Analysis):
+    """One strip a place: where in its format the magnitudes are."""
+    kept = analysis.curves["activations"]
+    if not kept:
+        return None
+    figure, ax = plt.subplots(figsize=(8, 0.9 + 0.25 * len(kept)))
+    shares = np.array(list(kept.values()))
+    for row, strip in enumerate(shares):
+        for octave, share in enumerate(strip):
+            ax.barh(row, 1, left=octave - BITS, color=COLOURS[0], alpha=float(np.sqrt(share / shares.max())), lw=0)
+    ax.set_yticks(range(len(kept)), list(kept))
+    ax.invert_yaxis()
+    ax.set(xlim=(-BITS, 0.1), xlabel="magnitude: bits below the end of the format (left: all that is smaller)")
+    ax.axvline(0, color=COLOURS[1], lw=1)
     return figure
 
 
@@ -168,4 +214,5 @@ def _confusion(plt, labels: np.ndarray, exact: np.ndarray, integer: np.ndarray):
     return figure
 
 
-PICTURES = {picture.__name__: picture for picture in (outputs, long_run, places, layers, weights, margins, task)}
+ALL = (outputs, long_run, gates, places, layers, weights, activations, margins, task)
+PICTURES = {picture.__name__: picture for picture in ALL}
