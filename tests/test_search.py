@@ -44,7 +44,7 @@ def test_mse_is_the_best_of_all_ranges():
     "rule", ["", "max", "percentile", "percentile:", "percentile:200", "percentile:20", "percentile:nan"]
 )
 def test_rules_that_make_no_sense(rule):
-    with pytest.raises(QuantizeError, match=f"calibration '{rule}' is not one of minmax"):
+    with pytest.raises(QuantizeError, match=f"calibration '{rule}' is not one of auto"):
         range_rule(rule)
 
 
@@ -57,6 +57,28 @@ def test_a_rule_reaches_the_model():
     assert models["percentile:99.9"].x_scale == pytest.approx(np.percentile(np.abs(x), 99.9) / 32767)
     assert models["mse"].x_scale <= 500 / 32767
     assert models["mse"].notes["calibration"]["rule"] == "mse"
+
+
+def test_inputs_of_8_bits_take_the_range_that_the_outputs_want():
+    """By default: a spike that gates do not tell from less is clipped."""
+    graph = graph_of("lstm dense")
+    calib, x = sequences_for(graph, 8, 16, 60), sequences_for(graph, 9, 8, 60)
+    y = FloatStream(graph).run(x)
+
+    def sqnr(**options) -> float:
+        return sqnr_db(y, stepwell.convert(graph, calib, precision="w8a8", **options).reference().run(x))
+
+    assert sqnr() >= sqnr(calibration="minmax")
+    calib[0, 0, 0] = 500.0
+    assert sqnr() > sqnr(calibration="minmax") + 6
+    model = stepwell.convert(graph, calib, precision="w8a8")
+    assert model.notes["calibration"]["rule"] == "outputs" and model.x_scale < 100 / 127
+    assert stepwell.convert(graph, calib).notes["calibration"]["rule"] == "minmax"
+
+
+def test_tokens_are_codes_in_every_precision():
+    graph = graph_of("embedding")
+    assert stepwell.convert(graph, sequences_for(graph, 8, 16, 60), precision="w8a8").x_scale == 1.0
 
 
 def test_percentiles_rescue_inputs_of_8_bits_from_a_spike():
@@ -202,7 +224,7 @@ def test_auto_on_the_command_line(tmp_path):
         (("--precision", "auto", "--data", "x.npz", "--max-drop", "-1"), "--max-drop -1: expected a percentage"),
         (("--precision", "auto", "--data", "nowhere.npz"), "nowhere.npz"),
         (("--precision", "w2a2"), "precision 'w2a2' is not one of w8a16"),
-        (("--calibration", "median"), "calibration 'median' is not one of minmax"),
+        (("--calibration", "median"), "calibration 'median' is not one of auto"),
     ],
 )
 def test_wrong_requests(options, message, tmp_path):
