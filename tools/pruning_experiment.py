@@ -42,7 +42,7 @@ def blocks(weight: torch.Tensor, shape: str) -> torch.Tensor:
 
 
 def pruned(task: table.Task, shape: str, rate: float) -> table.Task:
-    """The task's net without its weakest blocks, trained on as long as w4a16 is fine-tuned unless ``rate`` is zero."""
+    """The task's net without its weakest blocks, trained on as w4a16 is fine-tuned unless ``rate`` is zero."""
     net = copy.deepcopy(task.net)
     weights = [net.lstm.weight_ih_l0, net.lstm.weight_hh_l0]
     magnitudes = [blocks(weight, shape) for weight in weights]
@@ -58,8 +58,10 @@ def pruned(task: table.Task, shape: str, rate: float) -> table.Task:
     optimiser = torch.optim.Adam(net.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, table.QAT_STEPS)
     for _ in range(table.QAT_STEPS if rate else 0):
-        x, y = task.batch()
-        error = task.loss(net(x), y)
+        x, _ = task.batch()
+        with torch.no_grad():
+            wanted = task.net(x)
+        error = ((net(x) - wanted) ** 2).mean() / (wanted**2).mean()
         optimiser.zero_grad()
         error.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
