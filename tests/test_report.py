@@ -293,6 +293,20 @@ def test_error_over_the_long_run():
     assert gate["integer_percent"] == pytest.approx(flat)
 
 
+@pytest.mark.parametrize(("port", "core"), [("sim:netduinoplus2", "Cortex-M4"), ("sim:microbit", "Cortex-M0")])
+@pytest.mark.parametrize("precision", ["w8a16", "w4a16"])
+def test_estimated_instructions_are_near_those_of_an_emulated_run(port, core, precision, tmp_path):
+    pytest.importorskip("unicorn")
+    pytest.importorskip("ziglang")
+    graph = graph_of("lstm dense")
+    model, samples, analysis = analysed(graph, precision)
+    estimated = next(cost["instructions_per_step"] for cost in analysis.facts["cost"] if cost["core"] == core)
+    model.save(tmp_path / "m.stw")
+    np.savez(tmp_path / "x.npz", x=samples.sequences[0][:6])
+    done = invoke("hil", "--port", port, tmp_path / "m.stw", "--data", tmp_path / "x.npz", "--json")
+    assert estimated == pytest.approx(json.loads(done.stdout)["instructions_per_step"], rel=0.1)
+
+
 # ---- faults that must show ----
 
 
