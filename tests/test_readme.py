@@ -5,15 +5,19 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
+import pytest
+import stepwell
 from conftest import DEMO, ROOT
 from stepwell.emit import emit
 from stepwell.importer.walk import HANDLERS
+from test_report import invoke
 
 README = (ROOT / "README.md").read_text()
 
 
-def example(language: str) -> str:
-    return re.search(rf"<!-- example: {language} -->\n```{language}\n(.*?)```", README, re.DOTALL).group(1)
+def example(name: str) -> str:
+    return re.search(rf"<!-- example: {name} -->\n```\w+\n(.*?)```", README, re.DOTALL).group(1)
 
 
 def test_python_example(tmp_path):
@@ -23,6 +27,31 @@ def test_python_example(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert re.match(r"about \d+ flights left; the state is 204 bytes", done.stdout)
+
+
+def test_fine_tuning_example(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch", reason="fine-tuning needs torch")
+    shutil.copytree(DEMO, tmp_path / "stepwell-demo")
+    monkeypatch.chdir(tmp_path)
+    x = torch.from_numpy(np.load("stepwell-demo/turbofan_calib.npz")["x"][:8])
+    exec(example("qat"), {"batches": [(x, torch.full((8, 1), 0.5, dtype=torch.float64))] * 2})
+    model = stepwell.load("turbofan.stw")
+    assert model.info()["precision"] == "w4a16" and model.notes["fine_tuned"]
+
+
+def test_commands_of_the_precision_section(tmp_path, monkeypatch):
+    for name, file in (("motor.onnx", "turbofan.onnx"), ("train.npz", "turbofan_calib.npz")):
+        shutil.copy(DEMO / file, tmp_path / name)
+    data = np.load(DEMO / "turbofan_test.npz")
+    np.savez(tmp_path / "test.npz", **{name: data[name][:10] for name in ("x", "lengths", "y")})
+    monkeypatch.chdir(tmp_path)
+    section = README.split("## Which precision")[1].split("\n## ")[0]
+    commands = re.findall(r"^    stepwell (.*)$", section, re.MULTILINE)
+    assert [command.split()[0] for command in commands] == ["convert", "convert", "report"]
+    for command in commands:
+        done = invoke(*command.replace("--steps 100000", "--steps 400").split())
+        assert done.code == 0, done.stderr
+    assert stepwell.load("motor.stw").info()["precision"] == "w8a16,0:w4a16" and (tmp_path / "motor.html").is_file()
 
 
 def test_c_example(turbofan, tmp_path):

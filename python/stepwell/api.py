@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stepwell._version import __version__
-from stepwell.calibrate import Calibration, Progress, calibrate
+from stepwell.calibrate import Calibration, Progress, calibrate, range_of_8_bits
 from stepwell.errors import ImportRefused, ModelError
-from stepwell.graph import Graph
+from stepwell.graph import Embedding, Graph
 from stepwell.mode import Mode, parse_mode
 from stepwell.model import Model
 from stepwell.precision import Plan, Precision, parse_precision
@@ -36,7 +36,7 @@ def convert(
     scaler: object = None,
     steps: int | None = None,
     precision: str | Precision | Plan = "w8a16",
-    calibration: str = "minmax",
+    calibration: str = "auto",
 ) -> Model:
     """A trained model as an integer model.
 
@@ -93,13 +93,27 @@ class Prepared:
     mode: Mode
     scaler: Scaler
     notes: dict[str, object]
+    sequences: list[np.ndarray]  # normalised
+    rule: str  # for the input's range
 
     def quantized(self, plan: Plan) -> Model:
         """Raises QuantizeError."""
         from stepwell.quantize import quantize
 
-        model = quantize(self.graph, self.calibration, self.mode, self.scaler, plan)
-        return loads(model.replace(notes=self.notes | model.notes).blob)  # what load would refuse must not be made
+        calibration, rule = self._calibration_for(plan)
+        model = quantize(self.graph, calibration, self.mode, self.scaler, plan)
+        notes = self.notes | {"calibration": self.notes["calibration"] | {"rule": rule}} | model.notes
+        return loads(model.replace(notes=notes).blob)  # what load would refuse must not be made
+
+    def _calibration_for(self, plan: Plan) -> tuple[Calibration, str]:
+        """With the input's range as the rule and the bits want it, and the rule that was followed."""
+        if self.rule != "auto":
+            return self.calibration, self.rule
+        takes_tokens = any(isinstance(layer, Embedding) for layer in self.graph.layers)
+        if plan.default.x_bits > 8 or takes_tokens or self.calibration.x_peak == 0:
+            return self.calibration, "minmax"
+        x_range = range_of_8_bits(self.graph, self.sequences, self.mode.window)
+        return replace(self.calibration, x_range=x_range), "outputs"
 
 
 def prepare(
@@ -111,7 +125,7 @@ def prepare(
     mode: str | Mode = "carry",
     scaler: object = None,
     steps: int | None = None,
-    calibration: str = "minmax",
+    calibration: str = "auto",
 ) -> Prepared:
     """The first half of ``convert``, with its arguments and errors."""
     from stepwell.quantize import check_window
@@ -130,16 +144,11 @@ def prepare(
         "tool": f"stepwell {__version__}",
         "source": asdict(graph.source),
         "source_check": verified,
-        "calibration": {
-            "sequences": found.n_sequences,
-            "steps": found.n_steps,
-            "x_peak": found.x_peak,
-            "rule": calibration,
-        },
+        "calibration": {"sequences": found.n_sequences, "steps": found.n_steps, "x_peak": found.x_peak},
         "readout": graph.readout,
         "import_notes": list(graph.notes),
     }
-    return Prepared(graph, folded, found, mode, scaler, notes)
+    return Prepared(graph, folded, found, mode, scaler, notes, sequences, calibration)
 
 
 def _width(calib: Samples) -> int | None:

@@ -89,7 +89,7 @@ def calibrate(
     sequences: Sequence[np.ndarray],
     progress: Progress | None = None,
     window: int = 0,
-    rule: str = "minmax",
+    rule: str = "auto",
 ) -> Calibration:
     """Run ``sequences`` ([T_i, n_in] each, every one from its initial state) through the float graph and collect statistics.
 
@@ -134,12 +134,17 @@ def calibrate(
 
 HEADROOM = 2.0  # the calibrated maximum fills half of what a format holds
 MSE_CANDIDATES = np.linspace(0.02, 1.0, 50)
-HELP = "minmax (twice the largest value), percentile:P (the rest is clipped), mse (the least error of 8 bits)"
+RANGES = 1.25 * 2.0 ** (-np.arange(21) / 4)  # of the largest |x|: what is tried for inputs of 8 bits
+RANGE_STEPS = 4096  # of the sequences, that it is tried on
+HELP = (
+    "auto (minmax, and for inputs of 8 bits the least error of the outputs), minmax (twice the largest value), percentile:P (the "
+    "rest is clipped), mse (the least error of inputs of 8 bits)"
+)
 
 
 def range_rule(text: str) -> Callable[[np.ndarray], float]:
     """From |x| of all samples to the largest that the input's format holds; QuantizeError for an unknown rule."""
-    if text == "minmax":
+    if text in ("auto", "minmax"):
         return lambda x: HEADROOM * float(x.max())
     if text == "mse":
         return _least_error
@@ -160,6 +165,24 @@ def _least_error(x: np.ndarray) -> float:
         step = max(top / 127, 1e-300)
         errors.append(float(((x - np.minimum(np.floor(x / step + 0.5), 127) * step) ** 2).sum()))
     return float(MSE_CANDIDATES[int(np.argmin(errors))] * x.max())
+
+
+def range_of_8_bits(graph: Graph, sequences: Sequence[np.ndarray], window: int = 0) -> float:
+    """The largest |x| that an input of 8 bits should hold: of RANGES, the one whose errors the outputs show least."""
+    some, left = [], RANGE_STEPS
+    for sequence in _windows(sequences, window):
+        if left > 0:
+            some.append(sequence[:left])
+            left -= len(sequence)
+    batches = [np.stack([some[k] for k in group]) for group in length_groups(some)]
+    exact = [FloatStream(graph).run(batch) for batch in batches]
+
+    def error(top: float) -> float:
+        step = top / 127
+        rounded = [np.clip(np.floor(batch / step + 0.5), -127, 127) * step for batch in batches]
+        return sum(float(((FloatStream(graph).run(x) - y) ** 2).sum()) for x, y in zip(rounded, exact, strict=True))
+
+    return float(min(RANGES * max(np.abs(batch).max() for batch in batches), key=error))
 
 
 def _moments_width(layer: Layer) -> int:

@@ -42,7 +42,7 @@ def _pairs(targets: Values, outputs: Values) -> tuple[np.ndarray, np.ndarray]:
     return t.astype(np.float64), y
 
 
-def _classes(targets: Values, outputs: Values) -> tuple[np.ndarray, np.ndarray]:
+def classes(targets: Values, outputs: Values) -> tuple[np.ndarray, np.ndarray]:
     """Labels and predictions; an output of one value is a probability when it stays within 0 .. 1, else a logit."""
     labels = np.concatenate([np.ravel(t) for t in targets])
     if not np.array_equal(labels, np.round(labels)):
@@ -79,13 +79,13 @@ def cosine(targets: Values, outputs: Values) -> float:
 
 
 def accuracy(targets: Values, outputs: Values) -> float:
-    labels, predicted = _classes(targets, outputs)
+    labels, predicted = classes(targets, outputs)
     return float(np.mean(labels == predicted))
 
 
 def f1(targets: Values, outputs: Values) -> float:
     """Of class 1 where there are two classes, else the mean over classes."""
-    labels, predicted = _classes(targets, outputs)
+    labels, predicted = classes(targets, outputs)
     known = np.union1d(labels, predicted)
     wanted = [1] if set(known) <= {0, 1} else known
     scores = []

@@ -77,7 +77,7 @@ def search(
 
 
 def _drop(samples: Samples, exact: list, outputs: list, metric: Metric | None, sqnr: float | None) -> float | None:
-    if samples.targets is None:
+    if samples.targets is None and metric is None:
         return 0.0 if sqnr is None else 100 * 10 ** (-sqnr / 20)
     return task_metric(samples.targets, exact, outputs, metric)["drop_percent"]
 

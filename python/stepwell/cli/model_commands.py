@@ -51,7 +51,7 @@ from stepwell.search import Trial
 )
 @click.option("--max-flash", type=int, help="With auto: most bytes of constants.")
 @click.option("--metric", help=f"With auto: {METRIC_HELP}.")
-@click.option("--calibration", default="minmax", show_default=True, help=f"The input's range: {RANGE_HELP}.")
+@click.option("--calibration", default="auto", show_default=True, help=f"The input's range: {RANGE_HELP}.")
 @click.option("--mode", default="carry", show_default=True, help=f"How windows are treated: {MODE_HELP}.")
 @click.option("--scaler", help=f"Normalisation of inputs, .json or .npz: {SCALER_KEYS}.")
 @click.option("--raw", type=click.Choice(["int16", "int32"]), help="The device is given raw counts (stw_step_raw).")

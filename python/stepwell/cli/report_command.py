@@ -8,7 +8,6 @@ import click
 
 import stepwell
 from stepwell.cli.output import columns_option, examples, json_option, print_json, progress, split_columns
-from stepwell.errors import SampleError
 from stepwell.metrics import HELP as METRIC_HELP
 from stepwell.metrics import find_metric
 
@@ -24,7 +23,13 @@ from stepwell.metrics import find_metric
 @click.option("--data", required=True, help="Test sequences: .npz (x, optionally targets y), .npy or .csv.")
 @click.option("-o", "--output", help="The page to write (default: beside the model, .html).")
 @click.option("--float", "float_file", help="The file it was made from (default: found by name and SHA-256).")
-@click.option("--steps", default=10_000, show_default=True, help="Length of the run without a reset.")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=100),
+    default=10_000,
+    show_default=True,
+    help="Length of the run without a reset.",
+)
 @click.option("--metric", help=f"The task's metric: {METRIC_HELP} (default: accuracy for labels, else rmse).")
 @columns_option
 @json_option
@@ -42,10 +47,12 @@ def report(
     from stepwell.check import find_source
     from stepwell.importer import import_file
     from stepwell.report import analyse, to_json, write_report
+    from stepwell.report.pictures import require_matplotlib
     from stepwell.samples import load_samples
 
-    if steps < 100:
-        raise SampleError(f"--steps {steps}: a long run has at least 100 steps")
+    has_page = bool(output) or not as_json
+    if has_page:
+        require_matplotlib()  # before a long measurement, not after
     model, wanted = stepwell.load(model_file), find_metric(metric) if metric else None
     graph = import_file(find_source(model, Path(model_file), float_file), verify=False).graph
     may_miss = model.scaler.missing != "refuse"
@@ -54,7 +61,7 @@ def report(
         analysis = analyse(model, graph, samples, steps, wanted, tick)
     if as_json:
         print_json(to_json(analysis))
-    if output or not as_json:
+    if has_page:
         path = write_report(analysis, output or Path(model_file).with_suffix(".html"))
         click.echo(f"{path}: {path.stat().st_size // 1024} kB", err=as_json)
     if not as_json:

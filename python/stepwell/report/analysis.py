@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,26 +12,28 @@ from stepwell import proof
 from stepwell.calibrate import Progress
 from stepwell.check import compare, float_outputs, sqnr_db, warm_up
 from stepwell.dequantize import float_layer
-from stepwell.float_stream import FloatStream, run_in_mode
-from stepwell.graph import Graph, Recurrent
+from stepwell.float_stream import run_in_mode
+from stepwell.graph import Graph
 from stepwell.metrics import Metric
-from stepwell.model import C_FRAC, Model, RecurrentLayer
-from stepwell.reference import Reference
+from stepwell.model import IntLayer, Model, RecurrentLayer
+from stepwell.packing import packing_of
+from stepwell.report.long_run import long_run
+from stepwell.report.places import C_LIMIT, GATE, measured
 from stepwell.samples import Samples
 from stepwell.scaler import fold_outputs
 
-BLOCKS = 100  # pieces into which a long run is cut
-GROWS = 2.0  # error of the last quarter of a long run against the second
-CLIMBS = 4.0  # a cell's peak in a long run against that within the sequences
-C_LIMIT = 2.0 ** (31 - C_FRAC)
-SHOWN_STEPS = 300
 COSTLY_DB = 6.0  # a layer so far below the others is pointed out
 ENOUGH_DB = 45.0  # unless it is as good as that
+NAMED = 3  # units of each kind that the advice names
+RAILS = 0.01  # of a gate's values at the ends of their format
 # Nordic nRF52840 product specification, CoreMark from flash with DC/DC: 52 uA/MHz at 3 V
 ENERGY = {"core": "Cortex-M4", "cycles_per_instruction": 1.3, "nanojoules_per_cycle": 0.156}
 # instructions per multiply-accumulate, more for weights of 4 bits, per recurrent unit, and in all: fitted to emulated runs of LSTMs
-# from 4 x 16 to 32 x 56, which they give within 1 % (GRUs within 3 %)
-COST = {"Cortex-M4": (2.75, 4.6, 514.0, 362.0), "Cortex-M0": (5.5, 7.9, 695.0, 493.0)}
+# from 4 x 16 to 32 x 56, which they give within 6 % (8 bits: 3 %), and GRUs, within 5 %
+COST = {"Cortex-M4": (2.75, 4.6, 514.0, 362.0), "Cortex-M0": (5.5, 7.9, 744.0, 498.0)}
+PAIRED = {
+    "Cortex-M4": (0.898, 341.0)
+}  # per multiply-accumulate and per unit of layers whose rows stand in pairs: within 1 %
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,9 +62,9 @@ def analyse(
         "info": model.info(),
         "check": compare(model, graph, samples, progress, metric),
         "warm_up": warm_up(model, samples.sequences),
-        "places": _places(model, folded, samples),
+        "places": measured(model, folded, samples, curves),
         "layers": _layers(model, folded, samples),
-        "long_run": _long_run(model, folded, samples, steps, curves),
+        "long_run": long_run(model, folded, samples, steps, curves, progress),
         "cost": _cost(model),
     }
     curves |= {
@@ -75,86 +75,12 @@ def analyse(
         "limits": {layer.name: 2 ** (layer.weight_bits - 1) - 1 for layer in _recurrent(model)},
         "margins": {layer.name: proof.margin_bits(layer) for layer in model.layers if hasattr(layer, "rows")},
     }
-    facts["advice"] = _advice(model, facts)
+    facts["advice"] = _advice(facts)
     return Analysis(facts, curves)
 
 
 def _recurrent(model: Model) -> list[RecurrentLayer]:
     return [layer for layer in model.layers if isinstance(layer, RecurrentLayer)]
-
-
-# ---- by place ----
-
-
-def _places(model: Model, graph: Graph, samples: Samples) -> list[dict[str, Any]]:
-    """SQNR and range of each gate's pre-activation, of cells and hidden states, over all steps of the sequences."""
-    exact, integer = _seen(model, graph, samples.sequences)
-    found = []
-    for (index, name), values in exact.items():
-        layer = model.layers[index]
-        scale, limit = _format(layer, name)
-        a, b = values, integer[index, name] * scale
-        error = float(np.sqrt(np.mean((a - b) ** 2)))
-        found.append(
-            {
-                "layer": layer.name,
-                "place": name,
-                "sqnr_db": sqnr_db(a, b),
-                "rms_error": error,
-                "largest": float(np.abs(a).max()),
-                "limit": limit,
-                "headroom_bits": float(np.log2(limit / (np.abs(a).max() or limit))),
-                "saturated": int((np.abs(b) >= limit * (1 - 2.0**-15)).sum()),
-                "values": int(b.size),
-            }
-        )
-    return found
-
-
-def _seen(model: Model, graph: Graph, sequences: Sequence[np.ndarray]):
-    """Values of every place, float and integer: {(layer, place): [steps of all sequences, width]}."""
-    exact: dict[tuple[int, str], list] = defaultdict(list)
-    integer: dict[tuple[int, str], list] = defaultdict(list)
-
-    def into(kept: dict, cell: str) -> Callable[[int, str, np.ndarray], None]:
-        def observe(index: int, name: str, values: np.ndarray) -> None:
-            layer = model.layers[index] if index < len(model.layers) else None
-            if not isinstance(layer, RecurrentLayer):
-                return
-            if name == "z":
-                for gate, part in zip(layer.records, np.split(values, len(layer.records), axis=-1), strict=True):
-                    kept[index, f"z of gate {gate}"].append(part.reshape(-1, part.shape[-1]))
-            elif name == "c" and layer.has_cell:
-                kept[index, "cell state c" if layer.kind == "lstm" else "state S"].append(
-                    values.reshape(-1, values.shape[-1])
-                )
-            elif name == cell:
-                kept[index, "hidden state h"].append(values.reshape(-1, values.shape[-1]))
-
-        return observe
-
-    for x in sequences:
-        run_x = x if model.scaler.is_identity else model.scaler.normalise(x)
-        if model.mode.kind == "carry":
-            FloatStream(graph, into(exact, "y")).run(run_x)
-            Reference(model, into(integer, "h_new")).run(x)
-        else:  # by place a mode is a run from reset over its window
-            window = slice(0, model.mode.window)
-            FloatStream(graph, into(exact, "y")).run(run_x[window])
-            carried = model.replace(mode=type(model.mode)())
-            if not graph.needs_window:
-                Reference(carried, into(integer, "h_new")).run(x[window])
-    shared = [key for key in exact if key in integer]
-    return ({k: np.concatenate(exact[k]) for k in shared}, {k: np.concatenate(integer[k]) for k in shared})
-
-
-def _format(layer: RecurrentLayer, place: str) -> tuple[float, float]:
-    """Real value of a code there, and the largest magnitude its format holds."""
-    if place.startswith("z of"):
-        return 2.0**-11, 16.0
-    if place in ("cell state c", "state S"):
-        return 2.0**-C_FRAC, C_LIMIT
-    return layer.y_scale, layer.y_scale * 2 ** (layer.cell.h_bits - 1)
 
 
 # ---- by layer ----
@@ -187,125 +113,89 @@ def _layers(model: Model, graph: Graph, samples: Samples) -> list[dict[str, Any]
     return found
 
 
-# ---- a long run ----
-
-
-def _long_run(model: Model, graph: Graph, samples: Samples, steps: int, curves: dict) -> dict[str, Any] | None:
-    """Error over time when the stream never ends: sequences end to end, no reset."""
-    if model.mode.kind == "slide":
-        return None  # every output starts anew: nothing can drift
-    x = np.concatenate(list(samples.sequences))
-    x = np.tile(x, (-(-steps // len(x)), 1))[:steps]
-    normal = x if model.scaler.is_identity else model.scaler.normalise(x)
-    float_c: dict[int, np.ndarray] = {}
-
-    def observe(index: int, name: str, values: np.ndarray) -> None:
-        if name == "c" and isinstance(graph.layers[index], Recurrent):
-            float_c[index] = values.reshape(-1, values.shape[-1])
-
-    carries = model.mode.kind == "carry"
-    exact = FloatStream(graph, observe).run(normal) if carries else run_in_mode(graph, model.mode, normal)
-    error = np.abs(exact - model.stream().run(x)).max(axis=-1)
-    edges = np.linspace(0, steps, BLOCKS + 1).astype(int)
-    blocks = [error[a:b] for a, b in pairwise(edges) if b > a]
-    rms = np.array([np.sqrt(np.mean(block**2)) for block in blocks])
-    curves["long_run"] = (edges[1:][: len(blocks)], rms, np.array([block.max() for block in blocks]))
-    quarter = max(1, len(rms) // 4)
-    early, late = float(np.mean(rms[quarter : 2 * quarter])), float(np.mean(rms[-quarter:]))
-    return {
-        "steps": steps,
-        "rms_error_early": early,
-        "rms_error_late": late,
-        "largest_error": float(error.max()),
-        "grows": late > GROWS * max(early, 2.0**-model.y_frac),
-        "climbing": _climbing(model, graph, samples, float_c),
-    }
-
-
-def _climbing(model: Model, graph: Graph, samples: Samples, float_c: dict[int, np.ndarray]) -> list[dict[str, Any]]:
-    """Cells that climb in a long run far beyond what they reach within the sequences, or to the end of their format."""
-    within: dict[int, np.ndarray] = {}
-
-    def observe(index: int, name: str, values: np.ndarray) -> None:
-        if name == "c" and index in float_c:
-            peak = np.abs(values).reshape(-1, values.shape[-1]).max(axis=0)
-            within[index] = np.maximum(within.get(index, 0.0), peak)
-
-    for x in samples.sequences:
-        FloatStream(graph, observe).run(x if model.scaler.is_identity else model.scaler.normalise(x))
-    found = []
-    for index, values in float_c.items():
-        peaks = np.abs(values).max(axis=0)
-        for unit in np.flatnonzero((peaks > CLIMBS * within[index]) | (peaks >= C_LIMIT)):
-            if peaks[unit] > 1.0:
-                found.append(
-                    {
-                        "layer": model.layers[index].name,
-                        "unit": int(unit),
-                        "within_sequences": float(within[index][unit]),
-                        "long_run": float(peaks[unit]),
-                        "saturates": bool(peaks[unit] >= C_LIMIT),
-                    }
-                )
-    return found
-
-
 # ---- cost ----
 
 
 def _cost(model: Model) -> list[dict[str, Any]]:
-    """Estimated instructions a step, by multiply-accumulates and recurrent units; energy from them, with its assumptions."""
+    """Estimated instructions a step; energy from them, with its assumptions."""
     info = model.info()
-    n_units = sum(layer.n_units for layer in _recurrent(model))
-    once = sum(layer["macs"] for layer in info["layers"])
-    turns = info["macs_per_step"] / max(1, once)
-    narrow = sum(layer.w_x.size + layer.w_h.size for layer in _recurrent(model) if layer.weight_bits == 4)
+    macs = [layer["macs"] for layer in info["layers"]]
+    turns = info["macs_per_step"] / max(1, sum(macs))
     found = []
-    for core, (per_mac, more, per_unit, always) in COST.items():
-        instructions = round(turns * (per_mac * once + more * narrow + per_unit * n_units) + always)
-        found.append({"core": core, "instructions_per_step": instructions, "how": "estimated"})
+    for core, (*_, always) in COST.items():
+        once = sum(_instructions(core, layer, n) for layer, n in zip(model.layers, macs, strict=True))
+        found.append({"core": core, "instructions_per_step": round(turns * once + always), "how": "estimated"})
     cycles = found[0]["instructions_per_step"] * ENERGY["cycles_per_instruction"]
     found[0]["microjoules_per_step"] = cycles * ENERGY["nanojoules_per_cycle"] / 1000
     return found
 
 
+def _instructions(core: str, layer: IntLayer, macs: int) -> float:
+    per_mac, more, per_unit, _ = COST[core]
+    if not isinstance(layer, RecurrentLayer):
+        return per_mac * macs
+    if core in PAIRED and packing_of(layer, "pairs") == "pairs":
+        per_mac, per_unit = PAIRED[core]
+    return (per_mac + (more if layer.weight_bits == 4 else 0)) * macs + per_unit * layer.n_units
+
+
 # ---- advice ----
 
 
-def _advice(model: Model, facts: dict[str, Any]) -> list[str]:
+def _advice(facts: dict[str, Any]) -> list[str]:
     """What to do, said of the layer and the place it is about."""
-    said = []
-    run = facts["long_run"]
-    for cell in run["climbing"] if run else []:
+    said = [
+        *(_of_long_run(facts["long_run"]) if facts["long_run"] else []),
+        *_of_layers([layer for layer in facts["layers"] if layer["sqnr_db"] is not None]),
+        *_of_rails(facts["places"], facts["check"]["saturation"].get("input")),
+    ]
+    return said or ["nothing stands out: no knob needs turning"]
+
+
+def _of_long_run(run: dict[str, Any]) -> Iterator[str]:
+    climbing = sorted(run["climbing"], key=lambda cell: -cell["long_run"])
+    for cell in climbing[:NAMED]:
         ends = f", the end of its format ({C_LIMIT:.0f})" if cell["saturates"] else ""
-        said.append(
-            f"layer '{cell['layer']}' unit {cell['unit']}: its cell climbs to {cell['long_run']:.3g} in a long run{ends}; "
-            f"sequences it reaches {cell['within_sequences']:.3g}. Run it in windows (--mode tumble:T or slide:T), or train on "
-            "longer sequences"
+        yield (
+            f"layer '{cell['layer']}' unit {cell['unit']}: its cell climbs to {cell['long_run']:.3g} in the long run{ends}; within "
+            f"the sequences it reaches {cell['within_sequences']:.3g}. Run the model in windows (--mode tumble:T or slide:T), "
+            "reset it now and then, or train on longer sequences"
         )
-    if run and run["grows"]:
-        said.append(
+    if len(climbing) > NAMED:
+        yield f"and {len(climbing) - NAMED} more cells climb (--json names them all)"
+    for unit in run["stuck"][:NAMED]:
+        yield (
+            f"layer '{unit['layer']}' unit {unit['unit']}: its hidden state stands still in the second half of the long run, where "
+            f"the float one moves by {unit['float_moves']:.3g}: raise the layer's precision (--precision w8a16)"
+        )
+    if run["grows"]:
+        yield (
             f"the error grows over {run['steps']} steps, from {run['rms_error_early']:.3g} to {run['rms_error_late']:.3g}: run the "
             "model in windows (--mode), or raise the precision"
         )
-    measured = [layer for layer in facts["layers"] if layer["sqnr_db"] is not None]
-    if len(measured) > 1:
-        worst, *others = sorted(measured, key=lambda layer: layer["sqnr_db"])
-        if worst["sqnr_db"] < ENOUGH_DB and others[0]["sqnr_db"] - worst["sqnr_db"] > COSTLY_DB:
-            said.append(
-                f"layer '{worst['layer']}' costs most ({worst['sqnr_db']:.1f} dB alone, the next {others[0]['sqnr_db']:.1f} dB)"
-                + (": give it 8 bits (--precision)" if worst["weight_bits"] == 4 else "")
-            )
-    for place in facts["places"]:
-        if place["saturated"] > 0.01 * place["values"] and place["place"].startswith("z of"):
-            said.append(
+
+
+def _of_layers(layers: list[dict[str, Any]]) -> Iterator[str]:
+    if len(layers) < 2:
+        return
+    worst, second, *_ = sorted(layers, key=lambda layer: layer["sqnr_db"])
+    if worst["sqnr_db"] < ENOUGH_DB and second["sqnr_db"] - worst["sqnr_db"] > COSTLY_DB:
+        repair = ": give it 8 bits (--precision)" if worst["weight_bits"] == 4 else ""
+        yield (
+            f"layer '{worst['layer']}' costs most: {worst['sqnr_db']:.1f} dB alone, the next '{second['layer']}' "
+            f"{second['sqnr_db']:.1f} dB{repair}"
+        )
+
+
+def _of_rails(places: list[dict[str, Any]], inputs: dict[str, int] | None) -> Iterator[str]:
+    for place in places:
+        if place["saturated"] > RAILS * place["values"] and place["place"].startswith(GATE):
+            yield (
                 f"layer '{place['layer']}', {place['place']}: {100 * place['saturated'] / place['values']:.1f} % of the values "
                 "are at the rails of +-16, where the gate is flat: harmless unless the float model tells them apart"
             )
-    inputs = facts["check"]["saturation"].get("input", {"saturated": 0, "values": 1})
-    if inputs["saturated"]:
-        said.append(
-            f"{inputs['saturated']} of {inputs['values']} inputs are clipped: they are beyond twice what calibration saw; give "
+    if inputs and inputs["saturated"]:
+        yield (
+            f"{inputs['saturated']} of {inputs['values']} inputs are clipped: they are beyond what calibration made room for; give "
             "--calib sequences that cover them"
         )
-    return said or ["nothing stands out: no knob needs turning"]

@@ -9,22 +9,32 @@ from collections.abc import Callable
 import numpy as np
 
 from stepwell.errors import StepwellError
-from stepwell.report.analysis import SHOWN_STEPS, Analysis
+from stepwell.metrics import classes
+from stepwell.report.analysis import Analysis
+from stepwell.report.places import BITS
 
+SHOWN_STEPS = 300
+MOST_CLASSES = 12  # whose counts can be read
 COLOURS = ["#3d85c6", "#e07b39", "#3aa76d", "#b565a7", "#c9a227", "#6b7f99"]
 FLOAT, INTEGER = "#8a8f98", COLOURS[0]
 
 
-def draw(analysis: Analysis) -> dict[str, str]:
-    """Name -> <svg>; only those that the analysis has data for. StepwellError when matplotlib is not installed."""
+def require_matplotlib() -> None:
+    """StepwellError when it is not installed."""
     try:
-        import matplotlib
+        import matplotlib  # noqa: F401 - whether it is there
     except ImportError as error:
         raise StepwellError("the report's pictures need matplotlib: pip install 'stepwell[report]'") from error
+
+
+def draw(analysis: Analysis) -> dict[str, str]:
+    """Name -> <svg>, empty where the analysis has no data for it. StepwellError when matplotlib is not installed."""
+    require_matplotlib()
+    import matplotlib
+
     matplotlib.use("svg")
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "stepwell", "font.size": 9, "axes.grid": True})
-    drawn = {name: _svg(picture, analysis) for name, picture in PICTURES.items()}
-    return {name: svg for name, svg in drawn.items() if svg}
+    return {picture.__name__: _svg(picture, analysis) for picture in PICTURES}
 
 
 def _svg(picture: Callable, analysis: Analysis) -> str:
@@ -41,7 +51,7 @@ def _svg(picture: Callable, analysis: Analysis) -> str:
     plt.close(figure)
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = svg.replace("#000000", "currentColor").replace("<text ", '<text fill="currentColor" ')
+    svg = re.sub(r"<text\b", '<text fill="currentColor"', svg.replace("#000000", "currentColor"))
     return re.sub(
         r'(<svg [^>]*?)width="[^"]*" height="[^"]*"|(<svg )', lambda m: m.group(1) or m.group(2), svg, count=1
     )
@@ -52,10 +62,10 @@ def outputs(plt, analysis: Analysis):
     n = min(3, exact.shape[1])
     figure, axes = plt.subplots(n, 1, figsize=(8, 1.0 + 1.5 * n), sharex=True, squeeze=False)
     for k, ax in enumerate(axes[:, 0]):
-        ax.plot(exact[:, k], color=FLOAT, lw=2.5, label="float")
+        ax.plot(exact[:, k], color=FLOAT, lw=4, alpha=0.5, label="float")
         ax.plot(integer[:, k], color=INTEGER, lw=1, label="integer")
         ax.set_ylabel(f"output {k}")
-    axes[0, 0].legend(loc="lower right", frameon=False, ncols=2)
+    axes[0, 0].legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, ncols=2)
     axes[-1, 0].set_xlabel("step of the first sequence")
     return figure
 
@@ -68,7 +78,27 @@ def long_run(plt, analysis: Analysis):
     ax.plot(steps, np.maximum(largest, 1e-12), color=COLOURS[1], lw=1, label="largest error")
     ax.plot(steps, np.maximum(rms, 1e-12), color=COLOURS[0], lw=1.5, label="RMS error")
     ax.set(yscale="log", xlabel="step", ylabel="|float - integer|")
-    ax.legend(frameon=False, ncols=2)
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, ncols=2)
+    return figure
+
+
+def gates(plt, analysis: Analysis):
+    """How much of the time each gate is flat, over the long run."""
+    kept = analysis.curves.get("flat")
+    if not kept:
+        return None
+    figure, axes = plt.subplots(
+        len(kept), 1, figsize=(8, 0.8 + 0.55 * len(kept)), sharex=True, sharey=True, squeeze=False
+    )
+    steps = analysis.facts["long_run"]["steps"]
+    for (name, (integer, exact)), ax in zip(kept.items(), axes[:, 0], strict=True):
+        at = np.linspace(0, steps, len(integer) + 1)[1:]
+        ax.fill_between(at, exact, color=FLOAT, alpha=0.35, lw=0, label="float")
+        ax.plot(at, integer, color=INTEGER, lw=1, label="integer")
+        ax.set_ylabel(name, rotation=0, ha="right", va="center")
+        ax.set_ylim(0, max(1.0, 1.05 * max(max(integer), max(exact), *ax.get_ylim())))
+    axes[0, 0].legend(loc="lower right", bbox_to_anchor=(1, 1), frameon=False, ncols=2)
+    axes[-1, 0].set_xlabel("step; percent of the gate's values where its function is flat")
     return figure
 
 
@@ -108,6 +138,23 @@ def weights(plt, analysis: Analysis):
     return figure
 
 
+def activations(plt, analysis: Analysis):
+    """One strip a place: where in its format the magnitudes are."""
+    kept = analysis.curves["activations"]
+    if not kept:
+        return None
+    figure, ax = plt.subplots(figsize=(8, 0.9 + 0.25 * len(kept)))
+    shares = np.array(list(kept.values()))
+    for row, strip in enumerate(shares):
+        for octave, share in enumerate(strip):
+            ax.barh(row, 1, left=octave - BITS, color=COLOURS[0], alpha=float(np.sqrt(share / shares.max())), lw=0)
+    ax.set_yticks(range(len(kept)), list(kept))
+    ax.invert_yaxis()
+    ax.set(xlim=(-BITS, 0.1), xlabel="magnitude: bits below the end of the format (left: all that is smaller)")
+    ax.axvline(0, color=COLOURS[1], lw=1)
+    return figure
+
+
 def margins(plt, analysis: Analysis):
     kept = {name: bits for name, bits in analysis.curves["margins"].items() if len(bits)}
     figure, ax = plt.subplots(figsize=(8, 2.4))
@@ -132,12 +179,14 @@ def task(plt, analysis: Analysis):
         return None
     every = metric["at"] == "every step"
     exact, integer = ([y if every else y[-1:] for y in side] for side in analysis.curves["all"])
-    labels = np.concatenate([np.ravel(t) for t in targets])
-    exact, integer = np.concatenate(exact), np.concatenate(integer)
     if metric["name"] in ("accuracy", "f1"):
-        return _confusion(plt, labels.astype(int), exact, integer)
+        return _confusion(plt, targets, exact, integer)
+    exact, integer = np.concatenate(exact), np.concatenate(integer)
+    t = np.concatenate([np.ravel(t) for t in targets])
+    if len(t) % len(exact):
+        return None  # only the user's own metric knows what they are
     figure, axes = plt.subplots(1, 2, figsize=(8, 3))
-    t = labels.reshape(len(exact), -1)[:, 0]
+    t = t.reshape(len(exact), -1)[:, 0]
     axes[0].plot([t.min(), t.max()], [t.min(), t.max()], color=FLOAT, lw=1)
     axes[0].scatter(t, integer[:, 0], s=6, color=COLOURS[0], linewidths=0)
     axes[0].set(xlabel="target", ylabel="integer output")
@@ -147,25 +196,25 @@ def task(plt, analysis: Analysis):
     return figure
 
 
-def _confusion(plt, labels: np.ndarray, exact: np.ndarray, integer: np.ndarray):
-    def classes(y: np.ndarray) -> np.ndarray:
-        return (
-            y.argmax(axis=1)
-            if y.shape[1] > 1
-            else (y[:, 0] > (0.5 if y.min() >= 0 and y.max() <= 1 else 0)).astype(int)
-        )
-
-    n = int(max(labels.max(), exact.shape[1] - 1, 1)) + 1
+def _confusion(plt, targets: list, exact: list, integer: list):
+    labels, by_float = (v.astype(int) for v in classes(targets, exact))
+    predictions = {"float": by_float, "integer": classes(targets, integer)[1].astype(int)}
+    n = int(max(labels.max(), np.shape(exact[0])[-1] - 1, 1)) + 1
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.6))
-    for ax, y, name in zip(axes, (exact, integer), ("float", "integer"), strict=True):
+    from matplotlib.colors import to_rgba
+
+    for ax, (name, predicted) in zip(axes, predictions.items(), strict=True):
         counts = np.zeros((n, n), int)
-        np.add.at(counts, (labels, classes(y)), 1)
-        ax.imshow(counts / np.maximum(1, counts.sum(axis=1, keepdims=True)), cmap="Blues", vmin=0, vmax=1.3)
+        np.add.at(counts, (labels, predicted), 1)
+        shade = 0.75 * counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+        ax.imshow([[to_rgba(COLOURS[0], alpha) for alpha in row] for row in shade])  # over the page, light or dark
         for (row, column), count in np.ndenumerate(counts):
-            if count and n <= 12:
+            if count and n <= MOST_CLASSES:
                 ax.text(column, row, str(count), ha="center", va="center", fontsize=7)
-        ax.set(title=name, xlabel="predicted", ylabel="label")
+        ticks = range(0, n, -(-n // MOST_CLASSES))
+        ax.set(title=name, xlabel="predicted", ylabel="label", xticks=ticks, yticks=ticks)
+    figure.tight_layout()
     return figure
 
 
-PICTURES = {picture.__name__: picture for picture in (outputs, long_run, places, layers, weights, margins, task)}
+PICTURES = (outputs, long_run, gates, places, layers, weights, activations, margins, task)
