@@ -1,5 +1,6 @@
 /* adversarial.c - one step from each of many states.  Built by test_adversarial.py with checks and sanitisers.
- * stdin: the size of a model's blob as uint32, the blob, then pairs of a snapshot and codes.  stdout: y of each pair. */
+ * stdin: the size of a model's blob as uint32, the blob, then pairs of a snapshot and codes.  stdout: y of each pair.
+ */
 #include <stdio.h>
 #include <stdlib.h>
 
