@@ -1,8 +1,6 @@
 /* stw_pairs.c - one step of an LSTM layer that is packed in pairs (stw_pairs.h). */
 #include "stw_pairs.h"
 
-#include <string.h>
-
 #include "stw_fix.h"
 
 #if STW_WITH_PAIRS

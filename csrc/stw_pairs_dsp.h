@@ -184,7 +184,7 @@ static void part_of(dsp_part *part, const int16_t *x, size_t n)
     for (size_t j = 0; j + 1 < n; j += 2) {
         int16x2_t two;
 
-        memcpy(&two, x + j, sizeof two);
+        __builtin_memcpy(&two, x + j, sizeof two);
         sum = __smlad(two, 0x00010001, sum);
     }
     sum += n & 1u ? x[n - 1] : 0;
@@ -226,7 +226,7 @@ static inline int16x2_t entries(uint32_t k)
 {
     int16x2_t pair;
 
-    memcpy(&pair, stw_sigmoid_table + k, sizeof pair);
+    __builtin_memcpy(&pair, stw_sigmoid_table + k, sizeof pair);
     return pair;
 }
 

@@ -55,8 +55,13 @@ class Board:
     @property
     def target(self) -> str:
         """The core, as ``emit --target`` names it; "any" for one that has no packing of its own."""
-        cores = re.findall(r"-m(?:cpu|arch)=(\S+)", self.facts.get("CPU_GCC", ""))
+        cores = re.findall(r"-m(?:cpu|arch)=([a-z0-9-]+)", self.facts.get("CPU_GCC", ""))
         return next((core for core in cores if core in TARGETS), "any")
+
+    @property
+    def port(self) -> Path:
+        """The C file with the board's functions: its own, or one that several boards share."""
+        return firmware() / "ports" / f"{self.facts['PORT']}.c" if self.facts.get("PORT") else self.folder / "board.c"
 
     @property
     def folder(self) -> Path:

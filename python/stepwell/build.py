@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from stepwell.sources import firmware
 NAME = "app_model"  # C name of the model in an image
 COMPILERS = ("gcc", "zig")
 INSTALL = "apt-get install gcc-arm-none-eabi, or pip install ziglang"
+PACKAGES = {"arm-none-eabi-gcc": "gcc-arm-none-eabi", "riscv64-unknown-elf-gcc": "gcc-riscv64-unknown-elf"}
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,11 @@ def build(model: Model, board: str, out_dir: str | Path, compiler: str | None = 
     """
     facts = load_board(board)
     _check_fits_link(model)
-    kind = _pick(compiler)
+    kind = _pick(compiler, facts)
     with tempfile.TemporaryDirectory(prefix="stepwell-build-") as folder:
         work = Path(folder)
         emit(model, work / "model", NAME, facts.target)
-        elf = _compile(facts, kind, work)
+        elf = compile_image(facts, kind, work)
         sizes = image_sizes(elf, facts)
         binary = flash_bytes(elf)
         origin = facts.number("FLASH_ORIGIN")
@@ -96,31 +97,37 @@ def _check_fits_link(model: Model) -> None:
         )
 
 
-def why_not(compiler: str) -> str | None:
-    """The reason why ``compiler`` cannot be used, with what to install; None when it can."""
+def why_not(compiler: str, board: Board | None = None) -> str | None:
+    """The reason why ``compiler`` cannot be used (for ``board``), with what to install; None when it can."""
     if compiler not in COMPILERS:
         return f"unknown compiler '{compiler}'; there are: {', '.join(COMPILERS)}"
     if compiler == "gcc":
-        program = flags()["GCC"]
-        return None if shutil.which(program) else f"{program} is not installed: apt-get install gcc-arm-none-eabi"
+        program = _facts(board)["GCC"]
+        return None if shutil.which(program) else f"{program} is not installed: apt-get install {PACKAGES[program]}"
     return None if importlib.util.find_spec("ziglang") else "ziglang is not installed: pip install ziglang"
 
 
-def _pick(compiler: str | None) -> str:
+def _facts(board: Board | None) -> dict[str, str]:
+    """Flags of all boards, and what ``board`` says instead."""
+    return flags() | (board.facts if board else {})
+
+
+def _pick(compiler: str | None, board: Board) -> str:
     if compiler is not None:
-        reason = why_not(compiler)
+        reason = why_not(compiler, board)
         if reason:
             raise BuildError(reason)
         return compiler
     for candidate in COMPILERS:
-        if why_not(candidate) is None:
+        if why_not(candidate, board) is None:
             return candidate
-    raise BuildError(f"no compiler for boards: {INSTALL}")
+    package = PACKAGES[_facts(board)["GCC"]]
+    raise BuildError(f"no compiler for {board.name}: apt-get install {package}, or pip install ziglang")
 
 
-def _driver(kind: str) -> list[str]:
+def _driver(kind: str, board: Board) -> list[str]:
     """How to call the compiler; ziglang is a program inside a Python package."""
-    words = flags()[kind.upper()].split()
+    words = _facts(board)[kind.upper()].split()
     return [sys.executable, "-m", "ziglang", *words[1:]] if kind == "zig" else words
 
 
@@ -128,22 +135,26 @@ def _defines(board: Board, keys: Iterable[str]) -> list[str]:
     return [f"-DBOARD_{key}={board.text(key)}" for key in keys]
 
 
-def _compile(board: Board, kind: str, work: Path) -> Path:
-    """What firmware/Makefile does, from the same facts."""
-    facts, root = flags(), firmware()
+def compile_image(board: Board, kind: str, work: Path, program: Sequence[Path] | None = None, *more: str) -> Path:
+    """What firmware/Makefile does, from the same facts: the model in ``work``/model and a program, the app if none is given."""
+    facts, root = _facts(board), firmware()
     cpu_dir = root / "cpu" / board.text("CPU")
     cpu = board.words(f"CPU_{kind.upper()}")
     layout, elf = work / "link.ld", work / "image.elf"
     defines = _defines(board, facts["LD_FACTS"].split())
-    _run([*_driver(kind), *cpu, "-E", "-P", "-x", "c", *defines, cpu_dir / "link.ld.in", "-o", layout], work)
+    _run([*_driver(kind, board), *cpu, "-E", "-P", "-x", "c", *defines, cpu_dir / "link.ld.in", "-o", layout], work)
     options = " ".join(facts[key] for key in ("CFLAGS", f"{kind.upper()}_FLAGS", "WARNINGS")).split()
     folders = [work / "model", *(root / folder for folder in facts["APP_DIRS"].split()), cpu_dir]
     includes = [f"-I{folder}" for folder in folders] + ["-isystem", root / "cpu" / "freestanding"]
     model_sources = sorted(path for path in (work / "model").glob("*.c") if path.name != "main.c")
-    own = [root / source for source in facts["APP"].split()]
-    sources = [*model_sources, *own, *sorted(cpu_dir.glob("*.c")), board.folder / "board.c"]
+    own = [root / source for source in facts["APP"].split()] if program is None else list(program)
+    sources = [*model_sources, *own, *sorted(cpu_dir.glob("*.c")), *sorted((root / "cpu" / "freestanding").glob("*.c"))]
+    sources.append(board.port)
     link = [*facts["LDFLAGS"].split(), "-T", layout, *sources, *facts[f"{kind.upper()}_LIBS"].split(), "-o", elf]
-    _run([*_driver(kind), *cpu, *options, *_defines(board, facts["C_FACTS"].split()), *includes, *link], work)
+    _run(
+        [*_driver(kind, board), *cpu, *options, *_defines(board, facts["C_FACTS"].split()), *includes, *more, *link],
+        work,
+    )
     return elf
 
 

@@ -91,7 +91,7 @@ def emit(model: Model, folder: str | Path, name: str | None = None, target: str 
     if folder.exists() and not folder.is_dir():
         raise StepwellError(f"{folder} is a file: give a folder")
     folder.mkdir(parents=True, exist_ok=True)
-    facts = _facts(model, name, packing_for(target))
+    facts = _facts(model, name, target)
     environment = Environment(
         loader=PackageLoader("stepwell"),
         undefined=StrictUndefined,
@@ -133,7 +133,8 @@ def _usable(name: str) -> bool:
     return bool(re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)) and not TAKEN.fullmatch(name) and name not in C_KEYWORDS
 
 
-def _facts(model: Model, name: str, packing: str) -> dict[str, object]:
+def _facts(model: Model, name: str, target: str) -> dict[str, object]:
+    packing = packing_for(target)
     described = info.describe(model, packing)
     unused = _unused_knobs(model, packing)
     channels = packed_channels(model)
@@ -150,7 +151,7 @@ def _facts(model: Model, name: str, packing: str) -> dict[str, object]:
         "struct_bytes": {"model": info.MODEL_STRUCT_BYTES, "layer": info.LAYER_STRUCT_BYTES},
         "engine_sources": list(sources),
         "lean_sources": [source for source, knobs in sources.items() if not knobs or set(knobs) - unused],
-        "lean_flags": [f"-DSTW_WITH_{knob}=0" for knob in KNOBS if knob in unused],
+        "lean_flags": lean_flags(model, target),
         "window": model.mode.window,
         "stride": model.mode.stride,
         "mode_macro": f"STW_{model.mode.kind.upper()}",
@@ -169,6 +170,12 @@ def _scaled(model: Model) -> dict[str, list[str]] | None:
     fields = {name: scaler.field(name, n) for name in ("low", "high", "mean")}
     fields["codes"] = scaler.factors(n, model.x_scale)
     return {name: [f"{float(np.clip(v, -1e300, 1e300)):.17g}" for v in values] for name, values in fields.items()}
+
+
+def lean_flags(model: Model, target: str = "any") -> list[str]:
+    """Compiler flags that leave out of the engine what ``model`` does without."""
+    unused = _unused_knobs(model, packing_for(target))
+    return [f"-DSTW_WITH_{knob}=0" for knob in KNOBS if knob in unused]
 
 
 def _unused_knobs(model: Model, packing: str) -> set[str]:

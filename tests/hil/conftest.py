@@ -25,8 +25,8 @@ def need(port: str) -> None:
     """Skip, with the reason and the install line, when the emulator of ``port`` or every compiler is missing."""
     emulator, _, board = port.partition(":")
     reason = WHY_NOT[emulator](load_board(board))
-    if reason is None and all(why_not(compiler) for compiler in COMPILERS):
-        reason = f"no compiler for boards: {INSTALL}"
+    if reason is None and all(why_not(compiler, load_board(board)) for compiler in COMPILERS):
+        reason = f"no compiler for {board}: {INSTALL}"
     if reason and os.environ.get("STEPWELL_NO_SKIP"):
         pytest.fail(f"STEPWELL_NO_SKIP is set, but {reason}")
     if reason:

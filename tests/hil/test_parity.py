@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import stepwell
-from conftest import ROOT
+from conftest import ROOT, random_dense, random_lstm, random_sequences
 from stepwell.build import build, why_not
 from stepwell.errors import LinkError
+from stepwell.graph import Graph
 from stepwell.hil import run_hil, snapshot_parts
 from stepwell.link import connect, messages
 from stepwell.link.messages import Error, Message
@@ -112,6 +113,46 @@ def test_every_golden_model_on_the_smallest_core(golden, images):
     x_q[20:] //= 100
     stream = model.stream()
     with connect("sim:microbit", model=model, image=images(model, "microbit").elf) as link:
+        link.reset()
+        assert np.array_equal(link.step(x_q), stream.run_q(x_q))
+        assert link.get_state() == stream.save()
+
+
+OTHER_CORES = ("mps2-an385", "mps2-an500", "mps2-an505", "mps3-an547", "rv32-virt")  # M3, M7, M33, M55, RV32
+
+
+@pytest.mark.parametrize("board", OTHER_CORES)
+@pytest.mark.parametrize(
+    "golden",
+    [
+        *("two_lstm_three_dense", "gru_rnn_lstm_gru", "gru_rnn_lstm_gru_w4a16", "coupled_peephole_clip_w8a8"),
+        *("attention_dot_product", "one_unit"),
+    ],
+)
+def test_other_cores(golden, board, images):
+    assert_same_on(board, stepwell.load(ROOT / "tests" / "golden" / f"{golden}.stw"), images)
+
+
+@pytest.mark.parametrize("board", OTHER_CORES)
+@pytest.mark.parametrize(
+    ("n_in", "n_units", "precision", "gain"),
+    [(3, 7, "w8a16", 2.0), (17, 22, "w8x16h8", 2.0), (5, 16, "w8a16", 60.0)],  # odd, narrow, saturating
+)
+def test_lstm_sizes_on_other_cores(n_in, n_units, precision, gain, board, images):
+    """What is vectorised or in assembly, with and without a rest."""
+    rng = np.random.default_rng(n_in)
+    graph = Graph((random_lstm(rng, n_in, n_units, gain), random_dense(rng, n_units, 2)))
+    assert_same_on(board, stepwell.convert(graph, random_sequences(rng, 2, 30, n_in), precision=precision), images)
+
+
+def assert_same_on(board: str, model: stepwell.Model, images) -> None:
+    """Outputs of extreme and of ordinary codes, and the state after them."""
+    need(f"qemu:{board}")
+    rng = np.random.default_rng(6)
+    x_q = rng.integers(-32768, 32768, (60, model.n_in)).astype(np.int16)
+    x_q[20:] //= 100
+    stream = model.stream()
+    with connect(f"qemu:{board}", model=model, image=images(model, board).elf) as link:
         link.reset()
         assert np.array_equal(link.step(x_q), stream.run_q(x_q))
         assert link.get_state() == stream.save()

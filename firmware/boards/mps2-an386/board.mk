@@ -5,6 +5,7 @@ CPU           = cortex_m
 CPU_GCC       = -mcpu=cortex-m4 -mthumb -mfpu=fpv4-sp-d16 -mfloat-abi=hard
 CPU_ZIG       = -target thumb-freestanding-eabihf -mcpu=cortex_m4
 CPU_HZ        = 25000000
+PORT          = cmsdk
 
 FLASH_ORIGIN  = 0x00000000
 FLASH_BYTES   = 0x00400000

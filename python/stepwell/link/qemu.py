@@ -13,7 +13,7 @@ from stepwell.link.emulator import Emulator, failed, module_command, wait_until
 ICOUNT_SHIFT = 10
 START_SECONDS = 20
 ATTEMPTS = 3  # another program may take the free port before QEMU does
-INSTALL = "apt-get install qemu-system-arm"
+PACKAGES = {"qemu-system-arm": "qemu-system-arm", "qemu-system-riscv32": "qemu-system-misc"}
 
 
 def why_not(board: Board) -> str | None:
@@ -21,7 +21,7 @@ def why_not(board: Board) -> str | None:
     if not board.words("QEMU"):
         return f"QEMU has no machine for {board.name}: use sim:{board.name}"
     program = board.words("QEMU")[0]
-    return None if shutil.which(program) else f"{program} is not installed: {INSTALL}"
+    return None if shutil.which(program) else f"{program} is not installed: apt-get install {PACKAGES[program]}"
 
 
 def start_qemu(board: Board, image: Path) -> Emulator:

@@ -1,4 +1,4 @@
-/* board.c - MPS2 AN386: CMSDK UART 0 and CMSDK timer 0, which counts down. */
+/* cmsdk.c - Arm MPS2 and MPS3 images: CMSDK UART 0 and CMSDK timer 0, which counts down. */
 #include "board.h"
 
 #define UART_DATA    BOARD_REG(BOARD_UART_BASE + 0x00u)
