@@ -24,6 +24,6 @@ c_packages = package_tree("stepwell.csrc", "csrc") + package_tree("stepwell.firm
 setup(
     packages=python_packages() + c_packages,
     package_data={name: ["*"] for name in c_packages}
-    | {"stepwell": ["*.c", "*.h", "py.typed", "templates/*", "demo/*"]},
+    | {"stepwell": ["*.c", "*.h", "*.json", "py.typed", "templates/*", "demo/*"]},
     cffi_modules=["python/stepwell/_ffi_build.py:ffi"],
 )

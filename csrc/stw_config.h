@@ -71,6 +71,11 @@
 #endif
 #endif
 
+/* Eight units of an LSTM at a time on x86-64 that has AVX2, found out at run time.  For gcc and clang. */
+#ifndef STW_WITH_AVX2
+#define STW_WITH_AVX2 0
+#endif
+
 /* Window modes other than carry: tumble, slide, stagger. */
 #ifndef STW_WITH_MODES
 #define STW_WITH_MODES 1

@@ -166,11 +166,20 @@ static int four_units(walk *at, int32_t *c, int16_t *out)
 }
 #endif
 
+#if STW_WITH_AVX2
+#include "stw_lstm_avx2.h"
+#endif
+
 void stw_lstm_plain_step(const stw_layer *l, const int16_t *x, const int16_t *h, int32_t *c, int16_t *out)
 {
     walk   at = {l->rows, (const int8_t *)l->w, l->r, x, h, l->n_in, l->n_out, stw_weight_bits(l), l->p[2]};
     size_t u  = 0;
 
+#if STW_WITH_AVX2
+    if (at.bits == 8 && avx2_is_on()) {
+        u = avx2_step(&at, c, out);
+    }
+#endif
 #if STW_MVE
     while (at.bits == 8 && u + 4 <= at.n_out && four_units(&at, c + u, out + u)) {
         u += 4;

@@ -56,6 +56,7 @@ class Cpu:
 CPUS = {
     "host": Cpu("gcc", "-O2 -fsanitize=address,undefined -fno-sanitize-recover=all", "", "gcc"),
     "host checked": Cpu("gcc", "-O1 -DSTW_CHECKED", "", "gcc"),
+    "host avx2": Cpu("gcc", "-O2 -DSTW_WITH_AVX2=1 -fsanitize=address,undefined -fno-sanitize-recover=all", "", "gcc"),
     "thumb dsp": Cpu(
         "arm-linux-gnueabihf-gcc",
         "-O2 -static -mthumb -march=armv7-a+fp",
@@ -130,6 +131,23 @@ def with_kx(model: Model, low: int, high: int) -> Model:
     return model.replace(layers=tuple(map(changed, model.layers)))
 
 
+def with_small_shifts(model: Model, every: int) -> Model:
+    """The same sums, requantised by shifts of 10 to 16 with small weights: rows as coarse scales give them."""
+
+    def changed(layer):
+        if not isinstance(layer, LstmLayer):
+            return layer
+        rows, some = layer.rows, np.arange(len(layer.rows)) % every == 0
+        shift = np.where(some, 10 + np.arange(len(rows)) % 7, rows.shift).astype(np.int8)
+        w_x, w_h = (np.where(some[:, None], w // 64, w).astype(np.int8) for w in (layer.w_x, layer.w_h))
+        bias = np.where(some, rows.bias % 64, rows.bias).astype(np.int32)
+        mult = np.where(some, 1 + rows.mult % 16, rows.mult).astype(np.int16)
+        kx = np.where(some, np.minimum(rows.kx, 2), rows.kx).astype(np.int8)
+        return replace(layer, w_x=w_x, w_h=w_h, rows=replace(rows, shift=shift, bias=bias, mult=mult, kx=kx))
+
+    return model.replace(layers=tuple(map(changed, model.layers)))
+
+
 def test_goldens(replay):
     """Every layer kind, cell variant and mode, as plain rows and as pairs where a layer can have them."""
     models = [stepwell.load(path) for path in GOLDEN]
@@ -145,13 +163,26 @@ def test_pairs_of_every_size(replay, precision):
     assert_same(replay, models[:6], "pairs", odd=1)
 
 
+@pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize(("low", "high"), [(-7, -1), (-3, 3), (0, 4)])
-def test_pairs_with_every_way_to_join(replay, low, high):
-    assert_same(replay, [with_kx(sized(*size), low, high) for size in [(5, 7), (12, 16)]], "pairs")
+def test_every_way_to_join(replay, low, high, packing):
+    assert_same(replay, [with_kx(sized(*size), low, high) for size in [(5, 7), (12, 16), (17, 24)]], packing)
 
 
-def test_pairs_that_saturate(replay):
-    assert_same(replay, [sized(*size, gain=40.0) for size in [(5, 7), (16, 32)]], "pairs")
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_lstms_that_saturate(replay, packing):
+    assert_same(replay, [sized(*size, gain=40.0) for size in [(5, 7), (16, 32), (33, 17)]], packing)
+
+
+@pytest.mark.parametrize("precision", ["w8a16", "w8x16h8", "w8a8", "w4a16"])
+def test_plain_rows_of_every_size(replay, precision):
+    assert_same(replay, [sized(*size, precision) for size in SIZES], "plain")
+
+
+def test_rows_with_small_shifts(replay):
+    """Requantising by less than 17 bits: what vector code leaves to the portable one, whole layers and single units."""
+    models = [sized(5, 24), sized(9, 16)]
+    assert_same(replay, [with_small_shifts(model, every) for model in models for every in (1, 13)], "plain")
 
 
 # ---- the packing itself ----

@@ -30,9 +30,11 @@ from stepwell.build import NAME, compile_image, why_not
 from stepwell.emit import emit, lean_flags
 from stepwell.graph import Graph, Gru, Lstm
 from stepwell.link import qemu
+from stepwell.packing import packing_for
 
 HERE = Path(__file__).resolve().parent
 RECORDED = HERE / "mcu" / "recorded.json"
+COSTS = HERE.parent / "python" / "stepwell" / "costs.json"
 MAY_RISE = 1.03
 CORES = {
     "m0": "microbit",
@@ -135,13 +137,16 @@ def engine_bytes(elf: Path) -> int:
         return sum(s["st_size"] for s in symbols if s["st_size"] and not AROUND.fullmatch(s.name))
 
 
-def measure(core: str, size: str, precision: str = "w8a16", kind: str = "lstm", compiler: str = "gcc") -> dict:
-    """The figures of one core, size and precision."""
+def measure(
+    core: str, size: str, precision: str = "w8a16", kind: str = "lstm", compiler: str = "gcc", target: str | None = None
+) -> dict:
+    """The figures of one core, size and precision, packed for the core unless ``target`` is another."""
     board, model = load_board(CORES[core]), random_model(kind, size, precision)
+    target = target or board.target
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        emit(model, work / "model", NAME, board.target)
-        elf = compile_image(board, compiler, work, [HERE / "mcu" / "bench.c"], *lean_flags(model, board.target))
+        emit(model, work / "model", NAME, target)
+        elf = compile_image(board, compiler, work, [HERE / "mcu" / "bench.c"], *lean_flags(model, target))
         lines = run(board, elf)
         found, code = instructions(board, lines), engine_bytes(elf)
     x = np.array([[((t * 7919 + k * 12345) * 31 + 2**15) % 2**16 - 2**15 for k in range(model.n_in)] for t in range(6)])
@@ -166,6 +171,41 @@ def measure(core: str, size: str, precision: str = "w8a16", kind: str = "lstm", 
         "cmsis_nn_s8": peer,
         "ratio": round(steps[0] / peer, 3) if peer else None,
     }
+
+
+# ---- the cost model of `stepwell bench` and the report ----
+
+FITTED = {"lstm8": ("lstm", "w8a16"), "lstm4": ("lstm", "w4a16"), "gru8": ("gru", "w8a16"), "gru4": ("gru", "w4a16")}
+FIT_SIZES = ["4x16", "8x32", "16x64", "32x128"]
+TRIED_SIZES = ["7x21", "12x30"]  # others: what the fit misses there, it says
+
+
+def fit(core: str) -> dict[str, object]:
+    """Instructions a step = a * MACs + b * units + c, for each cell and width, and what of it the fit misses at most."""
+    found, missed = {}, 0.0
+    targets = {load_board(CORES[core]).target, "any"}
+    for name, (kind, precision) in FITTED.items():
+        for target in targets if name == "lstm8" else {"any"}:
+            sizes = FIT_SIZES + TRIED_SIZES
+            costs = [measure(core, size, precision, kind, target=target)["instructions_per_step"] for size in sizes]
+            shapes = np.array([tuple(map(int, size.split("x"))) for size in sizes], float).T
+            n_in, units = shapes
+            macs = {"lstm": 4, "gru": 3}[kind] * units * (n_in + units)
+            terms = np.column_stack([macs, units, np.ones(len(costs))]) / np.array(costs, float)[:, None]
+            answer = np.linalg.lstsq(terms[: len(FIT_SIZES)], np.ones(len(FIT_SIZES)), rcond=None)[0]
+            missed = max(missed, float(np.abs(terms @ answer - 1).max()))
+            packed = packing_for(target) != "plain" and name == "lstm8"
+            found[name + (" pairs" if packed else "")] = [round(float(v), 3) for v in answer]
+    return found | {"missed": round(missed, 4)}
+
+
+def write_costs() -> int:
+    costs = {}
+    for core, board in CORES.items():
+        costs[load_board(board).target] = fit(core)
+        print(core, costs, flush=True)
+    COSTS.write_text(json.dumps(costs, indent=1) + "\n")
+    return 0
 
 
 def reason(core: str, compiler: str) -> str | None:
@@ -211,7 +251,12 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--check", action="store_true", help="exit 1 when a count is 3 %% above the recorded one")
     parser.add_argument("--record", action="store_true", help="write the recorded counts anew")
+    parser.add_argument(
+        "--fit", action="store_true", help="write python/stepwell/costs.json, what estimates are made of"
+    )
     args = parser.parse_args()
+    if args.fit:
+        return write_costs()
     if args.check or args.record:
         return check(args.record)
     found = []

@@ -3,6 +3,7 @@
 The declarations are read from the headers themselves, so Python and C cannot drift apart.
 """
 
+import platform
 import re
 import sys
 from pathlib import Path
@@ -26,6 +27,9 @@ def declarations(header: Path) -> str:
     return re.sub(r"^\s*#.*$", "", marked.group(1), flags=re.MULTILINE)
 
 
+# gcc and clang on x86-64; whether the CPU has AVX2 is asked at run time, so that wheels stay portable
+HAS_AVX2 = sys.platform != "win32" and platform.machine() in ("x86_64", "AMD64")
+
 ffi = FFI()
 for header in DECLARING:
     ffi.cdef(declarations(header))
@@ -37,6 +41,7 @@ ffi.set_source(
     depends=HEADERS,
     # float results must not depend on the compiler's taste for fused multiply-add
     extra_compile_args=[] if sys.platform == "win32" else ["-O3", "-std=c99", "-ffp-contract=off"],
+    define_macros=[("STW_WITH_AVX2", str(int(HAS_AVX2)))],
 )
 
 if __name__ == "__main__":

@@ -136,3 +136,24 @@ void stw_session_run_q(stw_session *s, int64_t n_steps, const int16_t *x_q, int3
         memcpy(y_q + t * m->n_out, s->y_q, m->n_out * sizeof *y_q);
     }
 }
+
+int64_t stw_session_unusable(const stw_session *s, int64_t n, const double *x)
+{
+    return first_unusable(s->stream.model, x, n);
+}
+
+#if STW_WITH_AVX2
+extern int stw_avx2;
+
+int stw_host_avx2(int wanted)
+{
+    stw_avx2 = wanted && __builtin_cpu_supports("avx2");
+    return stw_avx2;
+}
+#else
+int stw_host_avx2(int wanted)
+{
+    (void)wanted;
+    return 0;
+}
+#endif

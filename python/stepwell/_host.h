@@ -36,6 +36,13 @@ int stw_session_step(stw_session *s);
 int64_t stw_session_run(stw_session *s, int64_t n_steps, const double *x, double *y);
 int64_t stw_session_batch(stw_session *s, int64_t n_streams, uint8_t *states, const double *x, double *y);
 
+/* 0, or 1 + the index of the first of n inputs that is not finite. */
+int64_t stw_session_unusable(const stw_session *s, int64_t n, const double *x);
+
+/* Whether steps use AVX2 from now on: 1 where the CPU has it, 0 to do without.  Returns what they use.  Not while
+ * streams are stepped. */
+int stw_host_avx2(int wanted);
+
 /* The same on codes. */
 void stw_session_run_q(stw_session *s, int64_t n_steps, const int16_t *x_q, int32_t *y_q);
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -10,6 +12,20 @@ from stepwell._engine import ffi, lib
 from stepwell.errors import ModelError, SampleError
 from stepwell.model import IntLayer, Model, RecurrentLayer
 from stepwell.reference import as_numbers, check_codes, check_input
+
+
+def use_kernel(name: str) -> str:
+    """Choose what computes LSTM steps on this machine: "auto" (the fastest that the CPU has) or "portable". Gives its name.
+
+    All give the same bits. The environment variable STEPWELL_KERNEL chooses at import. SampleError for an unknown name.
+    """
+    if name not in KERNELS:
+        raise SampleError(f"unknown kernel '{name}'; there are: {', '.join(KERNELS)}")
+    return "avx2" if lib.stw_host_avx2(name == "auto") else "portable"
+
+
+KERNELS = ("auto", "portable")
+kernel = use_kernel(os.environ.get("STEPWELL_KERNEL", "auto"))
 
 
 def status_text(status: int) -> str:
@@ -75,6 +91,9 @@ class _Session:
         session.held_at = mode.window * n if mode.kind == "slide" else 0
 
 
+_session_step = lib.stw_session_step
+
+
 def _pointer(kind: str, array: np.ndarray):
     return ffi.cast(kind, array.ctypes.data)
 
@@ -100,18 +119,27 @@ class Stream:
 
     def __init__(self, model: Model):
         self.model = model
-        self._s = _Session(model)
+        self._s = session = _Session(model)
+        self.x, self.y = session._x, session._y  # what ``advance`` reads and writes: float64 [n_in], [n_out]
+        self._shape, self._session = session._x.shape, session._session
 
     def step(self, x: Sequence[float] | np.ndarray) -> np.ndarray:
         """One timestep: float [n_in] -> float64 [n_out]. SampleError on a wrong shape, NaN or inf; then the state is unchanged."""
-        s = self._s
         row = x if type(x) is np.ndarray and x.dtype.kind in "fiu" else as_numbers(x)
-        if row.shape != s._x.shape:
+        if row.shape != self._shape:
             self._refuse(row)
-        s._x[:] = row
-        if lib.stw_session_step(s._session):
+        self.x[:] = row
+        if _session_step(self._session):
             self._refuse(row)
-        return s._y.copy()
+        return self.y.copy()
+
+    def advance(self) -> None:
+        """One timestep on what stands in ``x``; the output then stands in ``y``. Nothing is allocated or copied.
+
+        SampleError on NaN or inf; then the state is unchanged.
+        """
+        if _session_step(self._session):
+            self._refuse(self.x)
 
     def _refuse(self, x: object) -> None:
         x = check_input(x, self._s.n_in, self._s.may_miss)
@@ -184,13 +212,20 @@ class Stream:
 
 
 class Batch:
-    """``n`` streams of one model in flat memory, stepped together: state_bytes each, scratch shared."""
+    """``n`` streams of one model in flat memory, stepped together: ``state_bytes`` each.
 
-    def __init__(self, model: Model, n: int):
-        if not isinstance(n, (int, np.integer)) or n < 1:
-            raise SampleError(f"a batch needs a whole number of streams, at least one, got {n}")
+    ``threads`` share the streams of a step between them; each has scratch of its own. It pays from about 64 streams a thread.
+    """
+
+    def __init__(self, model: Model, n: int, threads: int = 1):
+        for what, number in (("streams", n), ("threads", threads)):
+            if not isinstance(number, (int, np.integer)) or number < 1:
+                raise SampleError(f"a batch needs a whole number of {what}, at least one, got {number}")
         self.model, self.n = model, n
-        self._s = _Session(model)
+        self._sessions = [_Session(model) for _ in range(min(threads, n))]
+        self._s = self._sessions[0]
+        self._pool = ThreadPoolExecutor(len(self._sessions)) if len(self._sessions) > 1 else None
+        self._edges = [n * k // len(self._sessions) for k in range(len(self._sessions) + 1)]
         self.state_bytes = int(lib.stw_state_bytes(self._s._open.model))
         self._states = ffi.new("int32_t[]", max(1, self.state_bytes // 4 * n))
         self._y = np.zeros((n, model.n_out))
@@ -202,11 +237,21 @@ class Batch:
         x = _rows(x, s.n_in, "n")
         if len(x) != self.n:
             raise SampleError(f"input has {len(x)} rows, the batch has {self.n} streams")
-        y = self._y
-        states = ffi.cast("uint8_t *", self._states)
-        if lib.stw_session_batch(s._session, self.n, states, _pointer("double *", x), _pointer("double *", y)):
-            check_input(x, s.n_in, s.may_miss)
-        return y.copy()
+        if self._pool is None:
+            if self._part(0, x):
+                check_input(x, s.n_in, s.may_miss)
+        else:
+            if lib.stw_session_unusable(s._session, x.size, _pointer("double *", x)):
+                check_input(x, s.n_in, s.may_miss)
+            list(self._pool.map(self._part, range(len(self._sessions)), [x] * len(self._sessions)))
+        return self._y.copy()
+
+    def _part(self, k: int, x: np.ndarray) -> int:
+        """The streams of thread ``k``. The call into C lets other threads run."""
+        start, end = self._edges[k], self._edges[k + 1]
+        states = ffi.cast("uint8_t *", self._states) + start * self.state_bytes
+        rows, y = _pointer("double *", x[start:end]), _pointer("double *", self._y[start:end])
+        return lib.stw_session_batch(self._sessions[k]._session, end - start, states, rows, y)
 
     def reset(self) -> None:
         """All streams start anew."""

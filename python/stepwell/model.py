@@ -513,11 +513,11 @@ class Model:
 
         return Stream(self)
 
-    def batch(self, n_streams: int) -> Batch:
-        """``n_streams`` streams in flat memory, stepped together."""
+    def batch(self, n_streams: int, threads: int = 1) -> Batch:
+        """``n_streams`` streams in flat memory, stepped together, by so many threads."""
         from stepwell.engine import Batch
 
-        return Batch(self, n_streams)
+        return Batch(self, n_streams, threads)
 
     def reference(self) -> Reference:
         """The NumPy oracle: same methods as a stream, same bits, slow."""

@@ -18,6 +18,7 @@ COMMANDS = {
     "info": ("model_commands", "info"),
     "emit": ("model_commands", "emit"),
     "run": ("model_commands", "run"),
+    "bench": ("bench_command", "bench"),
     "build": ("board_commands", "build"),
     "flash": ("board_commands", "flash"),
     "hil": ("board_commands", "hil"),
@@ -46,6 +47,7 @@ def cli() -> None:
     stepwell convert motor.onnx --calib train.npz    -> motor.stw
     stepwell check motor.stw --data test.npz         what int8 costs in accuracy
     stepwell report motor.stw --data test.npz        -> a page: where it costs, and which knob repairs it
+    stepwell bench motor.stw --deadline 5ms --clock 64MHz    instructions a step on each core
     stepwell emit motor.stw -o motor/                -> C source, any C99 compiler
     tail -f sensor.csv | stepwell run motor.stw -    stream on this machine
     stepwell hil --port qemu:mps2-an386 motor.stw --data test.npz    the same bits on a board?

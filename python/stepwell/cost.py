@@ -1,0 +1,50 @@
+"""Instructions a step, estimated: what tools/bench_mcu.py --fit found in emulated runs of LSTMs and GRUs (costs.json)."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.resources import files
+
+from stepwell.info import macs
+from stepwell.model import IntLayer, Model, RecurrentLayer
+from stepwell.packing import packing_for, packing_of
+
+WALK = 60.0  # instructions of the walk over the layers, for each of them
+
+
+@cache
+def fitted() -> dict[str, dict[str, list[float]]]:
+    """By core (packing.TARGETS): cell and width -> instructions for each multiply-accumulate, each unit, and each layer.
+
+    "missed": the largest relative error of the fit, over sizes that it has not seen, too.
+    """
+    return json.loads(files("stepwell").joinpath("costs.json").read_text())
+
+
+def cores() -> list[str]:
+    return list(fitted())
+
+
+def error(core: str) -> float:
+    """Relative error of an estimate for recurrent models, as the fit saw it. Other layers are estimated more roughly."""
+    return float(fitted()[core]["missed"])
+
+
+def instructions_per_step(model: Model, core: str) -> int:
+    """Estimated, on average over a turn of the model's mode. KeyError for an unknown core."""
+    once = sum(
+        _layer(layer, core) / timing.every + WALK for layer, timing in zip(model.layers, model.timing, strict=True)
+    )
+    turns = model.mode.window / model.mode.stride if model.mode.kind == "slide" else model.mode.n_copies
+    return round(once * turns)
+
+
+def _layer(layer: IntLayer, core: str) -> float:
+    table = fitted()[core]
+    if not isinstance(layer, RecurrentLayer):  # like the sums of a GRU
+        return table["gru8"][0] * macs(layer)
+    cell = "lstm" if layer.kind == "lstm" else "gru"
+    packed = " pairs" if packing_of(layer, packing_for(core)) == "pairs" else ""
+    per_mac, per_unit, always = table[f"{cell}{layer.weight_bits}{packed}"]
+    return per_mac * macs(layer) + per_unit * layer.n_units + always
