@@ -280,28 +280,16 @@ void stw_reset(stw_stream *s)
 
 /* ---- one layer, one step ---- */
 
-/* One step of a whole recurrent layer: all units read the old h, then it is replaced. out: n_out values. */
-static void recurrent_step(const stw_layer *l, const int16_t *x, int16_t *h, int32_t *c, int16_t *out, int16_t *spare)
+#if STW_WITH_GRU || STW_WITH_RNN || STW_WITH_VARIANTS
+/* A step of any recurrent layer, unit by unit. */
+static void unit_by_unit(const stw_layer *l, const int16_t *x, const int16_t *h, int32_t *c, int16_t *out,
+                         int16_t *spare)
 {
     int      has_cell = stw_n_cells(l) != 0;
     int16_t *y;
     stw_cell cell;
     stw_unit unit;
 
-#if STW_WITH_PAIRS
-    if (stw_is_paired(l)) {
-        stw_pairs_step(l, x, h, c, out);
-        memcpy(h, out, l->n_out * sizeof *h);
-        return;
-    }
-#endif
-#if STW_WITH_LSTM
-    if (l->kind == STW_LSTM && !stw_variant(l->extra)) {
-        stw_lstm_plain_step(l, x, h, c, out);
-        memcpy(h, out, l->n_out * sizeof *h);
-        return;
-    }
-#endif
     stw_cell_open(l, &cell);
     y = stw_variant(cell.projection) ? spare : out;
 #if STW_WITH_GRU
@@ -318,6 +306,28 @@ static void recurrent_step(const stw_layer *l, const int16_t *x, int16_t *h, int
     }
     for (size_t r = 0; stw_variant(cell.projection) && r < l->n_out; r++) {
         out[r] = stw_project(l, &cell, y, r);
+    }
+}
+#endif
+
+/* One step of a whole recurrent layer: all units read the old h, then it is replaced. out: n_out values. */
+static void recurrent_step(const stw_layer *l, const int16_t *x, int16_t *h, int32_t *c, int16_t *out, int16_t *spare)
+{
+    (void)spare;
+#if STW_WITH_PAIRS
+    if (stw_is_paired(l)) {
+        stw_pairs_step(l, x, h, c, out);
+    } else
+#endif
+#if STW_WITH_LSTM
+        if (l->kind == STW_LSTM && !stw_variant(l->extra)) {
+        stw_lstm_plain_step(l, x, h, c, out);
+    } else
+#endif
+    {
+#if STW_WITH_GRU || STW_WITH_RNN || STW_WITH_VARIANTS
+        unit_by_unit(l, x, h, c, out, spare);
+#endif
     }
     memcpy(h, out, l->n_out * sizeof *h);
 }

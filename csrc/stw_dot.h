@@ -72,21 +72,54 @@ static inline void stw_dot3(int32_t sum[3], const int8_t *w, const int16_t *x, s
 }
 
 #if STW_WITH_W4
-/* The same for one row of n weights of 4 bits, two in a byte, the low half first. */
+/* The two weights of 4 bits in a byte. */
+static inline int32_t stw_low_half(int32_t pair)
+{
+    return (int32_t)((uint32_t)pair << 28) >> 28;
+}
+
+static inline int32_t stw_high_half(int32_t pair)
+{
+    return pair >> 4;
+}
+
+/* The same for one row and for four rows of n weights of 4 bits, two in a byte, the low half first. */
 static inline int32_t stw_dot1_int4(const int8_t *w, const int16_t *x, size_t n)
 {
-    int32_t even = 0, odd = 0;
+    int32_t sum = 0;
 
-    for (size_t j = 0; j + 1 < n; j += 2) {
-        int32_t pair = *w++;
+    for (size_t j = 0; j + 1 < n; j += 2, w++) {
+        sum += stw_low_half(*w) * x[j] + stw_high_half(*w) * x[j + 1];
+    }
+    return n & 1u ? sum + stw_low_half(*w) * x[n - 1] : sum;
+}
 
-        even += ((pair & 15) ^ 8) * x[j] - 8 * x[j];
-        odd += (pair >> 4) * x[j + 1];
+static inline void stw_dot4_int4(int32_t sum[4], const int8_t *w, const int16_t *x, size_t n)
+{
+    size_t        n_bytes = stw_row_bytes(4, n);
+    const int8_t *w0 = w, *w1 = w + n_bytes, *w2 = w + 2 * n_bytes, *w3 = w + 3 * n_bytes;
+    int32_t       a0 = 0, a1 = 0, a2 = 0, a3 = 0;
+
+    for (size_t k = 0; k < n / 2; k++) {
+        int32_t low = x[2 * k], high = x[2 * k + 1];
+
+        a0 += stw_low_half(w0[k]) * low + stw_high_half(w0[k]) * high;
+        a1 += stw_low_half(w1[k]) * low + stw_high_half(w1[k]) * high;
+        a2 += stw_low_half(w2[k]) * low + stw_high_half(w2[k]) * high;
+        a3 += stw_low_half(w3[k]) * low + stw_high_half(w3[k]) * high;
     }
     if (n & 1u) {
-        even += ((*w & 15) ^ 8) * x[n - 1] - 8 * x[n - 1];
+        size_t last = n / 2;
+
+        a0 += stw_low_half(w0[last]) * x[n - 1];
+        a1 += stw_low_half(w1[last]) * x[n - 1];
+        a2 += stw_low_half(w2[last]) * x[n - 1];
+        a3 += stw_low_half(w3[last]) * x[n - 1];
     }
-    return even + odd;
+    sum[0] = a0;
+    sum[1] = a1;
+    sum[2] = a2;
+    sum[3] = a3;
 }
 #endif
 
@@ -95,6 +128,10 @@ static inline void stw_dot_rows(int32_t *sum, int n_rows, const int8_t *w, unsig
                                 size_t n)
 {
 #if STW_WITH_W4
+    if (bits == 4 && n_rows == 4) {
+        stw_dot4_int4(sum, w, x, n);
+        return;
+    }
     if (bits == 4) {
         for (int k = 0; k < n_rows; k++) {
             sum[k] = stw_dot1_int4(w + (size_t)k * stw_row_bytes(bits, n), x, n);

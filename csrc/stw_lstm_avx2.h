@@ -32,29 +32,51 @@ AVX2 __m256i avx2_products(__m128i w, __m256i x)
     return _mm256_madd_epi16(_mm256_cvtepi8_epi16(w), x);
 }
 
-/* The sums of the four gates of one unit over n columns. */
-AVX2 __m128i avx2_sums(const int8_t *w, const int16_t *x, size_t n, __m256i x_last, const int8_t *end)
+/* The sums of eight rows over their last n columns, n < 16. */
+static __attribute__((target("avx2"), noinline)) __m256i avx2_last_sums(const int8_t *w, size_t stride, size_t n,
+                                                                        __m256i x_last, const int8_t *end)
 {
-    const int8_t *w1 = w + n, *w2 = w1 + n, *w3 = w2 + n;
-    __m256i       a0 = _mm256_setzero_si256(), a1 = a0, a2 = a0, a3 = a0, pairs;
+    int32_t sums[8];
+
+    for (int u = 0; u < 8; u++) {
+        __m256i a = avx2_products(avx2_last_weights(w + (size_t)u * stride, n, end), x_last);
+        __m128i b = _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1));
+
+        b       = _mm_add_epi32(b, _mm_shuffle_epi32(b, 0x4E));
+        b       = _mm_add_epi32(b, _mm_shuffle_epi32(b, 0xB1));
+        sums[u] = _mm_cvtsi128_si32(b);
+    }
+    return _mm256_loadu_si256((const __m256i *)(const void *)sums);
+}
+
+/* The sums of eight rows over n columns; they stand `stride` bytes apart.  One copy of it: inlined eight times it would
+ * fill the instruction cache. */
+static __attribute__((target("avx2"), noinline)) __m256i avx2_sums(const int8_t *w, size_t stride, const int16_t *x,
+                                                                   size_t n, __m256i x_last, const int8_t *end)
+{
+    const int8_t *w4 = w + 4 * stride;
+    __m256i       a0 = _mm256_setzero_si256(), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0, low, high;
     size_t        j = 0;
 
+#define AVX2_ROW(sum, row)                                                                                             \
+    sum = _mm256_add_epi32(sum, avx2_products(_mm_loadu_si128((const __m128i *)(const void *)(row)), v))
     for (; j + 16 <= n; j += 16) {
         __m256i v = _mm256_loadu_si256((const __m256i *)(const void *)(x + j));
 
-        a0 = _mm256_add_epi32(a0, avx2_products(_mm_loadu_si128((const __m128i *)(const void *)(w + j)), v));
-        a1 = _mm256_add_epi32(a1, avx2_products(_mm_loadu_si128((const __m128i *)(const void *)(w1 + j)), v));
-        a2 = _mm256_add_epi32(a2, avx2_products(_mm_loadu_si128((const __m128i *)(const void *)(w2 + j)), v));
-        a3 = _mm256_add_epi32(a3, avx2_products(_mm_loadu_si128((const __m128i *)(const void *)(w3 + j)), v));
+        AVX2_ROW(a0, w + j);
+        AVX2_ROW(a1, w + stride + j);
+        AVX2_ROW(a2, w + 2 * stride + j);
+        AVX2_ROW(a3, w + 3 * stride + j);
+        AVX2_ROW(a4, w4 + j);
+        AVX2_ROW(a5, w4 + stride + j);
+        AVX2_ROW(a6, w4 + 2 * stride + j);
+        AVX2_ROW(a7, w4 + 3 * stride + j);
     }
-    if (j < n) {
-        a0 = _mm256_add_epi32(a0, avx2_products(avx2_last_weights(w + j, n - j, end), x_last));
-        a1 = _mm256_add_epi32(a1, avx2_products(avx2_last_weights(w1 + j, n - j, end), x_last));
-        a2 = _mm256_add_epi32(a2, avx2_products(avx2_last_weights(w2 + j, n - j, end), x_last));
-        a3 = _mm256_add_epi32(a3, avx2_products(avx2_last_weights(w3 + j, n - j, end), x_last));
-    }
-    pairs = _mm256_hadd_epi32(_mm256_hadd_epi32(a0, a1), _mm256_hadd_epi32(a2, a3));
-    return _mm_add_epi32(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+#undef AVX2_ROW
+    low  = _mm256_hadd_epi32(_mm256_hadd_epi32(a0, a1), _mm256_hadd_epi32(a2, a3));
+    high = _mm256_hadd_epi32(_mm256_hadd_epi32(a4, a5), _mm256_hadd_epi32(a6, a7));
+    low  = _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
+    return j < n ? _mm256_add_epi32(low, avx2_last_sums(w + j, stride, n - j, x_last, end)) : low;
 }
 
 /* The last n % 16 codes, and zeros. */
@@ -83,33 +105,66 @@ AVX2 __m256i avx2_rsh(__m256i x, __m256i n)
                           32 - (n)),                                                                                   \
         0xAA)
 
-/* Pre-activations of one gate of eight units, Q4.11 before SAT16; sums stand four apart, records likewise.  Shifts of
- * 17 or more: RQ(a, mult, shift) = RSH(floor(a * mult / 2^16), shift - 16); *can keeps its sign bits while all are. */
-AVX2 __m256i avx2_pre_activations(const stw_row *row, const int32_t *ax, const int32_t *ah, __m256i *can)
+/* The records of eight units, turned: field[2 * gate] is bias, field[2 * gate + 1] mult, kx and shift. */
+AVX2 void avx2_records(const stw_row *row, __m256i field[8])
 {
-    const __m256i at = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28), zero = _mm256_setzero_si256();
-    const int    *field = (const int *)(const void *)row;
-    __m256i       bias  = _mm256_i32gather_epi32(field, at, 8);
-    __m256i       word  = _mm256_i32gather_epi32(field + 1, at, 8); /* mult, kx, shift */
-    __m256i       mult  = _mm256_srai_epi32(_mm256_slli_epi32(word, 16), 16);
-    __m256i       kx    = _mm256_srai_epi32(_mm256_slli_epi32(word, 8), 24);
-    __m256i       left  = _mm256_sub_epi32(_mm256_set1_epi32(16), _mm256_srai_epi32(word, 24));
-    __m256i       sum   = _mm256_i32gather_epi32(ax, at, 4);
-    __m256i       down = avx2_rsh(sum, _mm256_sub_epi32(zero, kx)), up = _mm256_sllv_epi32(sum, kx);
+    __m256i a[8], b[8];
+
+    for (int u = 0; u < 8; u++) {
+        a[u] = _mm256_loadu_si256((const __m256i *)(const void *)(row + 4 * u));
+    }
+    for (int u = 0; u < 8; u += 2) {
+        b[u]     = _mm256_unpacklo_epi32(a[u], a[u + 1]);
+        b[u + 1] = _mm256_unpackhi_epi32(a[u], a[u + 1]);
+    }
+    for (int u = 0; u < 8; u += 4) {
+        a[u]     = _mm256_unpacklo_epi64(b[u], b[u + 2]);
+        a[u + 1] = _mm256_unpackhi_epi64(b[u], b[u + 2]);
+        a[u + 2] = _mm256_unpacklo_epi64(b[u + 1], b[u + 3]);
+        a[u + 3] = _mm256_unpackhi_epi64(b[u + 1], b[u + 3]);
+    }
+    for (int k = 0; k < 4; k++) {
+        field[k]     = _mm256_permute2x128_si256(a[k], a[k + 4], 0x20);
+        field[k + 4] = _mm256_permute2x128_si256(a[k], a[k + 4], 0x31);
+    }
+}
+
+/* Pre-activations of one gate of eight units, Q4.11 before SAT16.  Shifts of 17 or more: RQ(a, mult, shift) =
+ * RSH(floor(a * mult / 2^16), shift - 16); *can keeps its sign bits while all are. */
+AVX2 __m256i avx2_pre_activations(const __m256i record[2], __m256i ax, __m256i ah, __m256i *can)
+{
+    const __m256i zero = _mm256_setzero_si256();
+    __m256i       mult = _mm256_srai_epi32(_mm256_slli_epi32(record[1], 16), 16);
+    __m256i       kx   = _mm256_srai_epi32(_mm256_slli_epi32(record[1], 8), 24);
+    __m256i       left = _mm256_sub_epi32(_mm256_set1_epi32(16), _mm256_srai_epi32(record[1], 24));
+    __m256i       down = avx2_rsh(ax, _mm256_sub_epi32(zero, kx)), up = _mm256_sllv_epi32(ax, kx);
     __m256i       acc = _mm256_blendv_epi8(up, down, _mm256_srai_epi32(kx, 31));
 
-    acc  = _mm256_add_epi32(acc, _mm256_add_epi32(_mm256_i32gather_epi32(ah, at, 4), bias));
+    acc  = _mm256_add_epi32(acc, _mm256_add_epi32(ah, record[0]));
     *can = _mm256_and_si256(*can, left);
     return avx2_rsh(AVX2_PRODUCT(acc, mult, 0, 16), _mm256_sub_epi32(zero, left));
 }
 
-/* Y(a) - 2^21 + round: both entries by one gather, weighted by 64 - f and f. */
+/* Two entries of the table from k on: as two halves of a word. */
+AVX2 int avx2_entries(uint32_t k)
+{
+    int pair;
+
+    memcpy(&pair, stw_sigmoid_table + k, sizeof pair);
+    return pair;
+}
+
+/* Y(a) - 2^21 + round: both entries weighted by 64 - f and f.  Eight loads, since a gather takes longer on CPUs whose
+ * microcode guards it against data sampling. */
 AVX2 __m256i avx2_table(__m256i a, int round)
 {
-    __m256i pair = _mm256_i32gather_epi32((const int *)(const void *)stw_sigmoid_table, _mm256_srli_epi32(a, 6), 2);
-    __m256i f    = _mm256_and_si256(a, _mm256_set1_epi32(63));
-    __m256i w    = _mm256_add_epi32(_mm256_sub_epi32(_mm256_slli_epi32(f, 16), f), _mm256_set1_epi32(64));
+    uint32_t k[8];
+    __m256i  f = _mm256_and_si256(a, _mm256_set1_epi32(63)), pair;
+    __m256i  w = _mm256_add_epi32(_mm256_sub_epi32(_mm256_slli_epi32(f, 16), f), _mm256_set1_epi32(64));
 
+    _mm256_storeu_si256((__m256i *)(void *)k, _mm256_srli_epi32(a, 6));
+    pair = _mm256_setr_epi32(avx2_entries(k[0]), avx2_entries(k[1]), avx2_entries(k[2]), avx2_entries(k[3]),
+                             avx2_entries(k[4]), avx2_entries(k[5]), avx2_entries(k[6]), avx2_entries(k[7]));
     return _mm256_add_epi32(_mm256_madd_epi16(pair, w), _mm256_set1_epi32(round));
 }
 
@@ -138,24 +193,39 @@ AVX2 __m256i avx2_saturating_add(__m256i a, __m256i b)
     return _mm256_blendv_epi8(sum, end, _mm256_srai_epi32(over, 31));
 }
 
-/* New c and h of eight units; 0 when they must be computed one by one, then nothing has changed. */
-AVX2 int avx2_units(const stw_row *row, const int32_t *ax, const int32_t *ah, int32_t *c, int16_t *out,
-                    unsigned int h_bits)
-{
-    __m256i can = _mm256_set1_epi32(-1), eight = _mm256_set1_epi32(8);
-    __m256i i     = avx2_sigmoid(avx2_pre_activations(row, ax, ah, &can));
-    __m256i f     = avx2_sigmoid(avx2_pre_activations(row + 1, ax + 1, ah + 1, &can));
-    __m256i g     = avx2_tanh(avx2_pre_activations(row + 2, ax + 2, ah + 2, &can));
-    __m256i o     = avx2_sigmoid(avx2_pre_activations(row + 3, ax + 3, ah + 3, &can));
-    __m256i old_c = _mm256_loadu_si256((const __m256i *)(const void *)c), kept, new_c, y;
+/* What eight units read: their rows, and the last codes of x and h. */
+typedef struct avx2_group {
+    __m256i       x_last, h_last;
+    const int8_t *w_end, *r_end;
+} avx2_group;
 
+AVX2 __m256i avx2_gate(const walk *at, const avx2_group *group, const __m256i field[8], size_t k, __m256i *can)
+{
+    size_t  n_in = at->n_in, n_out = at->n_out;
+    __m256i ax = avx2_sums(at->w + k * n_in, 4 * n_in, at->x, n_in, group->x_last, group->w_end);
+    __m256i ah = avx2_sums(at->r + k * n_out, 4 * n_out, at->h, n_out, group->h_last, group->r_end);
+
+    return avx2_pre_activations(field + 2 * k, ax, ah, can);
+}
+
+/* New c and h of eight units; 0 when they must be computed one by one, then nothing has changed. */
+AVX2 int avx2_units(const walk *at, const avx2_group *group, int32_t *c, int16_t *out)
+{
+    __m256i field[8], can = _mm256_set1_epi32(-1), i, f, g, o, kept, new_c, y;
+
+    avx2_records(at->row, field);
+    i = avx2_sigmoid(avx2_gate(at, group, field, 0, &can));
+    f = avx2_sigmoid(avx2_gate(at, group, field, 1, &can));
+    g = avx2_tanh(avx2_gate(at, group, field, 2, &can));
+    o = avx2_sigmoid(avx2_gate(at, group, field, 3, &can));
     if (_mm256_movemask_ps(_mm256_castsi256_ps(can)) != 0xFF) {
         return 0;
     }
-    kept  = AVX2_PRODUCT(old_c, f, 1 << 14, 15);
-    new_c = avx2_saturating_add(kept, avx2_rsh(_mm256_mullo_epi32(i, g), eight));
+    y     = _mm256_loadu_si256((const __m256i *)(const void *)c);
+    kept  = AVX2_PRODUCT(y, f, 1 << 14, 15);
+    new_c = avx2_saturating_add(kept, avx2_rsh(_mm256_mullo_epi32(i, g), _mm256_set1_epi32(8)));
     y     = _mm256_mullo_epi32(o, avx2_tanh(avx2_rsh(new_c, _mm256_set1_epi32(11))));
-    if (h_bits == 8) {
+    if (at->h_bits == 8) {
         y = _mm256_min_epi32(avx2_rsh(y, _mm256_set1_epi32(23)), _mm256_set1_epi32(127));
         y = _mm256_max_epi32(y, _mm256_set1_epi32(-127));
     } else {
@@ -170,25 +240,13 @@ AVX2 int avx2_units(const stw_row *row, const int32_t *ax, const int32_t *ah, in
 /* As many units as go eight at a time, from the first on; `at` stands behind them.  Gives their number. */
 __attribute__((target("avx2"))) static size_t avx2_step(walk *at, int32_t *c, int16_t *out)
 {
-    const int8_t *w_end = at->w + 4 * (size_t)at->n_in * at->n_out, *r_end = at->r + 4 * (size_t)at->n_out * at->n_out;
-    __m256i       x_last = avx2_last_codes(at->x, at->n_in), h_last = avx2_last_codes(at->h, at->n_out);
-    size_t        u = 0;
+    size_t     n_in = at->n_in, n_out = at->n_out, u = 0;
+    avx2_group group = {avx2_last_codes(at->x, n_in), avx2_last_codes(at->h, n_out), at->w + 4 * n_in * n_out,
+                        at->r + 4 * n_out * n_out};
 
-    for (; u + 8 <= at->n_out; u += 8) {
-        const int8_t *w = at->w, *r = at->r;
-        int32_t       ax[32], ah[32];
-
-        for (size_t k = 0; k < 32; k += 4) {
-            _mm_storeu_si128((__m128i *)(void *)(ax + k), avx2_sums(w, at->x, at->n_in, x_last, w_end));
-            _mm_storeu_si128((__m128i *)(void *)(ah + k), avx2_sums(r, at->h, at->n_out, h_last, r_end));
-            w += 4 * (size_t)at->n_in;
-            r += 4 * (size_t)at->n_out;
-        }
-        if (!avx2_units(at->row, ax, ah, c + u, out + u, at->h_bits)) {
-            break;
-        }
-        at->w = w;
-        at->r = r;
+    for (; u + 8 <= n_out && avx2_units(at, &group, c + u, out + u); u += 8) {
+        at->w += 32 * n_in;
+        at->r += 32 * n_out;
         at->row += 32;
     }
     return u;

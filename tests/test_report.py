@@ -293,7 +293,7 @@ def test_error_over_the_long_run():
     assert gate["integer_percent"] == pytest.approx(flat)
 
 
-@pytest.mark.parametrize(("port", "core"), [("sim:netduinoplus2", "Cortex-M4"), ("sim:microbit", "Cortex-M0")])
+@pytest.mark.parametrize(("port", "core"), [("sim:netduinoplus2", "cortex-m4"), ("sim:microbit", "cortex-m0")])
 @pytest.mark.parametrize("precision", ["w8a16", "w4a16"])
 def test_estimated_instructions_are_near_those_of_an_emulated_run(port, core, precision, tmp_path):
     pytest.importorskip("unicorn")

@@ -11,14 +11,19 @@ CSRC = Path(__file__).resolve().parent.parent / "csrc"
 README = CSRC / "README.md"
 CORES = {"Cortex-M0": "-mcpu=cortex-m0", "Cortex-M4": "-mcpu=cortex-m4"}
 CORE = ["stepwell.c", "stw_check.c", "stw_cell.c", "stw_dense.c", "stw_table.c"]
-MORE = ["ACTIVATION", "SOFTMAX", "STRINGS", "MIX", "WINDOW", "NORM", "ATTENTION", "MODES", "VARIANTS"]
-EVERYTHING = [*CORE, "stw_lstm.c", "stw_gru.c", "stw_rnn.c"]
+MORE = ["ACTIVATION", "SOFTMAX", "STRINGS", "MIX", "WINDOW", "NORM", "ATTENTION", "MODES", "VARIANTS", "PAIRS", "W4"]
+LSTM = ["stw_lstm.c", "stw_dot_v6m.c", "stw_dot_riscv.c"]
+EVERYTHING = [*CORE, *LSTM, "stw_pairs.c", "stw_gru.c", "stw_rnn.c"]
 EVERYTHING += ["stw_window.c", "stw_attention.c", "stw_norm.c", "stw_softmax.c", "stw_mode.c"]
 LEVELS = {
-    "core, LSTM + dense": ([*CORE, "stw_lstm.c"], ["GRU", "RNN", *MORE]),
+    "core, LSTM + dense": ([*CORE, *LSTM], ["GRU", "RNN", *MORE]),
+    "core, LSTM in pairs + dense": (
+        [*CORE, *LSTM, "stw_pairs.c"],
+        ["GRU", "RNN", *(k for k in MORE if k != "PAIRS")],
+    ),
     "core, GRU + dense": ([*CORE, "stw_gru.c"], ["LSTM", "RNN", *MORE]),
     "core, conv + LSTM + dense": (
-        [*CORE, "stw_lstm.c", "stw_window.c"],
+        [*CORE, *LSTM, "stw_window.c"],
         ["GRU", "RNN", *(k for k in MORE if k != "WINDOW")],
     ),
     "core, everything": (EVERYTHING, []),

@@ -56,6 +56,7 @@ KNOBS = (
     "MODES",
     "VARIANTS",
     "PAIRS",
+    "W4",
 )
 CELL = "header: parts, flags, clip, formats; tables, peephole, h0, c0, projection"
 EXTRA_WHAT = dict.fromkeys(("lstm", "gru", "gru_before", "rnn"), CELL) | {"layer_norm": "epsilon"}
@@ -185,6 +186,7 @@ def _unused_knobs(model: Model, packing: str) -> set[str]:
     used |= {"MODES"} if model.mode.kind != "carry" else set()
     used |= {"VARIANTS"} if any(_has_variants(layer) for layer in model.layers) else set()
     used |= {packing_of(layer, packing).upper() for layer in model.layers}
+    used |= {f"W{layer.weight_bits}" for layer in model.layers if isinstance(layer, RecurrentLayer)}
     return set(KNOBS) - used
 
 

@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from stepwell import proof
+from stepwell import cost, proof
 from stepwell.calibrate import Progress
 from stepwell.check import compare, float_outputs, sqnr_db, warm_up
 from stepwell.dequantize import float_layer
 from stepwell.float_stream import run_in_mode
 from stepwell.graph import Graph
 from stepwell.metrics import Metric
-from stepwell.model import IntLayer, Model, RecurrentLayer
-from stepwell.packing import packing_of
+from stepwell.model import Model, RecurrentLayer
 from stepwell.report.long_run import long_run
 from stepwell.report.places import C_LIMIT, GATE, measured
 from stepwell.samples import Samples
@@ -27,13 +26,7 @@ ENOUGH_DB = 45.0  # unless it is as good as that
 NAMED = 3  # units of each kind that the advice names
 RAILS = 0.01  # of a gate's values at the ends of their format
 # Nordic nRF52840 product specification, CoreMark from flash with DC/DC: 52 uA/MHz at 3 V
-ENERGY = {"core": "Cortex-M4", "cycles_per_instruction": 1.3, "nanojoules_per_cycle": 0.156}
-# instructions per multiply-accumulate, more for weights of 4 bits, per recurrent unit, and in all: fitted to emulated runs of LSTMs
-# from 4 x 16 to 32 x 56, which they give within 6 % (8 bits: 3 %), and GRUs, within 5 %
-COST = {"Cortex-M4": (2.75, 4.6, 514.0, 362.0), "Cortex-M0": (5.5, 7.9, 744.0, 498.0)}
-PAIRED = {
-    "Cortex-M4": (0.898, 341.0)
-}  # per multiply-accumulate and per unit of layers whose rows stand in pairs: within 1 %
+ENERGY = {"core": "cortex-m4", "cycles_per_instruction": 1.3, "nanojoules_per_cycle": 0.156}
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,25 +111,14 @@ def _layers(model: Model, graph: Graph, samples: Samples) -> list[dict[str, Any]
 
 def _cost(model: Model) -> list[dict[str, Any]]:
     """Estimated instructions a step; energy from them, with its assumptions."""
-    info = model.info()
-    macs = [layer["macs"] for layer in info["layers"]]
-    turns = info["macs_per_step"] / max(1, sum(macs))
     found = []
-    for core, (*_, always) in COST.items():
-        once = sum(_instructions(core, layer, n) for layer, n in zip(model.layers, macs, strict=True))
-        found.append({"core": core, "instructions_per_step": round(turns * once + always), "how": "estimated"})
-    cycles = found[0]["instructions_per_step"] * ENERGY["cycles_per_instruction"]
-    found[0]["microjoules_per_step"] = cycles * ENERGY["nanojoules_per_cycle"] / 1000
+    for core in cost.cores():
+        instructions = cost.instructions_per_step(model, core)
+        found.append({"core": core, "instructions_per_step": instructions, "how": "estimated"})
+        if core == ENERGY["core"]:
+            cycles = instructions * ENERGY["cycles_per_instruction"]
+            found[-1]["microjoules_per_step"] = cycles * ENERGY["nanojoules_per_cycle"] / 1000
     return found
-
-
-def _instructions(core: str, layer: IntLayer, macs: int) -> float:
-    per_mac, more, per_unit, _ = COST[core]
-    if not isinstance(layer, RecurrentLayer):
-        return per_mac * macs
-    if core in PAIRED and packing_of(layer, "pairs") == "pairs":
-        per_mac, per_unit = PAIRED[core]
-    return (per_mac + (more if layer.weight_bits == 4 else 0)) * macs + per_unit * layer.n_units
 
 
 # ---- advice ----
