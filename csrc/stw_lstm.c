@@ -169,6 +169,12 @@ static int four_units(walk *at, int32_t *c, int16_t *out)
 #if STW_WITH_AVX2
 #include "stw_lstm_avx2.h"
 #endif
+#if defined(__aarch64__) && defined(__ARM_NEON) && !defined(__AARCH64EB__)
+#define STW_NEON 1
+#include "stw_lstm_neon.h"
+#else
+#define STW_NEON 0
+#endif
 
 void stw_lstm_plain_step(const stw_layer *l, const int16_t *x, const int16_t *h, int32_t *c, int16_t *out)
 {
@@ -178,6 +184,11 @@ void stw_lstm_plain_step(const stw_layer *l, const int16_t *x, const int16_t *h,
 #if STW_WITH_AVX2
     if (at.bits == 8 && avx2_is_on()) {
         u = avx2_step(&at, c, out);
+    }
+#endif
+#if STW_NEON
+    if (at.bits == 8) {
+        u = neon_step(&at, c, out);
     }
 #endif
 #if STW_MVE

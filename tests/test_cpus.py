@@ -63,6 +63,15 @@ CPUS = {
         "qemu-arm",
         "gcc-arm-linux-gnueabihf libc6-dev-armhf-cross qemu-user",
     ),
+    "aarch64 neon": Cpu(
+        "aarch64-linux-gnu-gcc", "-O2 -static", "qemu-aarch64", "gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"
+    ),
+    "riscv64": Cpu(
+        "riscv64-linux-gnu-gcc",
+        "-O2 -static",
+        "qemu-riscv64",
+        "gcc-riscv64-linux-gnu libc6-dev-riscv64-cross qemu-user",
+    ),
 }
 
 
