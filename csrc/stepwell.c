@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "stw_fix.h"
+#include "stw_lanes.h"
 #include "stw_layers.h"
 #include "stw_pairs.h"
 
@@ -653,3 +654,7 @@ int stw_step(stw_stream *s, const int16_t *x, int32_t *y)
 #endif
     return stw_run_layers(s, stw_copy_of(s, 0), x, y) ? STW_OK : STW_HOLD;
 }
+
+#if STW_WITH_AVX2
+#include "stw_many.h"
+#endif

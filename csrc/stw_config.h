@@ -71,9 +71,15 @@
 #endif
 #endif
 
-/* Eight units of an LSTM at a time on x86-64 that has AVX2, found out at run time.  For gcc and clang. */
+/* Eight units of an LSTM, or many streams, at a time on x86-64 that has AVX2 or more, found out at run time.  For gcc
+ * and clang; AVX-VNNI needs gcc 11 or clang 12. */
 #ifndef STW_WITH_AVX2
 #define STW_WITH_AVX2 0
+#endif
+#if defined(__clang__)
+#define STW_HAS_AVX_VNNI (__clang_major__ >= 12)
+#else
+#define STW_HAS_AVX_VNNI (__GNUC__ >= 11)
 #endif
 
 /* Window modes other than carry: tumble, slide, stagger. */

@@ -1,6 +1,7 @@
 /* stw_lstm.c - one LSTM step, as in docs/numerics.md, "One LSTM step". */
 #include "stw_dot.h"
 #include "stw_fix.h"
+#include "stw_lanes.h"
 #include "stw_layers.h"
 #include "stw_pairs.h"
 

@@ -1,18 +1,15 @@
 /* stw_lstm_avx2.h - eight units of a plain LSTM layer at once on x86-64 with AVX2; part of stw_lstm.c.  Built with
  * STW_WITH_AVX2 and taken at run time where the CPU has it. */
-#include <immintrin.h>
 #include <string.h>
 
-#define AVX2 static inline __attribute__((target("avx2")))
-
-int stw_avx2 = -1; /* 1: use it, 0: do not, -1: not asked yet */
+#include "stw_avx2.h"
 
 static int avx2_is_on(void)
 {
-    if (stw_avx2 < 0) {
-        stw_avx2 = __builtin_cpu_supports("avx2") != 0;
+    if (stw_kernel < 0) {
+        stw_kernel = stw_kernel_up_to(STW_AVX512_VNNI);
     }
-    return stw_avx2;
+    return stw_kernel >= STW_AVX2;
 }
 
 /* The first n of 16 weights, n < 16, without a look behind `end`, the end of the array. */
@@ -108,25 +105,10 @@ AVX2 __m256i avx2_rsh(__m256i x, __m256i n)
 /* The records of eight units, turned: field[2 * gate] is bias, field[2 * gate + 1] mult, kx and shift. */
 AVX2 void avx2_records(const stw_row *row, __m256i field[8])
 {
-    __m256i a[8], b[8];
-
     for (int u = 0; u < 8; u++) {
-        a[u] = _mm256_loadu_si256((const __m256i *)(const void *)(row + 4 * u));
+        field[u] = _mm256_loadu_si256((const __m256i *)(const void *)(row + 4 * u));
     }
-    for (int u = 0; u < 8; u += 2) {
-        b[u]     = _mm256_unpacklo_epi32(a[u], a[u + 1]);
-        b[u + 1] = _mm256_unpackhi_epi32(a[u], a[u + 1]);
-    }
-    for (int u = 0; u < 8; u += 4) {
-        a[u]     = _mm256_unpacklo_epi64(b[u], b[u + 2]);
-        a[u + 1] = _mm256_unpackhi_epi64(b[u], b[u + 2]);
-        a[u + 2] = _mm256_unpacklo_epi64(b[u + 1], b[u + 3]);
-        a[u + 3] = _mm256_unpackhi_epi64(b[u + 1], b[u + 3]);
-    }
-    for (int k = 0; k < 4; k++) {
-        field[k]     = _mm256_permute2x128_si256(a[k], a[k + 4], 0x20);
-        field[k + 4] = _mm256_permute2x128_si256(a[k], a[k + 4], 0x31);
-    }
+    avx2_turn(field);
 }
 
 /* Pre-activations of one gate of eight units, Q4.11 before SAT16.  Shifts of 17 or more: RQ(a, mult, shift) =

@@ -2,18 +2,26 @@
 
 import numpy as np
 import pytest
+import stepwell
+from conftest import random_dense, random_gru, random_lstm, random_sequences
 from stepwell import engine
 from stepwell.errors import SampleError
+from stepwell.graph import Graph
 from stepwell.reference import Reference
-from test_cpus import SIZES, codes, sized, with_kx
+from test_cpus import SIZES, codes, sized, with_kx, with_small_shifts
 
 
-@pytest.fixture(params=engine.KERNELS)
+def kernels() -> list[str]:
+    """Those that this CPU has."""
+    found = [name for name in engine.KERNELS[1:] if engine.use_kernel(name) == name]
+    engine.use_kernel("auto")
+    return found
+
+
+@pytest.fixture(params=kernels())
 def kernel(request):
-    name = engine.use_kernel(request.param)
-    if request.param != "portable" and name == "portable":
-        pytest.skip("this CPU has no AVX2: there is no other kernel")
-    yield name
+    assert engine.use_kernel(request.param) == request.param
+    yield request.param
     engine.use_kernel("auto")
 
 
@@ -25,6 +33,31 @@ def test_kernels_equal_the_reference(kernel, precision):
     for model in models:
         x = codes(rng, model)
         assert np.array_equal(model.stream().run_q(x), Reference(model).run_q(x)), model
+
+
+@pytest.mark.parametrize("precision", ["w8a16", "w8x16h8", "w8a8"])
+@pytest.mark.parametrize("cell", [random_lstm, random_gru])
+def test_many_streams_equal_the_reference(kernel, cell, precision):
+    """Blocks that are full, not full and too small to go side by side; layers of odd sizes, one behind the other."""
+    rng = np.random.default_rng(3)
+    for n_in, n_units, gain in [(1, 1, 2.0), (3, 5, 2.0), (16, 9, 60.0), (19, 33, 2.0)]:
+        layers = (cell(rng, n_in, n_units, gain), cell(rng, n_units, 7), random_dense(rng, 7, 2))
+        calibration = random_sequences(rng, 2, 30, n_in)
+        model = stepwell.convert(Graph(layers[: rng.integers(1, 4)]), calibration, precision=precision)
+        for n in (3, 4, 39):
+            batch, x = model.batch(n), rng.normal(size=(5, n, n_in)) * 4
+            y = np.stack([batch.step(row) for row in x])
+            for k in (0, n // 2, n - 1):
+                codes = model.quantize(x[:, k])
+                assert np.array_equal(y[:, k] * 2**model.y_frac, Reference(model).run_q(codes)), (model, k)
+
+
+def test_many_streams_with_coarse_rows(kernel):
+    for model in (with_small_shifts(sized(5, 24), 13), with_kx(sized(9, 16), -7, 4), sized(5, 24, gain=60.0)):
+        batch, stream, rng = model.batch(33), model.stream(), np.random.default_rng(1)
+        for _ in range(4):
+            row = rng.normal(size=model.n_in) * 3
+            assert np.array_equal(batch.step(np.tile(row, (33, 1)))[32], stream.step(row))
 
 
 def test_the_kernel_is_named():

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "stw_lanes.h"
 #include "stw_layers.h"
 
 /* floor((clamp(x) - offset) / scale + 1/2), clamped: Scaler.codes is the same in NumPy and a test compares them. */
@@ -111,18 +112,100 @@ int64_t stw_session_run(stw_session *s, int64_t n_steps, const double *x, double
     return bad;
 }
 
+/* Stream k of a batch; its scratch is that of the session. */
+static stw_stream stream_of(const stw_session *s, uint8_t *states, size_t state_bytes, size_t k)
+{
+    stw_stream stream = s->stream;
+
+    stream.c = (int32_t *)(void *)(states + k * state_bytes);
+    stream.h = (int16_t *)(void *)((uint8_t *)stream.c + ((uint8_t *)s->stream.h - (uint8_t *)s->stream.c));
+    return stream;
+}
+
+#if STW_WITH_AVX2
+/* Scratch and codes of a block of streams, and what stw_many_step needs, one after the other. */
+typedef struct many {
+    size_t   scratch_bytes;
+    uint8_t *scratch, *work;
+    int16_t *x_q; /* [STW_LANES][n_in] */
+    int32_t *y_q; /* [STW_LANES][n_out] */
+} many;
+
+static many many_of(const stw_session *s)
+{
+    const stw_model *m = s->stream.model;
+    many             at;
+
+    at.scratch_bytes = (stw_scratch_bytes(m) + 3u) & ~(size_t)3u;
+    at.scratch       = s->many;
+    at.y_q           = (int32_t *)(void *)(at.scratch + STW_LANES * at.scratch_bytes);
+    at.x_q           = (int16_t *)(void *)(at.y_q + STW_LANES * (size_t)m->n_out);
+    at.work          = (uint8_t *)(at.x_q + STW_LANES * (size_t)m->n_in);
+    return at;
+}
+
+size_t stw_session_many_bytes(const stw_session *s)
+{
+    const stw_model *m         = s->stream.model;
+    size_t           of_stream = stw_scratch_bytes(m) + 4u + 4u * (size_t)m->n_out + 2u * (size_t)m->n_in;
+
+    return stw_many_can(m) ? STW_LANES * of_stream + stw_many_bytes(m) : 0;
+}
+
+/* A step of the n <= STW_LANES streams from k on. */
+static void step_block(stw_session *s, uint8_t *states, size_t state_bytes, size_t n, const double *x, double *y)
+{
+    const stw_model *m  = s->stream.model;
+    many             at = many_of(s);
+    stw_stream       streams[STW_LANES];
+
+    for (size_t i = 0; i < n; i++) {
+        streams[i]         = stream_of(s, states, state_bytes, i);
+        streams[i].scratch = (int16_t *)(void *)(at.scratch + i * at.scratch_bytes);
+        codes_of(s, streams + i, x + i * m->n_in);
+        memcpy(at.x_q + i * m->n_in, s->x_q, m->n_in * sizeof *at.x_q);
+    }
+    stw_many_step(streams, n, at.x_q, at.y_q, at.work);
+    for (size_t k = 0; k < n * m->n_out; k++) {
+        y[k] = at.y_q[k] * s->y_unit;
+    }
+}
+
+/* As many streams as pay to go together; the rest goes stream by stream. */
+static size_t block_of(const stw_session *s, size_t n)
+{
+    size_t block = n < STW_LANES ? n : STW_LANES;
+
+    return s->many && stw_kernel > STW_PORTABLE && block >= STW_MANY_MIN ? block : 0;
+}
+#else
+size_t stw_session_many_bytes(const stw_session *s)
+{
+    (void)s;
+    return 0;
+}
+#endif
+
 int64_t stw_session_batch(stw_session *s, int64_t n_streams, uint8_t *states, const double *x, double *y)
 {
     const stw_model *m           = s->stream.model;
-    size_t           state_bytes = stw_state_bytes(m);
-    int64_t          bad         = first_unusable(m, x, n_streams * m->n_in);
-    stw_stream       stream      = s->stream; /* the scratch is shared, the state moves on */
-    size_t           h_from_c    = (size_t)((uint8_t *)stream.h - (uint8_t *)stream.c);
+    size_t           state_bytes = stw_state_bytes(m), n = (size_t)n_streams;
+    int64_t          bad = first_unusable(m, x, n_streams * m->n_in);
 
-    for (int64_t k = 0; bad == 0 && k < n_streams; k++) {
-        stream.c = (int32_t *)(void *)(states + (size_t)k * state_bytes);
-        stream.h = (int16_t *)(void *)((uint8_t *)stream.c + h_from_c);
+    for (size_t k = 0; bad == 0 && k < n;) {
+#if STW_WITH_AVX2
+        size_t block = block_of(s, n - k);
+
+        if (block) {
+            step_block(s, states + k * state_bytes, state_bytes, block, x + k * m->n_in, y + k * m->n_out);
+            k += block;
+            continue;
+        }
+#endif
+        stw_stream stream = stream_of(s, states, state_bytes, k);
+
         step(s, &stream, x + k * m->n_in, y + k * m->n_out);
+        k++;
     }
     return bad;
 }
@@ -142,18 +225,13 @@ int64_t stw_session_unusable(const stw_session *s, int64_t n, const double *x)
     return first_unusable(s->stream.model, x, n);
 }
 
+int stw_host_kernel(int wanted)
+{
 #if STW_WITH_AVX2
-extern int stw_avx2;
-
-int stw_host_avx2(int wanted)
-{
-    stw_avx2 = wanted && __builtin_cpu_supports("avx2");
-    return stw_avx2;
-}
+    stw_kernel = stw_kernel_up_to(wanted);
+    return stw_kernel;
 #else
-int stw_host_avx2(int wanted)
-{
     (void)wanted;
     return 0;
-}
 #endif
+}

@@ -21,6 +21,7 @@ typedef struct stw_session {
     double    *y;       /* [n_out] real output; kept where a step makes no new one */
     int16_t   *x_q;     /* [n_in]  codes */
     int32_t   *y_q;     /* [n_out] codes */
+    uint8_t   *many;    /* stw_session_many_bytes of working memory for stw_session_batch, or null */
 } stw_session;
 
 /* A new sequence; the outputs are zero until the first new one. */
@@ -36,12 +37,15 @@ int stw_session_step(stw_session *s);
 int64_t stw_session_run(stw_session *s, int64_t n_steps, const double *x, double *y);
 int64_t stw_session_batch(stw_session *s, int64_t n_streams, uint8_t *states, const double *x, double *y);
 
+/* Memory with which a batch takes the weights once for many streams; 0 where it goes stream by stream. */
+size_t stw_session_many_bytes(const stw_session *s);
+
 /* 0, or 1 + the index of the first of n inputs that is not finite. */
 int64_t stw_session_unusable(const stw_session *s, int64_t n, const double *x);
 
-/* Whether steps use AVX2 from now on: 1 where the CPU has it, 0 to do without.  Returns what they use.  Not while
- * streams are stepped. */
-int stw_host_avx2(int wanted);
+/* Which instructions steps use from now on: the best that the CPU has, up to `wanted` of 0 portable, 1 AVX2, 2
+ * AVX-VNNI, 3 AVX512-VNNI.  Returns what they use.  Not while streams are stepped. */
+int stw_host_kernel(int wanted);
 
 /* The same on codes. */
 void stw_session_run_q(stw_session *s, int64_t n_steps, const int16_t *x_q, int32_t *y_q);

@@ -15,16 +15,17 @@ from stepwell.reference import as_numbers, check_codes, check_input
 
 
 def use_kernel(name: str) -> str:
-    """Choose what computes LSTM steps on this machine: "auto" (the fastest that the CPU has) or "portable". Gives its name.
+    """Choose what computes LSTM steps and batches on this machine: one of KERNELS; "auto" is the fastest that the CPU has.
 
-    All give the same bits. The environment variable STEPWELL_KERNEL chooses at import. SampleError for an unknown name.
+    Gives the name of what is used: the best that the CPU has, up to the one asked for. All give the same bits. The environment
+    variable STEPWELL_KERNEL chooses at import. SampleError for an unknown name.
     """
     if name not in KERNELS:
         raise SampleError(f"unknown kernel '{name}'; there are: {', '.join(KERNELS)}")
-    return "avx2" if lib.stw_host_avx2(name == "auto") else "portable"
+    return KERNELS[1 + lib.stw_host_kernel(len(KERNELS) if name == "auto" else KERNELS.index(name) - 1)]
 
 
-KERNELS = ("auto", "portable")
+KERNELS = ("auto", "portable", "avx2", "avx-vnni", "avx512-vnni")
 kernel = use_kernel(os.environ.get("STEPWELL_KERNEL", "auto"))
 
 
@@ -71,6 +72,11 @@ class _Session:
         if status != lib.STW_OK:
             raise ModelError(status_text(status))
         lib.stw_session_reset(session)
+
+    def serve_many(self) -> None:
+        """Gives the session the memory with which stw_session_batch takes the weights once for many streams."""
+        self._many = ffi.new("uint8_t[]", max(1, int(lib.stw_session_many_bytes(self._session))))
+        self._session.many = self._many if len(self._many) > 1 else ffi.NULL
 
     @property
     def may_miss(self) -> bool:
@@ -223,6 +229,8 @@ class Batch:
                 raise SampleError(f"a batch needs a whole number of {what}, at least one, got {number}")
         self.model, self.n = model, n
         self._sessions = [_Session(model) for _ in range(min(threads, n))]
+        for session in self._sessions:
+            session.serve_many()
         self._s = self._sessions[0]
         self._pool = ThreadPoolExecutor(len(self._sessions)) if len(self._sessions) > 1 else None
         self._edges = [n * k // len(self._sessions) for k in range(len(self._sessions) + 1)]

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "stepwell.h"
+#include "stw_lanes.h"
 
 #define MAX_LAYERS 64
 
@@ -26,6 +27,55 @@ static void get(void *to, size_t n_bytes)
         exit(3);
     }
 }
+
+#if STW_WITH_AVX2
+/* 19 streams side by side that all get the same codes give what one stream gave. */
+static void check_many(const stw_model *m, const int16_t *codes, uint32_t n_steps, const int32_t *y, uint32_t digest)
+{
+    enum { N = 19 };
+    stw_stream streams[N];
+    void      *work = room(stw_many_bytes(m)), *ram[N];
+    int16_t   *x    = (int16_t *)room(N * m->n_in * sizeof *x);
+    int32_t   *out  = (int32_t *)room(N * m->n_out * sizeof *out);
+
+    for (int i = 0; i < N; i++) {
+        ram[i] = room(stw_ram_bytes(m));
+        stw_init(streams + i, m, ram[i], stw_ram_bytes(m));
+    }
+    for (uint32_t t = 0; t < n_steps; t++, codes += m->n_in, y += m->n_out) {
+        for (int i = 0; i < N; i++) {
+            memcpy(x + i * m->n_in, codes, m->n_in * sizeof *x);
+        }
+        stw_many_step(streams, N, x, out, work);
+        for (int i = 0; i < N; i++) {
+            if (memcmp(out + i * m->n_out, y, m->n_out * sizeof *y) != 0) {
+                exit(7);
+            }
+        }
+    }
+    for (int i = 0; i < N; i++) {
+        if (stw_digest(streams + i) != digest) {
+            exit(8);
+        }
+        free(ram[i]);
+    }
+    free(work);
+    free(x);
+    free(out);
+}
+
+static void check_kernels(const stw_model *m, const int16_t *codes, uint32_t n_steps, const int32_t *y, uint32_t digest)
+{
+    for (int kernel = STW_AVX2; stw_many_can(m) && kernel <= STW_AVX512_VNNI; kernel++) {
+        stw_kernel = stw_kernel_up_to(kernel);
+        if (stw_kernel == kernel) {
+            check_many(m, codes, n_steps, y, digest);
+        }
+    }
+}
+#else
+#define check_kernels(m, codes, n_steps, y, digest) ((void)0)
+#endif
 
 int main(void)
 {
@@ -48,21 +98,25 @@ int main(void)
             return 4;
         }
         ram   = room(stw_ram_bytes(&model));
-        codes = (int16_t *)room((model.n_in + head[2]) * sizeof *codes);
-        y     = (int32_t *)room(model.n_out * sizeof *y);
+        codes = (int16_t *)room((head[1] * model.n_in + head[2]) * sizeof *codes);
+        y     = (int32_t *)room((head[1] + 1) * model.n_out * sizeof *y);
         memset(y, 0, model.n_out * sizeof *y); /* held until the model gives its first output */
+        get(codes + head[2], head[1] * model.n_in * sizeof *codes);
         if (stw_init(&stream, &model, ram, stw_ram_bytes(&model)) != STW_OK) {
             return 5;
         }
         for (uint32_t t = 0; t < head[1]; t++) {
-            get(codes + head[2], model.n_in * sizeof *codes);
-            if (stw_step(&stream, codes + head[2], y) < STW_OK) {
+            int32_t *now = y + t * model.n_out;
+
+            if (stw_step(&stream, codes + head[2] + t * model.n_in, now) < STW_OK) {
                 return 6;
             }
-            fwrite(y, sizeof *y, model.n_out, stdout);
+            memcpy(now + model.n_out, now, model.n_out * sizeof *now);
         }
         digest = stw_digest(&stream);
+        fwrite(y, sizeof *y, head[1] * model.n_out, stdout);
         fwrite(&digest, sizeof digest, 1, stdout);
+        check_kernels(&model, codes + head[2], head[1], y, digest);
         free(y);
         free(codes);
         free(ram);
