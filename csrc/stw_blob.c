@@ -212,7 +212,7 @@ static uint64_t sum_abs8(const int8_t *w, size_t n)
 }
 
 #if STW_WITH_PAIRS
-/* The same for gate g of a unit whose rows are packed in pairs. */
+/* The same for place g of a quad of rows that are packed in pairs. */
 static uint64_t sum_abs_paired(const int8_t *w, size_t n, size_t g)
 {
     uint64_t sum = 0;
@@ -226,17 +226,19 @@ static uint64_t sum_abs_paired(const int8_t *w, size_t n, size_t g)
 }
 #endif
 
-/* Sum of |w| of row `row` of a recurrent layer's weights of n columns. */
-static uint64_t sum_abs_row(const stw_layer *l, const int8_t *w, size_t row, size_t n)
+/* Sum of |w| of the row of a gate of a unit of a recurrent layer, of its weights w of n columns. */
+static uint64_t sum_abs_row(const stw_layer *l, const int8_t *w, size_t unit, size_t gate, size_t n)
 {
     uint64_t sum = 0;
 
 #if STW_WITH_PAIRS
     if (stw_is_paired(l)) {
-        return sum_abs_paired(w + (row >> 2) * 4 * n, n, row & 3u);
+        size_t place = stw_pairs_place(l, unit, gate);
+
+        return sum_abs_paired(w + (place >> 2) * 4 * n, n, place & 3u);
     }
 #endif
-    w += row * stw_row_bytes(stw_weight_bits(l), n);
+    w += (unit * stw_n_gates(l) + gate) * stw_row_bytes(stw_weight_bits(l), n);
     if (stw_weight_bits(l) != 4) {
         return sum_abs8(w, n);
     }
@@ -276,11 +278,10 @@ static void recurrent_sums(const stw_layer *l, size_t r, uint64_t *sum_x, uint64
     }
     /* a GRU's last gate has two records: gate 2 its inputs, gate 3 its hidden states */
     if (gate < n_gates) {
-        *sum_x = sum_abs_row(l, (const int8_t *)l->w, unit * n_gates + gate, l->n_in);
+        *sum_x = sum_abs_row(l, (const int8_t *)l->w, unit, gate, l->n_in);
     }
     if (l->kind != STW_GRU || gate != 2) {
-        gate   = gate < n_gates ? gate : 2;
-        *sum_h = sum_abs_row(l, l->r, unit * n_gates + gate, l->n_out);
+        *sum_h = sum_abs_row(l, l->r, unit, gate < n_gates ? gate : 2, l->n_out);
     }
 }
 

@@ -2,6 +2,7 @@
 #include "stw_dot.h"
 #include "stw_fix.h"
 #include "stw_layers.h"
+#include "stw_pairs.h"
 
 static int32_t gate_of(const stw_cell *cell, int16_t z)
 {
@@ -29,6 +30,12 @@ static void unit_pre_activations(const stw_layer *l, const int16_t *x, const int
     unsigned int   bits = stw_weight_bits(l);
     int32_t        ax[3], ah[3], acc[4];
 
+#if STW_WITH_PAIRS
+    if (stw_is_paired(l)) {
+        stw_pairs_unit(l, x, h, u, z);
+        return;
+    }
+#endif
     stw_dot_rows(ax, 3, (const int8_t *)l->w + u * 3 * stw_row_bytes(bits, l->n_in), bits, x, l->n_in);
     stw_dot_rows(ah, 3, l->r + u * 3 * stw_row_bytes(bits, l->n_out), bits, h, l->n_out);
     acc[0] = stw_join(ax[0], row[0].kx) + ah[0];

@@ -107,6 +107,9 @@ __attribute__((naked, noinline, used)) uint64_t stw_pairs_dsp_unit(dsp_walk *wal
                      "b      1b                      \n"
                      ".purgem stw_join               \n"
                      /* r12: part, r1: weights -> r2, r6, r4, r7: sums of i, f, g, o; r1 behind the weights */
+                     ".thumb_func                    \n"
+                     ".globl stw_pairs_dsp_dot       \n"
+                     "stw_pairs_dsp_dot:             \n"
                      "3:                             \n"
                      "str    lr, [sp, #8]            \n"
                      "ldm    r12!, {r2-r7}           \n"
@@ -275,18 +278,23 @@ static inline int16x2_t tanh_and_sigmoid(int16x2_t z)
     return __qadd16(signs_of((int16x2_t)pack_low_lsl9(low >> 6, high), z), 0x40000000);
 }
 
-/* TANH(SAT16(RSH(c, 11))); 15 bits are enough, for TANH is flat beyond 2^14, and below. */
+/* TANH of z of 15 bits, which are enough, for TANH is flat beyond 2^14, and below. */
+static inline int32_t tanh_of(int32_t z)
+{
+    int32_t  sign = z >> 31;
+    uint32_t a = (uint32_t)((z ^ sign) - sign) << 1, f = a & 63u;
+    int32_t  y = __smlad(entries(a >> 6), (int16x2_t)((f << 16) - f + 64u), 32) >> 6;
+
+    return (y ^ sign) - sign;
+}
+
+/* TANH(SAT16(RSH(c, 11))) */
 static inline int32_t tanh_of_cell(int32_t c)
 {
-    int32_t  z, sign, y;
-    uint32_t a, f;
+    int32_t z;
 
     __asm__("ssat %0, #15, %1, asr #1" : "=r"(z) : "r"((c >> 10) + 1));
-    sign = z >> 31;
-    a    = (uint32_t)((z ^ sign) - sign) << 1;
-    f    = a & 63u;
-    y    = __smlad(entries(a >> 6), (int16x2_t)((f << 16) - f + 64u), 32) >> 6;
-    return (y ^ sign) - sign;
+    return tanh_of(z);
 }
 
 static inline int32_t new_cell(int32_t c, int16x2_t i_f, int16x2_t g_o)
@@ -320,7 +328,7 @@ static inline void dsp_units(dsp_walk *walk, int32_t *c, int16_t *out, const int
     }
 }
 
-static void dsp_step(const stw_layer *l, const int16_t *x, const int16_t *h, int32_t *c, int16_t *out)
+static void dsp_lstm_step(const stw_layer *l, const int16_t *x, const int16_t *h, int32_t *c, int16_t *out)
 {
     dsp_walk walk;
 
@@ -334,4 +342,109 @@ static void dsp_step(const stw_layer *l, const int16_t *x, const int16_t *h, int
     } else {
         dsp_units(&walk, c, out, c + l->n_out, 0);
     }
+}
+
+/* ---- GRU ---- */
+
+#if STW_WITH_GRU
+/* The sums of a quad over one part's columns, in the order of the places 0, 2, 1, 3; returns what follows its weights.
+ */
+const int8_t *stw_pairs_dsp_sums(const dsp_part *part, const int8_t *w, int32_t sums[4]);
+__attribute__((naked, noinline, used)) const int8_t *stw_pairs_dsp_sums(const dsp_part *part __attribute__((unused)),
+                                                                        const int8_t   *w __attribute__((unused)),
+                                                                        int32_t         sums[4] __attribute__((unused)))
+{
+    __asm__ volatile(".syntax unified                \n"
+                     "push   {r2, r4-r11, lr}        \n"
+                     "sub    sp, #12                 \n" /* what the sums use of the stack */
+                     "mov    r12, r0                 \n"
+                     "bl     stw_pairs_dsp_dot       \n"
+                     "mov    r0, r1                  \n"
+                     "ldr    r1, [sp, #12]           \n"
+                     "stm    r1, {r2, r4, r6, r7}    \n"
+                     "add    sp, #16                 \n"
+                     "pop    {r4-r11, pc}            \n");
+}
+
+/* Sums of four units: r, r, z, z of the first two, of the others, and n of the units 0, 2, 1, 3. */
+typedef struct gru_sums {
+    int32_t x[12], h[12];
+} gru_sums;
+
+/* x limited to a number of bits, a constant */
+static inline __attribute__((always_inline)) int32_t saturated(int32_t x, int bits)
+{
+    int32_t y;
+
+    __asm__("ssat %0, %2, %1" : "=r"(y) : "r"(x), "I"(bits));
+    return y;
+}
+
+static inline int32_t requantise16(int32_t acc, int32_t mult)
+{
+    return saturated((int32_t)(((int64_t)acc * mult + ((int64_t)1 << 31)) >> 32), 16);
+}
+
+/* Unit u of the four: rz is where its reset gate stands in the sums, its update gate stands two behind; n likewise. */
+static inline int16_t gru_unit_of(const gru_sums *sums, const stw_pairs_rows *row, int rz, int n, int32_t *c,
+                                  int narrow)
+{
+    int32_t   r  = stw_join(sums->x[rz], row->kx[0]) + sums->h[rz] + row->bias[0];
+    int32_t   z  = stw_join(sums->x[rz + 2], row->kx[1]) + sums->h[rz + 2] + row->bias[1];
+    int32_t   nx = requantise16(sums->x[n] + row->bias[2], row->mult[2]);
+    int32_t   nh = requantise16(sums->h[n] + row->bias[3], row->mult[3]), y;
+    uint32_t  both;
+    int16x2_t r_z;
+
+    both = pack_low_lsl16((uint32_t)requantise16(r, row->mult[0]), (uint32_t)requantise16(z, row->mult[1]));
+    r_z  = two_sigmoids((int16x2_t)both);
+    y    = tanh_of(saturated(nx + (((int16_t)r_z * nh + 16384) >> 15), 15));
+    y    = saturated(32768 - (r_z >> 16), 16) * y;
+    *c   = __qadd((int32_t)(((int64_t)*c * (r_z >> 16) + 16384) >> 15), (y + 128) >> 8);
+    if (narrow) {
+        y = saturated(((*c >> 14) + 1) >> 1, 8);
+        return (int16_t)(y < -127 ? -127 : y);
+    }
+    y = saturated(((*c >> 6) + 1) >> 1, 16);
+    return (int16_t)(y < -32767 ? -32767 : y);
+}
+
+static inline void dsp_gru_units(const stw_layer *l, const dsp_part *x, const dsp_part *h, int32_t *c, int16_t *out,
+                                 int narrow)
+{
+    const int8_t         *w = (const int8_t *)l->w, *r = l->r;
+    const stw_pairs_rows *row = rows_of(l, 0), *end = row + l->n_out;
+    gru_sums              sums;
+
+    for (; row < end; row += 4, c += 4, out += 4) {
+        for (int quad = 0; quad < 12; quad += 4) {
+            w = stw_pairs_dsp_sums(x, w, sums.x + quad);
+            r = stw_pairs_dsp_sums(h, r, sums.h + quad);
+        }
+        out[0] = gru_unit_of(&sums, row, 0, 8, c, narrow);
+        out[1] = gru_unit_of(&sums, row + 1, 1, 10, c + 1, narrow);
+        out[2] = gru_unit_of(&sums, row + 2, 4, 9, c + 2, narrow);
+        out[3] = gru_unit_of(&sums, row + 3, 5, 11, c + 3, narrow);
+    }
+}
+
+static void dsp_gru_step(const stw_layer *l, const int16_t *x, const int16_t *h, int32_t *c, int16_t *out)
+{
+    dsp_part of_x, of_h;
+
+    part_of(&of_x, x, l->n_in);
+    part_of(&of_h, h, l->n_out);
+    dsp_gru_units(l, &of_x, &of_h, c, out, l->p[2] == 8);
+}
+#endif
+
+static void dsp_step(const stw_layer *l, const int16_t *x, const int16_t *h, int32_t *c, int16_t *out)
+{
+#if STW_WITH_GRU
+    if (l->kind == STW_GRU) {
+        dsp_gru_step(l, x, h, c, out);
+        return;
+    }
+#endif
+    dsp_lstm_step(l, x, h, c, out);
 }

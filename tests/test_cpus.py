@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import stepwell
-from conftest import ROOT, random_dense, random_lstm, random_sequences
+from conftest import ROOT, random_dense, random_gru, random_lstm, random_sequences
 from stepwell.blob import pack
 from stepwell.emit import copy_engine
 from stepwell.errors import ModelError, StepwellError
 from stepwell.graph import Graph
-from stepwell.model import LstmLayer, Model
+from stepwell.model import GruLayer, LstmLayer, Model
 from stepwell.packing import PACKINGS, TARGETS, packing_for, packing_of, to_pairs
 from test_native import WARNINGS
 
@@ -120,9 +120,9 @@ def assert_same(replay, models: list[Model], packing: str, odd: int = 0) -> None
         assert digest == stream.digest(), model
 
 
-def sized(n_in: int, n_units: int, precision: str = "w8a16", gain: float = 2.0) -> Model:
+def sized(n_in: int, n_units: int, precision: str = "w8a16", gain: float = 2.0, cell=random_lstm) -> Model:
     rng = np.random.default_rng(1000 * n_in + n_units)
-    layers = (random_lstm(rng, n_in, n_units, gain), random_dense(rng, n_units, 2))
+    layers = (cell(rng, n_in, n_units, gain), random_dense(rng, n_units, 2))
     return stepwell.convert(Graph(layers), random_sequences(rng, 2, 30, n_in), precision=precision)
 
 
@@ -131,9 +131,13 @@ def with_kx(model: Model, low: int, high: int) -> Model:
     rng = np.random.default_rng(9)
 
     def changed(layer):
-        if not isinstance(layer, LstmLayer):
+        if not isinstance(layer, (LstmLayer, GruLayer)):
             return layer
         kx = rng.integers(low, high + 1, len(layer.rows)).astype(np.int8)
+        if isinstance(layer, GruLayer):
+            kx[2 * layer.n_units :] = 0  # the candidate's sums do not join
+            rows = replace(layer.rows, kx=kx)
+            return replace(layer, w_x=(layer.w_x // 16).astype(np.int8), rows=rows)
         w_x = (layer.w_x.astype(int) >> np.maximum(kx, 0)[:, None]).astype(np.int8)
         return replace(layer, w_x=w_x, rows=replace(layer.rows, kx=kx))
 
@@ -170,6 +174,20 @@ def test_pairs_of_every_size(replay, precision):
     assert all(packing_of(model.layers[0], "pairs") == "pairs" for model in models)
     assert_same(replay, models, "pairs")
     assert_same(replay, models[:6], "pairs", odd=1)
+
+
+@pytest.mark.parametrize("precision", ["w8a16", "w8x16h8", "w8a8"])
+def test_pairs_of_grus(replay, precision):
+    sizes = [(1, 4), (2, 8), (5, 32), (33, 36), (64, 64), (67, 128)]
+    models = [sized(*size, precision, cell=random_gru) for size in sizes]
+    models += [
+        sized(7, 12, precision, 10.0 if precision == "w8a16" else 2.0, random_gru),
+        with_kx(sized(9, 16, precision, cell=random_gru), -7, 3),
+    ]
+    assert all(packing_of(model.layers[0], "pairs") == "pairs" for model in models)
+    assert packing_of(sized(3, 6, precision, cell=random_gru).layers[0], "pairs") == "plain"
+    assert_same(replay, models, "pairs")
+    assert_same(replay, models[:3], "pairs", odd=1)
 
 
 @pytest.mark.parametrize("packing", PACKINGS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from stepwell.errors import StepwellError
-from stepwell.model import IntLayer, LstmLayer, RecurrentLayer, Rows
+from stepwell.model import GruLayer, IntLayer, LstmLayer, RecurrentLayer, Rows
 
 PACKINGS = ("plain", "pairs")  # STW_PLAIN, STW_PAIRS
 TARGETS = {"any": "plain"} | {f"cortex-m{core}": "plain" for core in ("0", "0plus", "3", "55")}
@@ -26,8 +26,12 @@ def packing_for(target: str) -> str:
 
 
 def packing_of(layer: IntLayer, wanted: str) -> str:
-    """``wanted`` where the layer can have it, else "plain": pairs need a plain LSTM of 8 bits with multipliers that fit 32."""
-    if wanted == "plain" or not isinstance(layer, LstmLayer) or layer.weight_bits != 8:
+    """``wanted`` where the layer can have it, else "plain": pairs need a plain cell of 8 bits with multipliers that fit 32,
+    and of a GRU a multiple of four units.
+    """
+    if wanted == "plain" or not isinstance(layer, (LstmLayer, GruLayer)) or layer.weight_bits != 8:
+        return "plain"
+    if isinstance(layer, GruLayer) and layer.n_units % 4:
         return "plain"
     cell = layer.cell
     formats = (cell.g_frac, cell.a_frac, cell.h_frac) == (15, 15, 15 if cell.h_bits == 16 else 7)
@@ -61,7 +65,7 @@ def from_nibbles(packed: np.ndarray, n: int) -> np.ndarray:
 
 
 def to_pairs(weights: np.ndarray) -> np.ndarray:
-    """int8 [H, 4, n] -> int8 [H, 4 * n], two gates in a halfword: the high byte i or g, the low one f or o plus 128.
+    """int8 [H, 4, n] -> int8 [H, 4 * n], two rows in a halfword: the high byte i or g, the low one f or o plus 128.
 
     Two columns make a word: that of i and f, then that of g and o. A last odd column has one word, i and f | g and o.
     """
@@ -70,6 +74,15 @@ def to_pairs(weights: np.ndarray) -> np.ndarray:
     halves = np.stack([low, high], axis=-1)  # [H, pair, n, 2]
     even = halves[:, :, : n & ~1].reshape(n_units, 2, n // 2, 4).swapaxes(1, 2).reshape(n_units, -1)
     return np.concatenate([even, halves[:, :, n & ~1 :].reshape(n_units, -1)], axis=1)
+
+
+def gru_quads(weights: np.ndarray) -> np.ndarray:
+    """int8 [H, 3, n] -> int8 [3 * H / 4, 4, n]: of four units r and z of two, r and z of the other two, n of all four."""
+    of_four = weights.reshape(-1, 4, 3, weights.shape[-1])
+    reset_update, candidates = of_four[:, :, :2], of_four[:, :, 2]
+    quads = [reset_update[:, :2], reset_update[:, 2:], candidates]
+    shape = (len(of_four), 4, weights.shape[-1])
+    return np.stack([quad.reshape(shape) for quad in quads], axis=1).reshape(-1, 4, weights.shape[-1])
 
 
 def _pairs_rows(rows: Rows, n_units: int) -> np.ndarray:
@@ -102,7 +115,7 @@ def packed_weights(layer: IntLayer, packing: str = "plain") -> tuple[np.ndarray 
     if isinstance(layer, RecurrentLayer):
         rows = [unit_major(w, len(layer.gates)) for w in (layer.w_x, layer.w_h)]
         if packing_of(layer, packing) == "pairs":
-            return tuple(to_pairs(w) for w in rows)
+            return tuple(to_pairs(w if isinstance(layer, LstmLayer) else gru_quads(w)) for w in rows)
         return tuple(rows if layer.weight_bits == 8 else map(to_nibbles, rows))
     weights = {"dense": "weight", "add": "weights", "layer_norm": "gamma", "embedding": "table", "attention": "weight"}
     array = getattr(layer, weights[layer.kind]) if layer.kind in weights else None
