@@ -243,7 +243,9 @@ static void layer_reset(const stw_layer *l, int32_t *c, int16_t *h)
     if (!stw_is_recurrent(l) || !stw_cell_open(l, &cell) || !stw_variant(cell.h0)) {
         return;
     }
-    memcpy(h, cell.h0, l->n_out * sizeof *h);
+    for (size_t u = 0; u < l->n_out; u++) {
+        h[u] = cell.h0[u];
+    }
     for (size_t u = 0; u < stw_n_cells(l); u++) {
         uint32_t low = (uint16_t)cell.c0[2 * u], high = (uint16_t)cell.c0[2 * u + 1];
 
@@ -347,9 +349,9 @@ static int32_t layer_value(const stw_layer *l, const int16_t *const in[3], size_
 #endif
 #if STW_WITH_MIX
     case STW_ADD: {
-        const int16_t *w = (const int16_t *)l->w;
+        const STW_ROM int16_t *w = (const STW_ROM int16_t *)l->w;
 
-        v = stw_rq(w[0] * in[0][r] + w[1] * in[1][r], l->rows->mult, l->rows->shift);
+        v = stw_rq((int32_t)w[0] * in[0][r] + (int32_t)w[1] * in[1][r], l->rows->mult, l->rows->shift);
         break;
     }
     case STW_MUL:
@@ -371,8 +373,8 @@ static int32_t layer_value(const stw_layer *l, const int16_t *const in[3], size_
 #if STW_WITH_MIX
 static int16_t concat_value(const stw_layer *l, const int16_t *const in[3], size_t r)
 {
-    int            second = r >= l->n_in;
-    const stw_row *row    = l->rows + second;
+    int                    second = r >= l->n_in;
+    const STW_ROM stw_row *row    = l->rows + second;
 
     return stw_sat16(stw_rq(second ? in[1][r - l->n_in] : in[0][r], row->mult, row->shift));
 }
@@ -397,7 +399,7 @@ static int16_t embedded(const stw_layer *l, const int16_t *x, size_t r)
         token++;
     }
     index = stw_max(stw_min(x[token], l->p[0] - 1), 0);
-    return ((const int16_t *)l->w)[(size_t)index * l->p[1] + r];
+    return ((const STW_ROM int16_t *)l->w)[(size_t)index * l->p[1] + r];
 }
 
 /* Value r of a layer that moves values about. */

@@ -41,6 +41,15 @@ extern "C" {
 #define STW_ALIGN4 /* place the array yourself so that its address is a multiple of 4 */
 #endif
 
+/* Where a model's arrays stand.  AVR reads its flash by instructions of its own: compile as gnu99 there, and all arrays
+ * must lie in the first 64 kB (the linker puts them first).  C++ sees the same pointers, but cannot read through them.
+ */
+#if defined(__AVR__) && !defined(__cplusplus)
+#define STW_ROM __flash
+#else
+#define STW_ROM
+#endif
+
 /* @cdef-begin: python/stepwell/_ffi_build.py reads from here to @cdef-end */
 
 typedef enum stw_status {
@@ -139,27 +148,28 @@ typedef struct stw_layer {
     uint16_t p[3]; /* recurrent: units, bits of a weight (8, 4) + 256 * stw_packing, of h (16, 8); dense: groups, rows
                       and columns of each; window: taps, dilation; slice: start; max pool: taps; norm: exponent;
                       embedding: tokens, width; attention: steps, form, key width */
-    const void *w; /* recurrent int8 [units][gates][n_in]; dense int16 [n_out][columns]; add, norm, embedding,
+    const STW_ROM void *w; /* recurrent int8 [units][gates][n_in]; dense int16 [n_out][columns]; add, norm, embedding,
                       additive attention int16; others: null */
-    const int8_t  *r;     /* recurrent int8 [units][gates][n_out]; others: null */
-    const stw_row *rows;  /* LSTM [units][4]; GRU [units][4]: r, z, n's input part, n's hidden part; GRU_BEFORE
-                             [units][3]; RNN, dense, norm [n_out]; concat [2]; activation, add, mul, attention [1] */
-    const int16_t *extra; /* STW_TABLE: table [513]; norm: epsilon, 4 words; recurrent: stw_layers.h; else null */
+    const STW_ROM int8_t  *r;    /* recurrent int8 [units][gates][n_out]; others: null */
+    const STW_ROM stw_row *rows; /* LSTM [units][4]; GRU [units][4]: r, z, n's input part, n's hidden part; GRU_BEFORE
+                            [units][3]; RNN, dense, norm [n_out]; concat [2]; activation, add, mul, attention [1] */
+    const STW_ROM int16_t
+        *extra; /* STW_TABLE: table [513]; norm: epsilon, 4 words; recurrent: stw_layers.h; else null */
 } stw_layer;
 
 typedef struct stw_model {
-    uint16_t           format; /* STW_MODEL_FORMAT */
-    uint16_t           n_layers;
-    uint16_t           n_in;     /* int16 codes eaten by one step */
-    uint16_t           n_out;    /* int32 values made by one step */
-    uint16_t           window;   /* steps of the mode's window; carry: 0 */
-    uint16_t           stride;   /* steps from one output of the mode to the next; carry: 1 */
-    uint8_t            mode;     /* stw_mode */
-    uint8_t            missing;  /* stw_missing */
-    uint8_t            y_frac;   /* an output v stands for v / 2^y_frac */
-    uint32_t           id;       /* CRC-32 of all constants; ties snapshots to a model */
-    const stw_layer   *layers;   /* [n_layers] */
-    const stw_channel *channels; /* [n_in], for stw_step_raw; null: the model takes codes only */
+    uint16_t                   format; /* STW_MODEL_FORMAT */
+    uint16_t                   n_layers;
+    uint16_t                   n_in;     /* int16 codes eaten by one step */
+    uint16_t                   n_out;    /* int32 values made by one step */
+    uint16_t                   window;   /* steps of the mode's window; carry: 0 */
+    uint16_t                   stride;   /* steps from one output of the mode to the next; carry: 1 */
+    uint8_t                    mode;     /* stw_mode */
+    uint8_t                    missing;  /* stw_missing */
+    uint8_t                    y_frac;   /* an output v stands for v / 2^y_frac */
+    uint32_t                   id;       /* CRC-32 of all constants; ties snapshots to a model */
+    const stw_layer           *layers;   /* [n_layers] */
+    const STW_ROM stw_channel *channels; /* [n_in], for stw_step_raw; null: the model takes codes only */
 } stw_model;
 
 /* Fields are for stepwell.c; the size may change between versions. */

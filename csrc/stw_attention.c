@@ -7,7 +7,7 @@
 #if STW_WITH_ATTENTION /* the softmax it calls may be left out otherwise */
 
 /* RSH(acc * mult, shift) limited to +-(2^31 - 2^16); |acc| < 2^40 + 2^31, so the product stays in 64 bits. */
-static int32_t score_scaled(int64_t acc, const stw_row *row)
+static int32_t score_scaled(int64_t acc, const STW_ROM stw_row *row)
 {
     const int64_t limit = ((int64_t)1 << 31) - 65536;
     int64_t       v     = (((acc * row->mult) >> (row->shift - 1)) + 1) >> 1;
@@ -17,8 +17,8 @@ static int32_t score_scaled(int64_t acc, const stw_row *row)
 
 static int32_t score(const stw_layer *l, const int16_t *query, const int16_t *key)
 {
-    const int16_t *weight = (const int16_t *)l->w;
-    int64_t        acc    = 0;
+    const STW_ROM int16_t *weight = (const STW_ROM int16_t *)l->w;
+    int64_t                acc    = 0;
 
     for (size_t j = 0; j < l->p[2]; j++) {
         switch (l->p[1]) {

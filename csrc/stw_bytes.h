@@ -6,7 +6,7 @@
 
 static inline uint16_t stw_get16(const uint8_t *p)
 {
-    return (uint16_t)(p[0] | p[1] << 8);
+    return (uint16_t)(p[0] | (uint16_t)p[1] << 8);
 }
 
 static inline uint32_t stw_get32(const uint8_t *p)

@@ -58,9 +58,9 @@ size_t stw_n_hidden(const stw_layer *l)
 }
 
 /* The next array of n values in `extra`, if the layer has that part. */
-static const int16_t *part(const stw_layer *l, int bit, size_t n, size_t *length)
+static const STW_ROM int16_t *part(const stw_layer *l, int bit, size_t n, size_t *length)
 {
-    const int16_t *found = l->extra + *length;
+    const STW_ROM int16_t *found = l->extra + *length;
 
     if (!((uint16_t)l->extra[0] & (unsigned int)bit)) {
         return 0;
@@ -100,9 +100,9 @@ size_t stw_cell_open(const stw_layer *l, stw_cell *cell)
 
 int32_t stw_joined_row(const stw_layer *l, size_t row, const int16_t *x, const int16_t *h)
 {
-    unsigned int  bits = stw_weight_bits(l);
-    const int8_t *w    = (const int8_t *)l->w + row * stw_row_bytes(bits, l->n_in),
-                 *r    = l->r + row * stw_row_bytes(bits, l->n_out);
+    unsigned int          bits = stw_weight_bits(l);
+    const STW_ROM int8_t *w    = (const STW_ROM int8_t *)l->w + row * stw_row_bytes(bits, l->n_in),
+                         *r    = l->r + row * stw_row_bytes(bits, l->n_out);
     int32_t ax, ah;
 
     stw_dot_rows(&ax, 1, w, bits, x, l->n_in);
@@ -112,8 +112,8 @@ int32_t stw_joined_row(const stw_layer *l, size_t row, const int16_t *x, const i
 
 int16_t stw_project(const stw_layer *l, const stw_cell *cell, const int16_t *y, size_t r)
 {
-    const stw_row *row = l->rows + 4u * (size_t)l->p[0] + r;
-    int32_t        acc = stw_dot1(cell->projection + r * l->p[0], y, l->p[0]) + row->bias;
+    const STW_ROM stw_row *row = l->rows + 4u * (size_t)l->p[0] + r;
+    int32_t                acc = stw_dot1(cell->projection + r * l->p[0], y, l->p[0]) + row->bias;
 
     return stw_limit(stw_rq(acc, row->mult, row->shift), cell->h_max);
 }

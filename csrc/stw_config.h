@@ -49,7 +49,11 @@
 
 /* LSTM layers that are packed in pairs (stw_pairs.h). */
 #ifndef STW_WITH_PAIRS
+#ifdef __AVR__
+#define STW_WITH_PAIRS 0
+#else
 #define STW_WITH_PAIRS 1
+#endif
 #endif
 
 /* The sigmoid's table as long as its argument, so that nothing is compared with the table's end: 322 bytes of flash for

@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "stepwell.h"
 #include "stw_config.h"
 
 /* Bytes of a row of n weights of a recurrent layer. */
@@ -19,16 +20,16 @@ static inline size_t stw_row_bytes(unsigned int bits, size_t n)
 
 /* sum[g] = sum_j w[g][j] * x[j] for the four gate rows w int8 [4][n] of one unit; n >= 1. */
 #if defined(__ARM_ARCH_6M__)
-void stw_dot4_v6m(int32_t sum[4], const int8_t *w, const int16_t *x, size_t n);
+void stw_dot4_v6m(int32_t sum[4], const STW_ROM int8_t *w, const int16_t *x, size_t n);
 #define stw_dot4 stw_dot4_v6m
 #elif defined(__riscv_mul)
-void stw_dot4_riscv(int32_t sum[4], const int8_t *w, const int16_t *x, size_t n);
+void                  stw_dot4_riscv(int32_t sum[4], const STW_ROM int8_t *w, const int16_t *x, size_t n);
 #define stw_dot4 stw_dot4_riscv
-#else
-static inline void stw_dot4(int32_t sum[4], const int8_t *w, const int16_t *x, size_t n)
+#elif !defined(__AVR_HAVE_MUL__)
+static inline void stw_dot4(int32_t sum[4], const STW_ROM int8_t *w, const int16_t *x, size_t n)
 {
-    const int8_t *w0 = w, *w1 = w + n, *w2 = w + 2 * n, *w3 = w + 3 * n;
-    int32_t       a0 = 0, a1 = 0, a2 = 0, a3 = 0;
+    const STW_ROM int8_t *w0 = w, *w1 = w + n, *w2 = w + 2 * n, *w3 = w + 3 * n;
+    int32_t               a0 = 0, a1 = 0, a2 = 0, a3 = 0;
 
     for (size_t j = 0; j < n; j++) {
         int32_t xj = x[j];
@@ -45,7 +46,10 @@ static inline void stw_dot4(int32_t sum[4], const int8_t *w, const int16_t *x, s
 #endif
 
 /* The same for one row and for the three rows of a GRU unit. */
-static inline int32_t stw_dot1_int8(const int8_t *w, const int16_t *x, size_t n)
+#if defined(__AVR_HAVE_MUL__)
+void stw_dot_avr(int32_t *sum, int n_rows, const STW_ROM int8_t *w, const int16_t *x, size_t n);
+#else
+static inline int32_t stw_dot1_int8(const STW_ROM int8_t *w, const int16_t *x, size_t n)
 {
     int32_t sum = 0;
 
@@ -55,10 +59,10 @@ static inline int32_t stw_dot1_int8(const int8_t *w, const int16_t *x, size_t n)
     return sum;
 }
 
-static inline void stw_dot3(int32_t sum[3], const int8_t *w, const int16_t *x, size_t n)
+static inline void stw_dot3(int32_t sum[3], const STW_ROM int8_t *w, const int16_t *x, size_t n)
 {
-    const int8_t *w0 = w, *w1 = w + n, *w2 = w + 2 * n;
-    int32_t       a0 = 0, a1 = 0, a2 = 0;
+    const STW_ROM int8_t *w0 = w, *w1 = w + n, *w2 = w + 2 * n;
+    int32_t               a0 = 0, a1 = 0, a2 = 0;
 
     for (size_t j = 0; j < n; j++) {
         int32_t xj = x[j];
@@ -70,6 +74,7 @@ static inline void stw_dot3(int32_t sum[3], const int8_t *w, const int16_t *x, s
     sum[1] = a1;
     sum[2] = a2;
 }
+#endif
 
 #if STW_WITH_W4
 /* The two weights of 4 bits in a byte. */
@@ -84,7 +89,7 @@ static inline int32_t stw_high_half(int32_t pair)
 }
 
 /* The same for one row and for four rows of n weights of 4 bits, two in a byte, the low half first. */
-static inline int32_t stw_dot1_int4(const int8_t *w, const int16_t *x, size_t n)
+static inline int32_t stw_dot1_int4(const STW_ROM int8_t *w, const int16_t *x, size_t n)
 {
     int32_t sum = 0;
 
@@ -94,11 +99,11 @@ static inline int32_t stw_dot1_int4(const int8_t *w, const int16_t *x, size_t n)
     return n & 1u ? sum + stw_low_half(*w) * x[n - 1] : sum;
 }
 
-static inline void stw_dot4_int4(int32_t sum[4], const int8_t *w, const int16_t *x, size_t n)
+static inline void stw_dot4_int4(int32_t sum[4], const STW_ROM int8_t *w, const int16_t *x, size_t n)
 {
-    size_t        n_bytes = stw_row_bytes(4, n);
-    const int8_t *w0 = w, *w1 = w + n_bytes, *w2 = w + 2 * n_bytes, *w3 = w + 3 * n_bytes;
-    int32_t       a0 = 0, a1 = 0, a2 = 0, a3 = 0;
+    size_t                n_bytes = stw_row_bytes(4, n);
+    const STW_ROM int8_t *w0 = w, *w1 = w + n_bytes, *w2 = w + 2 * n_bytes, *w3 = w + 3 * n_bytes;
+    int32_t               a0 = 0, a1 = 0, a2 = 0, a3 = 0;
 
     for (size_t k = 0; k < n / 2; k++) {
         int32_t low = x[2 * k], high = x[2 * k + 1];
@@ -124,7 +129,7 @@ static inline void stw_dot4_int4(int32_t sum[4], const int8_t *w, const int16_t 
 #endif
 
 /* sum[k] = the dot product of row k with x, for n_rows (1, 3 or 4) rows of n weights of `bits` bits each. */
-static inline void stw_dot_rows(int32_t *sum, int n_rows, const int8_t *w, unsigned int bits, const int16_t *x,
+static inline void stw_dot_rows(int32_t *sum, int n_rows, const STW_ROM int8_t *w, unsigned int bits, const int16_t *x,
                                 size_t n)
 {
 #if STW_WITH_W4
@@ -140,6 +145,9 @@ static inline void stw_dot_rows(int32_t *sum, int n_rows, const int8_t *w, unsig
     }
 #endif
     (void)bits;
+#if defined(__AVR_HAVE_MUL__)
+    stw_dot_avr(sum, n_rows, w, x, n);
+#else
     if (n_rows == 4) {
         stw_dot4(sum, w, x, n);
     } else if (n_rows == 3) {
@@ -147,10 +155,11 @@ static inline void stw_dot_rows(int32_t *sum, int n_rows, const int8_t *w, unsig
     } else {
         sum[0] = stw_dot1_int8(w, x, n);
     }
+#endif
 }
 
 /* sum_j w[j] * x[j] for one dense row w int16 [n]. */
-static inline int32_t stw_dot1(const int16_t *w, const int16_t *x, size_t n)
+static inline int32_t stw_dot1(const STW_ROM int16_t *w, const int16_t *x, size_t n)
 {
     int32_t acc = 0;
 

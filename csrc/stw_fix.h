@@ -166,7 +166,7 @@ static inline int16_t stw_tanh(int32_t z)
 }
 
 /* TAB(z): a table of 513 values over the int16 range read with linear interpolation, z int16. */
-static inline int16_t stw_lookup(const int16_t *table, int32_t z)
+static inline int16_t stw_lookup(const STW_ROM int16_t *table, int32_t z)
 {
     int32_t k     = (z + 32768) >> 7;
     int32_t below = table[k];

@@ -26,9 +26,9 @@ static void new_state(const stw_cell *cell, int32_t c, int32_t z, int32_t n_in, 
 /* Pre-activations z[4] of unit u, Q4.11: r and z join input and hidden sums, n keeps the two apart. */
 static void unit_pre_activations(const stw_layer *l, const int16_t *x, const int16_t *h, size_t u, int16_t z[4])
 {
-    const stw_row *row  = l->rows + u * 4;
-    unsigned int   bits = stw_weight_bits(l);
-    int32_t        ax[3], ah[3], acc[4];
+    const STW_ROM stw_row *row  = l->rows + u * 4;
+    unsigned int           bits = stw_weight_bits(l);
+    int32_t                ax[3], ah[3], acc[4];
 
 #if STW_WITH_PAIRS
     if (stw_is_paired(l)) {
@@ -36,7 +36,7 @@ static void unit_pre_activations(const stw_layer *l, const int16_t *x, const int
         return;
     }
 #endif
-    stw_dot_rows(ax, 3, (const int8_t *)l->w + u * 3 * stw_row_bytes(bits, l->n_in), bits, x, l->n_in);
+    stw_dot_rows(ax, 3, (const STW_ROM int8_t *)l->w + u * 3 * stw_row_bytes(bits, l->n_in), bits, x, l->n_in);
     stw_dot_rows(ah, 3, l->r + u * 3 * stw_row_bytes(bits, l->n_out), bits, h, l->n_out);
     acc[0] = stw_join(ax[0], row[0].kx) + ah[0];
     acc[1] = stw_join(ax[1], row[1].kx) + ah[1];
@@ -67,8 +67,8 @@ void stw_gru_unit(const stw_layer *l, const stw_cell *cell, const int16_t *x, co
 static int16_t gate_pre_activation(const stw_layer *l, const stw_cell *cell, const int16_t *x, const int16_t *h,
                                    size_t u, size_t k)
 {
-    const stw_row *row = l->rows + u * 3 + k;
-    int32_t        acc = stw_joined_row(l, u * 3 + k, x, h);
+    const STW_ROM stw_row *row = l->rows + u * 3 + k;
+    int32_t                acc = stw_joined_row(l, u * 3 + k, x, h);
 
     return stw_clip(stw_sat16(stw_rq(acc, row->mult, row->shift)), cell->clip);
 }

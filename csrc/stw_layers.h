@@ -43,14 +43,14 @@ static inline size_t stw_n_records(const stw_layer *l)
  *   activation, peephole [3][units], initial state h0 [n_out] and c0 [units] (int32, low half first), projection
  *   [n_out][units]. */
 typedef struct stw_cell {
-    const int16_t *gate, *candidate, *output; /* tables; null: sigmoid, tanh, tanh */
-    const int16_t *peephole;                  /* i, f, o */
-    const int16_t *h0, *c0;
-    const int16_t *projection;
-    int16_t        clip;  /* limit of pre-activations, Q4.11 */
-    int16_t        h_max; /* of hidden states: 32767, or 127 where they have 8 bits */
-    uint16_t       flags;
-    uint8_t        g_frac, a_frac, h_frac, peephole_frac; /* of candidate, output activation, h, peephole */
+    const STW_ROM int16_t *gate, *candidate, *output; /* tables; null: sigmoid, tanh, tanh */
+    const STW_ROM int16_t *peephole;                  /* i, f, o */
+    const STW_ROM int16_t *h0, *c0;
+    const STW_ROM int16_t *projection;
+    int16_t                clip;  /* limit of pre-activations, Q4.11 */
+    int16_t                h_max; /* of hidden states: 32767, or 127 where they have 8 bits */
+    uint16_t               flags;
+    uint8_t                g_frac, a_frac, h_frac, peephole_frac; /* of candidate, output activation, h, peephole */
 } stw_cell;
 
 enum { STW_EXTRA_HEADER = 8 };
@@ -79,7 +79,7 @@ static inline int stw_cell_has(const stw_layer *l, unsigned int part)
 }
 
 /* A part of a variant; a build without variants knows at compile time that there is none. */
-static inline const int16_t *stw_variant(const int16_t *part)
+static inline const STW_ROM int16_t *stw_variant(const STW_ROM int16_t *part)
 {
     return STW_WITH_VARIANTS ? part : 0;
 }

@@ -14,14 +14,15 @@
 
 /* One gate's pre-activation before SAT16, Q4.11: the input sum, brought to the hidden sum's scale, then both plus bias.
  */
-static inline int32_t pre_activation(const stw_row *row, int32_t ax, int32_t ah)
+static inline int32_t pre_activation(const STW_ROM stw_row *row, int32_t ax, int32_t ah)
 {
     return stw_rq(stw_join(ax, row->kx) + ah + row->bias, row->mult, row->shift);
 }
 
 /* Those of a unit, z[4]. */
-static inline void pre_activations(int32_t z[4], const stw_row *row, const int8_t *w, const int8_t *r, const int16_t *x,
-                                   const int16_t *h, size_t n_in, size_t n_out, unsigned int bits)
+static inline void pre_activations(int32_t z[4], const STW_ROM stw_row *row, const STW_ROM int8_t *w,
+                                   const STW_ROM int8_t *r, const int16_t *x, const int16_t *h, size_t n_in,
+                                   size_t n_out, unsigned int bits)
 {
     int32_t ax[4], ah[4];
 
@@ -35,10 +36,10 @@ static inline void pre_activations(int32_t z[4], const stw_row *row, const int8_
 
 static void unit_pre_activations(const stw_layer *l, const int16_t *x, const int16_t *h, size_t u, int16_t z[4])
 {
-    unsigned int  bits = stw_weight_bits(l);
-    const int8_t *w    = (const int8_t *)l->w + u * 4 * stw_row_bytes(bits, l->n_in);
-    const int8_t *r    = l->r + u * 4 * stw_row_bytes(bits, l->n_out);
-    int32_t       wide[4];
+    unsigned int          bits = stw_weight_bits(l);
+    const STW_ROM int8_t *w    = (const STW_ROM int8_t *)l->w + u * 4 * stw_row_bytes(bits, l->n_in);
+    const STW_ROM int8_t *r    = l->r + u * 4 * stw_row_bytes(bits, l->n_out);
+    int32_t               wide[4];
 
 #if STW_WITH_PAIRS
     if (stw_is_paired(l)) {
@@ -55,9 +56,9 @@ static void unit_pre_activations(const stw_layer *l, const int16_t *x, const int
 /* The cell in all its variants, as in docs/numerics.md, "Variants of the cells". */
 static void variant_unit(const stw_layer *l, const stw_cell *cell, int32_t c, size_t u, stw_unit *out)
 {
-    const int16_t *p = cell->peephole ? cell->peephole + u : 0;
-    int            n = cell->peephole_frac + 11;
-    int32_t        i, f, g, o, a;
+    const STW_ROM int16_t *p = cell->peephole ? cell->peephole + u : 0;
+    int                    n = cell->peephole_frac + 11;
+    int32_t                i, f, g, o, a;
 
     if (p) {
         out->z[0] = stw_sat16(out->z[0] + stw_peephole(c, p[0], n));
@@ -119,11 +120,11 @@ void stw_lstm_unit(const stw_layer *l, const stw_cell *cell, const int16_t *x, c
 
 /* What a step walks over, unit by unit. */
 typedef struct walk {
-    const stw_row *row;
-    const int8_t  *w, *r;
-    const int16_t *x, *h;
-    uint32_t       n_in, n_out;
-    unsigned int   bits, h_bits;
+    const STW_ROM stw_row *row;
+    const STW_ROM int8_t  *w, *r;
+    const int16_t         *x, *h;
+    size_t               n_in, n_out;
+    unsigned int           bits, h_bits;
 } walk;
 
 static void one_unit(walk *at, int32_t *c, int16_t *out)
@@ -179,7 +180,7 @@ static int four_units(walk *at, int32_t *c, int16_t *out)
 
 void stw_lstm_plain_step(const stw_layer *l, const int16_t *x, const int16_t *h, int32_t *c, int16_t *out)
 {
-    walk   at = {l->rows, (const int8_t *)l->w, l->r, x, h, l->n_in, l->n_out, stw_weight_bits(l), l->p[2]};
+    walk   at = {l->rows, (const STW_ROM int8_t *)l->w, l->r, x, h, l->n_in, l->n_out, stw_weight_bits(l), l->p[2]};
     size_t u  = 0;
 
 #if STW_WITH_AVX2

@@ -13,7 +13,7 @@ static uint32_t inverse_root(uint32_t w)
 
         r += bit & (0u - (uint32_t)fits);
     }
-    return w == (uint32_t)1 << 30 ? 1u << 16 : r;
+    return w == (uint32_t)1 << 30 ? (uint32_t)1 << 16 : r;
 }
 
 /* W = w * 2^e with e even and w in [2^30, 2^32). */
@@ -52,11 +52,11 @@ static int16_t scaled(int32_t d, uint32_t r, int n)
 
 void stw_layer_norm(const stw_layer *l, const int16_t *x, int16_t *out)
 {
-    const int16_t *gamma = (const int16_t *)l->w;
-    int32_t        n = l->n_in, sum = 0;
-    uint64_t       total = epsilon(l);
-    uint32_t       r;
-    int            e, shift;
+    const STW_ROM int16_t *gamma = (const STW_ROM int16_t *)l->w;
+    int32_t                n = l->n_in, sum = 0;
+    uint64_t               total = epsilon(l);
+    uint32_t               r;
+    int                    e, shift;
 
     for (int32_t k = 0; k < n; k++) {
         sum += x[k];
@@ -68,9 +68,9 @@ void stw_layer_norm(const stw_layer *l, const int16_t *x, int16_t *out)
     r     = inverse_root(normalise(total, &e));
     shift = 16 + e / 2 - l->p[0];
     for (int32_t k = 0; k < n; k++) {
-        const stw_row *row = l->rows + k;
-        int32_t        q   = scaled(n * (int32_t)x[k] - sum, r, shift);
+        const STW_ROM stw_row *row = l->rows + k;
+        int32_t                q   = scaled(n * (int32_t)x[k] - sum, r, shift);
 
-        out[k] = stw_sat16(stw_rq(gamma[k] * q + row->bias, row->mult, row->shift));
+        out[k] = stw_sat16(stw_rq((int32_t)gamma[k] * q + row->bias, row->mult, row->shift));
     }
 }

@@ -4,7 +4,7 @@
 #include "stw_layers.h"
 
 /* SAT16(RSH((clamp(raw, low, high) - offset) * mult + bias, shift)); the sum stays below 2^63. */
-static int16_t code_of(const stw_channel *channel, int32_t raw)
+static int16_t code_of(const STW_ROM stw_channel *channel, int32_t raw)
 {
     int64_t v = raw < channel->low ? channel->low : raw > channel->high ? channel->high : raw;
 

@@ -65,7 +65,7 @@ static int counters_fit(const stw_model *m, const uint8_t *p)
     stw_layout       plan = stw_model_layout(m);
     const stw_layer *last = m->layers + m->n_layers - 1;
 
-    if (plan.cells_before && !below(p, m->mode == STW_STAGGER ? 2u * m->window : m->window)) {
+    if (plan.cells_before && !below(p, m->mode == STW_STAGGER ? 2u * (uint32_t)m->window : m->window)) {
         return 0;
     }
     p += plan.cells_before * 4u;

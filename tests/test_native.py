@@ -12,7 +12,7 @@ import stepwell
 from conftest import ROOT, random_dense, random_lstm, random_sequences
 from stepwell._engine import ffi, lib
 from stepwell.blob import HEADER, LAYER
-from stepwell.emit import C_KEYWORDS, KNOBS, c_name, copy_engine, emit
+from stepwell.emit import C_KEYWORDS, KNOBS, c_name, copy_engine, emit, lean_flags
 from stepwell.engine import OpenModel
 from stepwell.errors import StepwellError
 from stepwell.graph import Graph
@@ -77,6 +77,23 @@ def test_native_equals_reference(golden, engine, tmp_path):
     stream = model.stream()
     stream.run_q(x_q)
     assert done.stderr.decode() == f"{stream.digest():08x}"
+
+
+LEAN = {tuple(lean_flags(stepwell.load(path))): path for path in GOLDEN}  # one model for each set of knobs
+
+
+@pytest.mark.skipif(not COMPILERS, reason="no C compiler: apt-get install gcc")
+@pytest.mark.parametrize("flags", LEAN, ids=lambda flags: LEAN[flags].stem)
+def test_smallest_engine(flags, tmp_path):
+    """What is left out is not missed: each model with the files and knobs that its README names."""
+    model = stepwell.load(LEAN[flags])
+    emit(model, tmp_path, "model")
+    sources = re.search(r"the smallest engine is: (.*?), compiled with", (tmp_path / "README.md").read_text())[1]
+    files = ["model.c", *sources.split(", "), "stw_state.c", "stw_crc.c", ROOT / "tests" / "c" / "replay.c"]
+    run_built([COMPILERS[0], *WARNINGS, "-O1", *flags, "-I.", "-o", "program", *files], tmp_path)
+    x_q = np.random.default_rng(3).integers(-32768, 32768, (20, model.n_in)).astype("<i2")
+    done = subprocess.run([tmp_path / "program"], input=x_q.tobytes(), capture_output=True, check=True)
+    assert np.array_equal(np.frombuffer(done.stdout, "<i4").reshape(-1, model.n_out), model.stream().run_q(x_q))
 
 
 def to_emit(kind: str, turbofan) -> tuple[stepwell.Model, np.ndarray]:

@@ -30,7 +30,7 @@ def exp2_table() -> list[int]:
 def c_array(name: str, kind: str, comment: str, values: list[int]) -> str:
     rows = [", ".join(f"{v:5d}" for v in values[i : i + 16]) for i in range(0, len(values), 16)]
     body = ",\n    ".join(rows)
-    return f"/* {comment} */\nconst {kind} {name}[{len(values)}] = {{\n    {body}}};\n"
+    return f"/* {comment} */\nconst STW_ROM {kind} {name}[{len(values)}] = {{\n    {body}}};\n"
 
 
 def sigmoid_array(centred: list[int]) -> str:
@@ -54,7 +54,7 @@ def render() -> str:
             '#include "stw_table.h"\n\n#include "stw_config.h"\n',
             "/* clang-format off */",
             sigmoid_array(centred),
-            "#if STW_WITH_SOFTMAX",
+            "#if STW_WITH_SOFTMAX || STW_WITH_ATTENTION",
             c_array("stw_exp2_table", "uint16_t", "round(2^15 * 2^(-k / 64))", exp2_table()) + "#endif\n",
         ]
     )

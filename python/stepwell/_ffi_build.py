@@ -24,7 +24,7 @@ def declarations(header: Path) -> str:
     marked = re.search(r"@cdef-begin.*?\*/(.*?)/\* @cdef-end", text, re.DOTALL)
     if marked is None:
         raise ValueError(f"{header}: no @cdef-begin ... @cdef-end marks")
-    return re.sub(r"^\s*#.*$", "", marked.group(1), flags=re.MULTILINE)
+    return re.sub(r"^\s*#.*$", "", marked.group(1), flags=re.MULTILINE).replace("STW_ROM ", "")
 
 
 # gcc and clang on x86-64; whether the CPU has AVX2 is asked at run time, so that wheels stay portable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 from elftools.elf.elffile import ELFFile
 
 from stepwell.boards import Board, flags, load_board
-from stepwell.emit import emit
+from stepwell.emit import emit, lean_flags
 from stepwell.errors import BuildError
 from stepwell.files import write_whole
 from stepwell.link.messages import PAYLOAD_BYTES, STEP_REPLY, STEP_REQUEST
@@ -25,7 +26,9 @@ from stepwell.sources import firmware
 NAME = "app_model"  # C name of the model in an image
 COMPILERS = ("gcc", "zig")
 INSTALL = "apt-get install gcc-arm-none-eabi, or pip install ziglang"
+TELLING = re.compile("error|overflow|ASSERT|undefined")  # lines of compilers and linkers that say what is wrong
 PACKAGES = {"arm-none-eabi-gcc": "gcc-arm-none-eabi", "riscv64-unknown-elf-gcc": "gcc-riscv64-unknown-elf"}
+PACKAGES |= {"avr-gcc": "gcc-avr"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def build(model: Model, board: str, out_dir: str | Path, compiler: str | None = 
     with tempfile.TemporaryDirectory(prefix="stepwell-build-") as folder:
         work = Path(folder)
         emit(model, work / "model", NAME, facts.target)
-        elf = compile_image(facts, kind, work)
+        elf = compile_image(facts, kind, work, None, *lean_flags(model, facts.target))
         sizes = image_sizes(elf, facts)
         binary = flash_bytes(elf)
         origin = facts.number("FLASH_ORIGIN")
@@ -162,7 +165,7 @@ def _run(command: list[str | Path], work: Path) -> None:
     words = [str(word) for word in command]
     done = subprocess.run(words, cwd=work, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if "error" in line or "overflow" in line or "ASSERT" in line]
+        said = [line for line in done.stderr.splitlines() if TELLING.search(line)]
         reason = "\n  ".join(said[:6]) or done.stderr.strip()[-600:] or f"exit code {done.returncode}"
         raise BuildError(f"{words[0]} failed:\n  {reason}")
 

@@ -26,6 +26,7 @@ ENGINE_SOURCES: dict[str, tuple[str, ...]] = {
     "stw_lstm.c": ("LSTM",),
     "stw_dot_v6m.c": ("LSTM",),
     "stw_dot_riscv.c": ("LSTM",),
+    "stw_dot_avr.c": (),
     "stw_pairs.c": ("PAIRS",),
     "stw_gru.c": ("GRU",),
     "stw_rnn.c": ("RNN",),

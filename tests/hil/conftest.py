@@ -10,14 +10,14 @@ import pytest
 from conftest import DEMO
 from stepwell.boards import load_board
 from stepwell.build import COMPILERS, INSTALL, Image, build, why_not
-from stepwell.link import messages, qemu, sim
+from stepwell.link import messages, qemu, sim, simavr
 from stepwell.link.emulator import Emulator
 from stepwell.link.frame import Frame, FrameReader, encode
-from stepwell.link.urls import EMULATORS
 from stepwell.samples import load_samples
 
 BOARDS = ("mps2-an386", "microbit", "netduinoplus2")
-WHY_NOT = {"qemu": qemu.why_not, "sim": sim.why_not}
+EMULATORS = ("qemu", "sim")  # of each of them
+WHY_NOT = {"qemu": qemu.why_not, "sim": sim.why_not, "simavr": simavr.why_not}
 PORTS = [f"{emulator}:{board}" for board in BOARDS for emulator in EMULATORS]
 
 

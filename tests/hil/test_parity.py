@@ -19,11 +19,10 @@ from stepwell.graph import Graph
 from stepwell.hil import run_hil, snapshot_parts
 from stepwell.link import connect, messages
 from stepwell.link.messages import Error, Message
-from stepwell.link.urls import EMULATORS
 from stepwell.model import LstmLayer, RecurrentLayer
 from stepwell.reference import Reference
 
-from .conftest import BOARDS, PORTS, need
+from .conftest import BOARDS, EMULATORS, PORTS, need
 
 
 @pytest.fixture(params=PORTS)
@@ -124,7 +123,32 @@ OTHER_CORES = ("mps2-an385", "mps2-an500", "mps2-an505", "mps3-an547", "rv32-vir
 @pytest.mark.parametrize("board", OTHER_CORES)
 @pytest.mark.parametrize("golden", ["two_lstm_three_dense", "gru_rnn_lstm_gru_w4a16", "coupled_peephole_clip_w8a8"])
 def test_other_cores(golden, board, images):
-    assert_same_on(board, stepwell.load(ROOT / "tests" / "golden" / f"{golden}.stw"), images)
+    assert_same_on(f"qemu:{board}", stepwell.load(ROOT / "tests" / "golden" / f"{golden}.stw"), images)
+
+
+AVR_GOLDENS = [
+    "two_lstm_three_dense",
+    "gru_rnn_lstm_gru_w4a16",
+    "coupled_peephole_clip_w8a8",
+    "attention_additive",
+    "layer_norm",
+]
+
+
+@pytest.mark.parametrize(
+    ("board", "golden"), [("arduino-uno", "lstm"), *(("arduino-mega", golden) for golden in AVR_GOLDENS)]
+)
+def test_avr(golden, board, images):
+    """int has 16 bits there, and constants stand in an address space of their own."""
+    model = stepwell.load(ROOT / "tests" / "golden" / f"{golden}.stw")
+    assert_same_on(f"simavr:{board}", model, images)
+    with connect(f"simavr:{board}", model=model, image=images(model, board).elf) as link:
+        link.reset()
+        link.step(np.zeros((10, model.n_in), np.int16))
+        memory, bench = link.mem(), link.bench()
+        assert link.cost_unit == "cycles"
+        assert "attention" in golden or abs(bench.cost / link.cost_per_step - 1) < 0.02  # attention fills up first
+        assert 0 < bench.stack_bytes < memory.stack_used < memory.stack_size
 
 
 @pytest.mark.parametrize("board", OTHER_CORES)
@@ -136,17 +160,19 @@ def test_lstm_sizes_on_other_cores(n_in, n_units, precision, gain, board, images
     """What is vectorised or in assembly, with and without a rest."""
     rng = np.random.default_rng(n_in)
     graph = Graph((random_lstm(rng, n_in, n_units, gain), random_dense(rng, n_units, 2)))
-    assert_same_on(board, stepwell.convert(graph, random_sequences(rng, 2, 30, n_in), precision=precision), images)
+    assert_same_on(
+        f"qemu:{board}", stepwell.convert(graph, random_sequences(rng, 2, 30, n_in), precision=precision), images
+    )
 
 
-def assert_same_on(board: str, model: stepwell.Model, images) -> None:
+def assert_same_on(port: str, model: stepwell.Model, images) -> None:
     """Outputs of extreme and of ordinary codes, and the state after them."""
-    need(f"qemu:{board}")
+    need(port)
     rng = np.random.default_rng(6)
     x_q = rng.integers(-32768, 32768, (60, model.n_in)).astype(np.int16)
     x_q[20:] //= 100
     stream = model.stream()
-    with connect(f"qemu:{board}", model=model, image=images(model, board).elf) as link:
+    with connect(port, model=model, image=images(model, port.partition(":")[2]).elf) as link:
         link.reset()
         assert np.array_equal(link.step(x_q), stream.run_q(x_q))
         assert link.get_state() == stream.save()
@@ -296,6 +322,7 @@ def processes_with(argument: str) -> list[str]:
 
 
 def test_board_list_is_complete():
-    from stepwell.boards import board_names
+    from stepwell.boards import board_names, load_board
 
-    assert {*BOARDS, *OTHER_CORES} == set(board_names())
+    emulated = {name for name in board_names() if load_board(name).label == "emulated"}
+    assert {*BOARDS, *OTHER_CORES, "arduino-uno", "arduino-mega"} == emulated

@@ -96,7 +96,10 @@ def flash(board: str, image: str | None, runner: str | None, port: str | None, d
 )
 @click.argument("model_file", metavar="MODEL.stw")
 @click.option(
-    "--port", required=True, envvar="HIL_PORT", help="Serial port, pyserial URL, qemu:BOARD, sim:BOARD or host:."
+    "--port",
+    required=True,
+    envvar="HIL_PORT",
+    help="Serial port, pyserial URL, qemu:BOARD, sim:BOARD, simavr:BOARD or host:.",
 )
 @click.option("--data", required=True, help="Test sequences: .npz (x), .npy or .csv.")
 @columns_option

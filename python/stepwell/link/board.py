@@ -270,9 +270,9 @@ class Link:
 
     @property
     def cost_unit(self) -> str | None:
-        """ "instructions" (emulator, exact), "cycles" (hardware that counts them), "ticks" of the board's timer otherwise."""
+        """ "instructions" (emulator, exact), "cycles" (simavr, hardware), "ticks" of the board's timer otherwise."""
         if self._emulator:
-            return "instructions"
+            return self._emulator.unit
         info = self._known()
         return "cycles" if self._cycles and info.tick_hz == info.cpu_hz else "ticks"
 
@@ -281,11 +281,11 @@ class Link:
         """Mean over all steps so far, in ``cost_unit``."""
         if not self.cost_steps:
             return None
-        ticks = self.cost_ticks / (self._emulator.ticks_per_instruction if self._emulator else 1)
+        ticks = self.cost_ticks / (self._emulator.ticks_per_unit if self._emulator else 1)
         return round(ticks / self.cost_steps, 1)
 
     def _cost(self, ticks: int) -> float:
-        return round(ticks / self._emulator.ticks_per_instruction) if self._emulator else ticks
+        return round(ticks / self._emulator.ticks_per_unit) if self._emulator else ticks
 
     # ---- requests ----
 

@@ -19,11 +19,12 @@ STOP_SECONDS = 5
 class Emulator:
     """``command`` as a child process. It holds the other end of a pipe (see leash.py), so it ends with this process at the latest.
 
-    ``ticks_per_instruction``: how far the board's tick counter moves for each executed instruction; exact.
+    ``ticks_per_unit``: how far the board's tick counter moves for each ``unit``: an executed instruction, or a CPU cycle where the
+    emulator knows those; exact.
     """
 
-    def __init__(self, command: list[str], ticks_per_instruction: float):
-        self.ticks_per_instruction = ticks_per_instruction
+    def __init__(self, command: list[str], ticks_per_unit: float, unit: str = "instructions"):
+        self.ticks_per_unit, self.unit = ticks_per_unit, unit
         self.port = 0
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

@@ -53,7 +53,7 @@ def start_sim(board: Board, image: Path) -> Emulator:
     reason = why_not(board)
     if reason:
         raise LinkError(reason)
-    emulator = Emulator(module_command("stepwell.link.sim", board.name, image), ticks_per_instruction=1.0)
+    emulator = Emulator(module_command("stepwell.link.sim", board.name, image), ticks_per_unit=1.0)
     line = emulator.read_line().split()
     if not line:
         raise failed(emulator, f"the simulator of {board.name}")

@@ -15,9 +15,10 @@ from stepwell.link.board import Link
 from stepwell.link.host import HostLink
 from stepwell.link.qemu import start_qemu
 from stepwell.link.sim import start_sim
+from stepwell.link.simavr import start_simavr
 from stepwell.model import Model
 
-EMULATORS = {"qemu": start_qemu, "sim": start_sim}
+EMULATORS = {"qemu": start_qemu, "sim": start_sim, "simavr": start_simavr}
 WRITE_SECONDS = 5
 
 
@@ -32,7 +33,7 @@ def connect(
     """A link to the board at ``url``, ready to use; close it, or use it in a ``with`` statement.
 
     ``url``: a serial port (/dev/ttyACM0, COM5) or any other pyserial URL (socket://host:port, rfc2217://host:port);
-    qemu:BOARD or sim:BOARD, which start an emulator with ``image`` (an ELF) or with one built from ``model``;
+    qemu:BOARD, sim:BOARD or simavr:BOARD, which start an emulator with ``image`` (an ELF) or with one built from ``model``;
     host: for the engine in this process. With ``model`` the board must run that very model.
 
     Raises LinkError (no such port, silent board, another model, no emulator) or BuildError.

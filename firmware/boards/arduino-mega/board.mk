@@ -1,0 +1,32 @@
+# Arduino Mega 2560, ATmega2560. Facts: make includes this file, Python parses it.
+TITLE         = Arduino Mega 2560, ATmega2560
+LABEL         = emulated
+CPU           = avr
+GCC           = avr-gcc
+CPU_GCC       = -mmcu=atmega2560
+GCC_FLAGS     = -fno-common -std=gnu99 -O2 -Wno-conversion
+CPU_HZ        = 16000000
+PORT          = avr
+
+FLASH_ORIGIN  = 0x0
+FLASH_BYTES   = 0x40000
+RAM_ORIGIN    = 0x800200
+RAM_BYTES     = 0x2000
+STACK_BYTES   = 1024
+
+UART          = usart0
+UART_BASE     = 0xC0
+UART_BAUD     = 115200
+TIMER         = timer1
+TIMER_BASE    = 0x80
+TIMER_HZ      = 16000000
+# vectors before and behind that of timer 1's overflow
+TIMER_VECTOR  = 20
+LATER_VECTORS = 36
+C_FACTS       = NAME CPU_HZ UART_BASE UART_BAUD TIMER_BASE TIMER_HZ TIMER_VECTOR LATER_VECTORS
+
+SIMAVR_MCU    = atmega2560
+FLASH_RUNNERS = avrdude
+AVRDUDE_PART  = m2560
+AVRDUDE_PROGRAMMER = wiring
+AVRDUDE_BAUD  = 115200

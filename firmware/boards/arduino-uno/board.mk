@@ -1,0 +1,32 @@
+# Arduino Uno, ATmega328P. Facts: make includes this file, Python parses it.
+TITLE         = Arduino Uno, ATmega328P
+LABEL         = emulated
+CPU           = avr
+GCC           = avr-gcc
+CPU_GCC       = -mmcu=atmega328p
+GCC_FLAGS     = -fno-common -std=gnu99 -O2 -Wno-conversion
+CPU_HZ        = 16000000
+PORT          = avr
+
+FLASH_ORIGIN  = 0x0
+FLASH_BYTES   = 0x8000
+RAM_ORIGIN    = 0x800100
+RAM_BYTES     = 0x800
+STACK_BYTES   = 512
+
+UART          = usart0
+UART_BASE     = 0xC0
+UART_BAUD     = 115200
+TIMER         = timer1
+TIMER_BASE    = 0x80
+TIMER_HZ      = 16000000
+# vectors before and behind that of timer 1's overflow
+TIMER_VECTOR  = 13
+LATER_VECTORS = 12
+C_FACTS       = NAME CPU_HZ UART_BASE UART_BAUD TIMER_BASE TIMER_HZ TIMER_VECTOR LATER_VECTORS
+
+SIMAVR_MCU    = atmega328p
+FLASH_RUNNERS = avrdude
+AVRDUDE_PART  = m328p
+AVRDUDE_PROGRAMMER = arduino
+AVRDUDE_BAUD  = 115200

@@ -1,0 +1,64 @@
+"""simavr as a board: an AVR with exact cycle counts. Its library runs in a small C program, firmware/emulators/simavr.c."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from stepwell.boards import Board
+from stepwell.errors import LinkError
+from stepwell.link.emulator import Emulator, failed, module_command
+from stepwell.sources import firmware
+
+HEADER = "simavr/sim_avr.h"
+INCLUDES = ("/usr/include", "/usr/local/include", "/opt/homebrew/include")
+INSTALL = "apt-get install gcc libsimavr-dev libelf-dev"
+
+
+def why_not(board: Board) -> str | None:
+    """The reason why simavr cannot run ``board`` here, with what to install; None when it can."""
+    if not board.words("SIMAVR_MCU"):
+        return f"{board.name} is no AVR: simavr cannot run it"
+    found = any((Path(folder) / HEADER).is_file() for folder in INCLUDES)
+    return None if found and shutil.which("cc") else f"simavr is not installed: {INSTALL}"
+
+
+def start_simavr(board: Board, image: Path) -> Emulator:
+    """Run ``image``; the UART waits for one client on ``Emulator.url``. LinkError when simavr is missing or refuses."""
+    reason = why_not(board)
+    if reason:
+        raise LinkError(reason)
+    from stepwell.build import flash_bytes
+
+    flash = Path(_folder()) / f"{image.stem}.bin"
+    flash.write_bytes(flash_bytes(image))
+    arguments = [_program(), board.text("SIMAVR_MCU"), board.text("CPU_HZ"), flash]
+    emulator = Emulator(module_command("stepwell.link.leash", *arguments), ticks_per_unit=1.0, unit="cycles")
+    line = emulator.read_line().split()
+    if not line:
+        raise failed(emulator, f"simavr for {board.name}")
+    emulator.port = int(line[1])
+    return emulator
+
+
+@cache
+def _folder() -> str:
+    """Of this process; it goes with it."""
+    folder = tempfile.mkdtemp(prefix="stepwell-simavr-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@cache
+def _program() -> Path:
+    """The compiled runner. LinkError with the compiler's words."""
+    program = Path(_folder()) / "simavr"
+    command = ["cc", "-O2", firmware() / "emulators" / "simavr.c", "-o", program, "-lsimavr", "-lelf"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LinkError(f"simavr.c does not compile: {done.stderr.strip()[-400:]}; {INSTALL}")
+    return program
