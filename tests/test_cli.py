@@ -227,7 +227,6 @@ def test_nothing_is_half_written(tmp_path):
         (["demo", "-o", "a_file"], "a_file: File exists"),
         (["hil", "--port", "sim:microbit", "MODEL", "--data", TEST, "--image", "a_file"], "a_file is no ELF file"),
         (["hil", "--port", "/dev/absent", "MODEL", "--data", TEST], "cannot be opened"),
-        (["build", "--board", "absent", "MODEL"], "no board 'absent'; there are: microbit"),
     ],
 )
 def test_wrong_files_everywhere(stw, tmp_path, args, message):

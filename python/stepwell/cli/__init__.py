@@ -8,7 +8,7 @@ import sys
 import click
 
 from stepwell._version import __version__
-from stepwell.errors import StepwellError
+from stepwell.errors import StepwellError, UnknownBoard
 
 # command -> (module, function): modules are imported when their command runs, so that --help stays fast
 COMMANDS = {
@@ -65,6 +65,9 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         code = 1
+    except UnknownBoard as error:
+        click.echo(f"stepwell: {error}", err=True)
+        code = 2
     except (StepwellError, OSError) as error:
         if isinstance(error, BrokenPipeError):  # the reader went away: `stepwell run ... | head`
             sys.stderr.close()
