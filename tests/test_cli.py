@@ -36,7 +36,7 @@ def csv_of(rows: np.ndarray) -> str:
     return "\n".join(",".join(repr(float(v)) for v in row) for row in rows) + "\n"
 
 
-COMMANDS = ["convert", "check", "report", "info", "emit", "run", "build", "flash", "hil", "demo"]
+COMMANDS = ["convert", "check", "report", "info", "emit", "run", "boards", "build", "flash", "hil", "demo"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -57,10 +57,15 @@ class Board:
         return self.text("LABEL")
 
     @property
+    def core(self) -> str:
+        """The core, as gcc names it: cortex-m0plus, rv32imac."""
+        named = re.search(r"-m(?:cpu|arch|mcu)=([a-z0-9-]+)", self.facts.get("CPU_GCC", ""))
+        return named[1] if named else self.text("CPU")
+
+    @property
     def target(self) -> str:
         """The core, as ``emit --target`` names it; "any" for one that has no packing of its own."""
-        cores = re.findall(r"-m(?:cpu|arch)=([a-z0-9-]+)", self.facts.get("CPU_GCC", ""))
-        return next((core for core in cores if core in TARGETS), "any")
+        return self.core if self.core in TARGETS else "any"
 
     @property
     def port(self) -> Path:

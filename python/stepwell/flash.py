@@ -143,6 +143,16 @@ RUNNERS: dict[str, Runner] = {
     "drive": drive,
     "uf2": uf2,
 }
+INSTALL = {  # program -> what to type
+    "openocd": "apt-get install openocd",
+    "pyocd": "pip install pyocd",
+    "st-flash": "apt-get install stlink-tools",
+    "dfu-util": "apt-get install dfu-util",
+    "stm32loader": "pip install stm32loader",
+    "esptool": "pip install esptool",
+    "avrdude": "apt-get install avrdude",
+    "picotool": "apt-get install picotool (Debian 13 and later), or from github.com/raspberrypi/picotool",
+}
 DRIVES = ("drive", "uf2")  # need no program, but a drive
 NEED_PORT = ("stm32loader", "esptool", "avrdude")  # find no board by themselves
 PORT = "PORT"  # stands for the port in the command of a dry run
@@ -160,9 +170,9 @@ def choose(board: Board, runner: str | None) -> str:
         return runner
     usable = next((name for name in known if is_usable(board, name)), None)
     if usable is None:
+        how = "; ".join(INSTALL.get(name, f"{name}: connect and mount the board's drive") for name in known)
         raise BuildError(
-            f"none of the programs that flash {board.name} is installed: {', '.join(known)} "
-            "(see --runner; --dry-run shows the command; `stepwell boards` says how to install them)"
+            f"none of the programs that flash {board.name} is installed: {how} (--dry-run shows the commands)"
         )
     return usable
 

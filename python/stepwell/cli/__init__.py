@@ -19,6 +19,7 @@ COMMANDS = {
     "emit": ("model_commands", "emit"),
     "run": ("model_commands", "run"),
     "bench": ("bench_command", "bench"),
+    "boards": ("board_commands", "boards"),
     "build": ("board_commands", "build"),
     "flash": ("board_commands", "flash"),
     "hil": ("board_commands", "hil"),

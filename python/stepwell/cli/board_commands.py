@@ -1,4 +1,4 @@
-"""build, flash, hil: everything that ends on a board, real or emulated."""
+"""boards, build, flash, hil: everything that ends on a board, real or emulated."""
 
 from __future__ import annotations
 
@@ -15,6 +15,33 @@ MISMATCH = 1
 board_option = click.option(
     "--board", required=True, help="Board name (`stepwell boards` lists them), or your own board's folder: ./myboard."
 )
+
+
+@click.command(epilog=examples("stepwell boards", "stepwell boards --json"))
+@json_option
+def boards(as_json: bool) -> None:
+    """List the boards, the serial ports that are plugged in, and the tools that are installed or missing."""
+    from stepwell.inventory import inventory
+
+    found = inventory()
+    if as_json:
+        print_json(found)
+        return
+    click.echo("boards")
+    for board in found["boards"]:
+        runners = " ".join(board["runners"]) or "nothing to flash"
+        click.echo(f"  {board['name']:<18}{board['core']:<15}{board['label']:<17}{runners}")
+        click.echo(f"  {'':<18}{board['title']}")
+    click.echo("serial ports")
+    for port in found["ports"]:
+        fitting = f": could be {' or '.join(port['boards'])}" if port["boards"] else ""
+        click.echo(f"  {port['device']:<18}{port['vid_pid'] or 'no USB':<15}{port['description']}{fitting}")
+    if not found["ports"]:
+        click.echo("  none")
+    click.echo("tools")
+    for tool in found["tools"]:
+        state = "installed" if tool["installed"] else f"missing: {tool['install']}"
+        click.echo(f"  {tool['name']:<28}{tool['kind']:<10}{state}")
 
 
 @click.command(
