@@ -13,6 +13,10 @@
 #define TEXT_OF(name) #name
 #define TEXT(name)    TEXT_OF(name)
 
+#if defined(__ELF__) /* `stepwell flash` reads there which board an image is for; the section takes no flash */
+__asm__(".pushsection .stepwell.board,\"\",%progbits\n.ascii \"" TEXT(BOARD_NAME) "\"\n.popsection");
+#endif
+
 #define PAYLOAD_MAX   (LINK_MTU - LINK_HEADER_BYTES - LINK_CRC_BYTES)
 #define SESSION_BYTES 4u
 #define STEP_REQUEST  (SESSION_BYTES + 1u)

@@ -1,4 +1,4 @@
-"""Board facts: firmware/boards/NAME/board.mk and firmware/flags.mk, read as plain ``KEY = value`` lines."""
+"""Board facts: board.mk of firmware/boards/NAME/ or of a folder of your own, and firmware/flags.mk: ``KEY = value`` lines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from stepwell.errors import BuildError
+from stepwell.errors import BuildError, UnknownBoard
 from stepwell.packing import TARGETS
 from stepwell.sources import firmware
 
@@ -30,10 +30,14 @@ def parse_facts(path: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Board:
-    """One board: its facts, by the keys of its board.mk."""
+    """One board: its folder, and its facts by the keys of its board.mk."""
 
-    name: str
+    folder: Path
     facts: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
 
     def text(self, key: str) -> str:
         """A fact, or BuildError when board.mk does not give it."""
@@ -53,19 +57,20 @@ class Board:
         return self.text("LABEL")
 
     @property
+    def core(self) -> str:
+        """The core, as gcc names it: cortex-m0plus, rv32imac."""
+        named = re.search(r"-m(?:cpu|arch|mcu)=([a-z0-9-]+)", self.facts.get("CPU_GCC", ""))
+        return named[1] if named else self.text("CPU")
+
+    @property
     def target(self) -> str:
         """The core, as ``emit --target`` names it; "any" for one that has no packing of its own."""
-        cores = re.findall(r"-m(?:cpu|arch)=([a-z0-9-]+)", self.facts.get("CPU_GCC", ""))
-        return next((core for core in cores if core in TARGETS), "any")
+        return self.core if self.core in TARGETS else "any"
 
     @property
     def port(self) -> Path:
         """The C file with the board's functions: its own, or one that several boards share."""
         return firmware() / "ports" / f"{self.facts['PORT']}.c" if self.facts.get("PORT") else self.folder / "board.c"
-
-    @property
-    def folder(self) -> Path:
-        return firmware() / "boards" / self.name
 
 
 def board_names() -> list[str]:
@@ -73,11 +78,14 @@ def board_names() -> list[str]:
 
 
 def load_board(name: str) -> Board:
-    """The board ``name``; BuildError lists the boards when there is none."""
-    path = firmware() / "boards" / name / "board.mk"
-    if name not in board_names():
-        raise BuildError(f"no board '{name}'; there are: {', '.join(board_names())}")
-    return Board(name, {"NAME": name} | parse_facts(path))
+    """The board ``name``, or the one in the folder ``name`` when that holds a "/" (./myboard). UnknownBoard lists the boards."""
+    folder = Path(name).resolve() if "/" in name else firmware() / "boards" / name
+    if not name or not (folder / "board.mk").is_file():
+        what = f"{name} has no board.mk" if "/" in name else f"no board '{name}'"
+        raise UnknownBoard(
+            f"{what}; there are: {', '.join(board_names())}, or a folder of your own, written with a slash: ./myboard"
+        )
+    return Board(folder, {"NAME": folder.name} | parse_facts(folder / "board.mk"))
 
 
 def flags() -> dict[str, str]:

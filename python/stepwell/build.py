@@ -1,4 +1,4 @@
-"""build: a model and a board become an image (.elf, .bin, .hex), with arm-none-eabi-gcc or with ziglang from PyPI."""
+"""build: a model and a board become an image (.elf, .bin, .hex, for some boards .uf2), with gcc or with ziglang from PyPI."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
 from stepwell.boards import Board, flags, load_board
@@ -24,6 +25,7 @@ from stepwell.model import Model
 from stepwell.sources import firmware
 
 NAME = "app_model"  # C name of the model in an image
+BOARD_SECTION = ".stepwell.board"  # holds the board's name; in the ELF alone, not in flash
 COMPILERS = ("gcc", "zig")
 INSTALL = "apt-get install gcc-arm-none-eabi, or pip install ziglang"
 TELLING = re.compile("error|overflow|ASSERT|undefined")  # lines of compilers and linkers that say what is wrong
@@ -46,7 +48,9 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Image:
-    """A built image. ``elf`` for emulators and debuggers, ``bin`` (from the start of flash) and ``hex`` for flash tools."""
+    """A built image. ``elf`` for emulators and debuggers; ``bin`` (from the start of flash), ``hex`` and, where board.mk gives a
+    UF2_FAMILY, ``uf2`` for flash tools.
+    """
 
     board: str
     compiler: str
@@ -54,20 +58,25 @@ class Image:
     elf: Path
     bin: Path
     hex: Path
+    uf2: Path | None
     sizes: Sizes
 
+    @property
+    def files(self) -> list[Path]:
+        return [path for path in (self.elf, self.bin, self.hex, self.uf2) if path]
+
     def to_json(self) -> dict[str, Any]:
-        paths = {"elf": str(self.elf), "bin": str(self.bin), "hex": str(self.hex)}
-        return asdict(self) | paths | {"model_id": f"{self.model_id:08x}"}
+        paths = {path.suffix[1:]: str(path) for path in self.files}
+        return asdict(self) | {"uf2": None} | paths | {"model_id": f"{self.model_id:08x}"}
 
 
-def build(model: Model, board: str, out_dir: str | Path, compiler: str | None = None) -> Image:
+def build(model: Model, board: str | Board, out_dir: str | Path, compiler: str | None = None) -> Image:
     """Build the test program with ``model`` for ``board`` into ``out_dir``; the files appear whole or not at all.
 
-    ``compiler``: "gcc", "zig", or None for the first that is installed. BuildError: unknown board, no compiler, a model that
-    does not fit, or the compiler's own words.
+    ``board``: as for load_board, or what it gave. ``compiler``: "gcc", "zig", or None for the first that is installed.
+    BuildError: unknown board, no compiler, a model that does not fit, or the compiler's own words.
     """
-    facts = load_board(board)
+    facts = board if isinstance(board, Board) else load_board(board)
     _check_fits_link(model)
     kind = _pick(compiler, facts)
     with tempfile.TemporaryDirectory(prefix="stepwell-build-") as folder:
@@ -75,17 +84,19 @@ def build(model: Model, board: str, out_dir: str | Path, compiler: str | None = 
         emit(model, work / "model", NAME, facts.target)
         elf = compile_image(facts, kind, work, None, *lean_flags(model, facts.target))
         sizes = image_sizes(elf, facts)
-        binary = flash_bytes(elf)
-        origin = facts.number("FLASH_ORIGIN")
-        stem = Path(out_dir) / board
+        stem = Path(out_dir) / facts.name
         stem.parent.mkdir(parents=True, exist_ok=True)
+        written = {".elf": write_whole(stem.with_suffix(".elf"), elf.read_bytes())}
+        for path, content in image_files(written[".elf"], facts).items():
+            written[path.suffix] = write_whole(path, content)
         return Image(
-            board=board,
+            board=facts.name,
             compiler=kind,
             model_id=model.id,
-            elf=write_whole(stem.with_suffix(".elf"), elf.read_bytes()),
-            bin=write_whole(stem.with_suffix(".bin"), binary),
-            hex=write_whole(stem.with_suffix(".hex"), intel_hex(binary, origin)),
+            elf=written[".elf"],
+            bin=written[".bin"],
+            hex=written[".hex"],
+            uf2=written.get(".uf2"),
             sizes=sizes,
         )
 
@@ -181,6 +192,32 @@ def image_sizes(elf: Path, board: Board) -> Sizes:
         symbols = {s.name: s["st_size"] for s in parsed.get_section_by_name(".symtab").iter_symbols()}
     constants = sum(size for name, size in symbols.items() if name == NAME or name.startswith(f"{NAME}_"))
     return Sizes(stored, ram, board.number("STACK_BYTES"), constants, symbols.get("stream_ram", 0))
+
+
+def image_board(elf: Path) -> str | None:
+    """The board that an ELF was built for, by its own words; None when it does not say. BuildError: no ELF file."""
+    try:
+        with elf.open("rb") as file:
+            section = ELFFile(file).get_section_by_name(BOARD_SECTION)
+            return section.data().decode() if section else None
+    except (ELFError, FileNotFoundError) as error:
+        raise BuildError(f"{elf}: no ELF file that `stepwell build` wrote") from error
+
+
+def image_files(elf: Path, board: Board) -> dict[Path, bytes]:
+    """The files that belong beside an ELF: .bin, .hex and, when board.mk names a UF2_FAMILY, .uf2."""
+    binary, origin = flash_bytes(elf), board.number("FLASH_ORIGIN")
+    files = {elf.with_suffix(".bin"): binary, elf.with_suffix(".hex"): intel_hex(binary, origin).encode()}
+    if "UF2_FAMILY" in board.facts:
+        files[elf.with_suffix(".uf2")] = _uf2(binary, origin, board.number("UF2_FAMILY"))
+    return files
+
+
+def _uf2(binary: bytes, origin: int, family: int) -> bytes:
+    from adafruit_uf2 import uf2conv
+
+    uf2conv.appstartaddr, uf2conv.familyid = origin, family  # that is how it takes them
+    return uf2conv.convert_to_uf2(binary)
 
 
 def flash_bytes(elf: Path) -> bytes:

@@ -25,5 +25,9 @@ class BuildError(StepwellError):
     """A board image could not be built: unknown board, no compiler, model too large, compiler error."""
 
 
+class UnknownBoard(BuildError):
+    """There is no board of that name; on the command line that is wrong use."""
+
+
 class LinkError(StepwellError):
     """The board at the other end of the link is silent, noisy, or runs something else."""

@@ -1,4 +1,7 @@
-"""flash: which programs can write an image to a board, and with which arguments. Pure functions; the programs do the rest."""
+"""flash: which programs can write an image to a board, and with which arguments. Pure functions; the programs do the rest.
+
+A runner is (board, files, port) -> the command. The keys of board.mk that it reads are in docs/boards.md.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stepwell.boards import Board
+from stepwell.build import image_board, image_files
 from stepwell.errors import BuildError
 
 
 @dataclass(frozen=True)
 class Files:
-    """An image as flash tools want it."""
+    """An image as flash tools want it: ``elf``, and what `stepwell build` wrote beside it."""
 
     elf: Path
-    bin: Path
-    hex: Path
+
+    @property
+    def bin(self) -> Path:
+        return self.elf.with_suffix(".bin")
+
+    @property
+    def hex(self) -> Path:
+        return self.elf.with_suffix(".hex")
+
+    @property
+    def uf2(self) -> Path:
+        return self.elf.with_suffix(".uf2")
 
 
 Runner = Callable[[Board, Files, str | None], list[str]]
@@ -53,15 +67,48 @@ def dfu_util(board: Board, files: Files, port: str | None) -> list[str]:
     return ["dfu-util", *target, *probe, "--dfuse-address", where, "--download", str(files.bin)]
 
 
+def stm32loader(board: Board, files: Files, port: str | None) -> list[str]:
+    """The serial bootloader in an STM32's ROM (ST AN3155). ``port``: serial port."""
+    family = ["--family", board.text("STM32LOADER_FAMILY")]
+    at = board.text("FLASH_ORIGIN")
+    jobs = ["--erase", "--write", "--verify", "--address", at, "--go-address", at]
+    return ["stm32loader", "--port", port or PORT, *family, *jobs, str(files.bin)]
+
+
+def esptool(board: Board, files: Files, port: str | None) -> list[str]:
+    """The bootloader in an ESP's ROM. ``port``: serial port."""
+    chip = ["--chip", board.text("ESPTOOL_CHIP")]
+    return ["esptool", *chip, "--port", port or PORT, "write-flash", board.text("ESPTOOL_OFFSET"), str(files.bin)]
+
+
+def avrdude(board: Board, files: Files, port: str | None) -> list[str]:
+    """A bootloader or a programmer of AVRs. ``port``: serial port, net:HOST:PORT, or usb."""
+    programmer = board.text("AVRDUDE_PROGRAMMER")
+    baud = ["-b", board.text("AVRDUDE_BAUD")] if "AVRDUDE_BAUD" in board.facts else []
+    keep = ["-D"] if programmer in AVR_BOOTLOADERS else []
+    target = ["-p", board.text("AVRDUDE_PART"), "-c", programmer, "-P", port or PORT, *baud]
+    return ["avrdude", *target, *keep, "-U", f"flash:w:{files.hex}:i"]
+
+
+def picotool(board: Board, files: Files, port: str | None) -> list[str]:
+    """An RP2040 that waits in BOOTSEL mode. ``port``: its USB serial number."""
+    probe = ["--ser", port] if port else []
+    return ["picotool", "load", "-v", "-x", str(files.uf2), *probe]
+
+
 def drive(board: Board, files: Files, port: str | None) -> list[str]:
-    """Drag and drop onto the board's USB drive. ``port``: where it is mounted."""
-    return [
-        sys.executable,
-        "-m",
-        "stepwell.flash",
-        str(files.hex),
-        port or str(mounted_drive(board.text("DRIVE_LABEL"))),
-    ]
+    """Drag and drop of the .hex onto the USB drive of a debug probe. ``port``: where it is mounted."""
+    return _copy(files.hex, board, port)
+
+
+def uf2(board: Board, files: Files, port: str | None) -> list[str]:
+    """Drag and drop of the .uf2 onto the USB drive of a bootloader. ``port``: where it is mounted."""
+    return _copy(files.uf2, board, port)
+
+
+def _copy(image: Path, board: Board, place: str | None) -> list[str]:
+    """This module is the program."""
+    return [sys.executable, "-m", "stepwell.flash", str(image), place or str(mounted_drive(board.text("DRIVE_LABEL")))]
 
 
 def mounted_drive(label: str) -> Path:
@@ -77,8 +124,9 @@ def mounted_drive(label: str) -> Path:
 
 
 def copy_to_drive(image: Path, drive: Path) -> None:
-    """Copy onto a board's drive, which is a folder with a DETAILS.TXT or MICROBIT.HTM; BuildError when it is not that."""
-    if not any((drive / name).is_file() for name in ("DETAILS.TXT", "MICROBIT.HTM")):
+    """Copy onto a board's drive, which is a folder with a file that says so; BuildError when it is not that."""
+    marks = ("INFO_UF2.TXT",) if image.suffix == ".uf2" else ("DETAILS.TXT", "MICROBIT.HTM")
+    if not any((drive / name).is_file() for name in marks):
         raise BuildError(f"{drive} is no board's drive: connect the board, or name the place with --port")
     shutil.copyfile(image, drive / image.name)
 
@@ -88,8 +136,27 @@ RUNNERS: dict[str, Runner] = {
     "pyocd": pyocd,
     "st-flash": st_flash,
     "dfu-util": dfu_util,
+    "stm32loader": stm32loader,
+    "esptool": esptool,
+    "avrdude": avrdude,
+    "picotool": picotool,
     "drive": drive,
+    "uf2": uf2,
 }
+INSTALL = {  # program -> what to type
+    "openocd": "apt-get install openocd",
+    "pyocd": "pip install pyocd",
+    "st-flash": "apt-get install stlink-tools",
+    "dfu-util": "apt-get install dfu-util",
+    "stm32loader": "pip install stm32loader",
+    "esptool": "pip install esptool",
+    "avrdude": "apt-get install avrdude",
+    "picotool": "apt-get install picotool (Debian 13 and later), or from github.com/raspberrypi/picotool",
+}
+DRIVES = ("drive", "uf2")  # need no program, but a drive
+NEED_PORT = ("stm32loader", "esptool", "avrdude")  # find no board by themselves
+PORT = "PORT"  # stands for the port in the command of a dry run
+AVR_BOOTLOADERS = ("arduino", "wiring")  # programmers of avrdude that erase page by page; a chip erase is not for them
 
 
 def choose(board: Board, runner: str | None) -> str:
@@ -101,30 +168,50 @@ def choose(board: Board, runner: str | None) -> str:
         if runner not in known:
             raise BuildError(f"board {board.name} cannot be flashed by '{runner}'; it can by: {', '.join(known)}")
         return runner
-    anything = Files(Path(), Path(), Path())
-    installed = [name for name in known if name != "drive" and shutil.which(RUNNERS[name](board, anything, None)[0])]
-    if "drive" in known and mounted_drive(board.text("DRIVE_LABEL")).is_dir():
-        installed.append("drive")
-    if not installed:
+    usable = next((name for name in known if is_usable(board, name)), None)
+    if usable is None:
+        how = "; ".join(INSTALL.get(name, f"{name}: connect and mount the board's drive") for name in known)
         raise BuildError(
-            f"none of the programs that flash {board.name} is installed: {', '.join(known)} "
-            "(see --runner; --dry-run shows the command)"
+            f"none of the programs that flash {board.name} is installed: {how} (--dry-run shows the commands)"
         )
-    return installed[0]
+    return usable
+
+
+def is_usable(board: Board, runner: str) -> bool:
+    """Is its program installed, or the board's drive mounted?"""
+    if runner in DRIVES:
+        return mounted_drive(board.text("DRIVE_LABEL")).is_dir()
+    return shutil.which(RUNNERS[runner](board, Files(Path("any.elf")), None)[0]) is not None
+
+
+def check_image(board: Board, files: Files) -> None:
+    """BuildError when the image is for another board, or when the files beside the ELF are not its own."""
+    built_for = image_board(files.elf)
+    if built_for != board.name:
+        whose = f"built for {built_for}" if built_for else "not built by stepwell: it names no board"
+        raise BuildError(f"{files.elf} is {whose}; run `stepwell build --board {board.name} MODEL.stw`")
+    for path, content in image_files(files.elf, board).items():
+        if not path.is_file() or path.read_bytes() != content:
+            raise BuildError(f"{path} is missing or not of {files.elf.name}: run `stepwell build` again")
 
 
 def flash(board: Board, files: Files, runner: str, port: str | None = None) -> None:
-    """Run the program; its output goes to the terminal. BuildError when it fails."""
+    """Run the program; its output goes to the terminal. BuildError when the image is another board's or the program fails."""
+    check_image(board, files)
+    if runner in NEED_PORT and port is None:
+        raise BuildError(f"{runner} needs --port, the board's serial port; `stepwell boards` lists them")
     command = RUNNERS[runner](board, files, port)
     try:
         done = subprocess.run(command, check=False)
     except FileNotFoundError as error:
         raise BuildError(f"{command[0]} is not installed") from error
     if done.returncode:
-        raise BuildError(f"{command[0]} failed with exit code {done.returncode}")
+        raise BuildError(
+            f"{runner} could not write {files.elf} to {board.name}: exit code {done.returncode}, see above"
+        )
 
 
-if __name__ == "__main__":  # the "drive" runner is this program
+if __name__ == "__main__":  # the drives' runners are this program
     try:
         copy_to_drive(Path(sys.argv[1]), Path(sys.argv[2]))
     except (BuildError, OSError) as error:

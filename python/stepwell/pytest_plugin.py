@@ -90,9 +90,9 @@ def _flash(model: Model | None, board: str | None, runner: str) -> None:
         raise pytest.UsageError("--hil-flash needs --hil-model and --hil-board")
     facts = load_board(board)
     with tempfile.TemporaryDirectory(prefix="stepwell-") as folder:
-        image = build(model, board, folder)
+        image = build(model, facts, folder)
         chosen = choose(facts, None if runner == "auto" else runner)
-        flash(facts, Files(image.elf, image.bin, image.hex), chosen)
+        flash(facts, Files(image.elf), chosen)
 
 
 @pytest.fixture(scope="session")

@@ -79,7 +79,13 @@ def test_host_port(folder):
 
 def test_flash_dry_run(folder, monkeypatch):
     text = run("flash", "--board", "netduinoplus2", "--dry-run")
-    assert [line.split(":")[0] for line in text.splitlines()] == ["openocd", "pyocd", "st-flash", "dfu-util"]
+    assert [line.split(":")[0] for line in text.splitlines()] == [
+        "openocd",
+        "pyocd",
+        "st-flash",
+        "dfu-util",
+        "stm32loader",
+    ]
     commands = json.loads(run("flash", "--board", "microbit", "--runner", "pyocd", "--dry-run", "--json"))["commands"]
     assert commands == {"pyocd": ["pyocd", "flash", "--target", "nrf51", "microbit.hex"]}
     monkeypatch.setattr("shutil.which", lambda program: program)
@@ -89,7 +95,7 @@ def test_flash_dry_run(folder, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["build", "--board", "uno", "m.stw"], "no board 'uno'; there are:"),
+        (["build", "--board", "uno2", "m.stw"], "no board 'uno2'; there are:"),
         (["flash", "--board", "mps2-an386"], "nothing to flash"),
         (["hil", "--port", "/dev/no-such-port", "m.stw", "--data", "test.npz"], "cannot be opened"),
         (["hil", "--port", "host:", "m.stw", "--data", "nowhere.npz"], "nowhere.npz: cannot be read"),

@@ -27,3 +27,4 @@ FLASH_RUNNERS = pyocd openocd drive
 PYOCD_TARGET  = nrf51
 OPENOCD_FILES = interface/cmsis-dap.cfg target/nrf51.cfg
 DRIVE_LABEL   = MICROBIT
+USB_IDS       = 0d28:0204

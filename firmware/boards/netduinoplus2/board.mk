@@ -24,8 +24,9 @@ QEMU          = qemu-system-arm -M netduinoplus2
 QEMU_TIMER_HZ = 62500000
 SIM_CPU       = m4
 
-FLASH_RUNNERS = openocd pyocd st-flash dfu-util
+FLASH_RUNNERS = openocd pyocd st-flash dfu-util stm32loader
 OPENOCD_FILES = interface/stlink.cfg target/stm32f4x.cfg
 PYOCD_TARGET  = stm32f405rgtx
 DFU_ALT       = 0
 DFU_DEVICE    = 0483:df11
+STM32LOADER_FAMILY = F4

@@ -8,7 +8,7 @@ import sys
 import click
 
 from stepwell._version import __version__
-from stepwell.errors import StepwellError
+from stepwell.errors import StepwellError, UnknownBoard
 
 # command -> (module, function): modules are imported when their command runs, so that --help stays fast
 COMMANDS = {
@@ -19,6 +19,7 @@ COMMANDS = {
     "emit": ("model_commands", "emit"),
     "run": ("model_commands", "run"),
     "bench": ("bench_command", "bench"),
+    "boards": ("board_commands", "boards"),
     "build": ("board_commands", "build"),
     "flash": ("board_commands", "flash"),
     "hil": ("board_commands", "hil"),
@@ -65,6 +66,9 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         code = 1
+    except UnknownBoard as error:
+        click.echo(f"stepwell: {error}", err=True)
+        code = 2
     except (StepwellError, OSError) as error:
         if isinstance(error, BrokenPipeError):  # the reader went away: `stepwell run ... | head`
             sys.stderr.close()

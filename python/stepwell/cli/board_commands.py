@@ -1,4 +1,4 @@
-"""build, flash, hil: everything that ends on a board, real or emulated."""
+"""boards, build, flash, hil: everything that ends on a board, real or emulated."""
 
 from __future__ import annotations
 
@@ -12,6 +12,37 @@ from stepwell.cli.output import columns_option, examples, json_option, kilo, pri
 
 MISMATCH = 1
 
+board_option = click.option(
+    "--board", required=True, help="Board name (`stepwell boards` lists them), or your own board's folder: ./myboard."
+)
+
+
+@click.command(epilog=examples("stepwell boards", "stepwell boards --json"))
+@json_option
+def boards(as_json: bool) -> None:
+    """List the boards, the serial ports that are plugged in, and the tools that are installed or missing."""
+    from stepwell.inventory import inventory
+
+    found = inventory()
+    if as_json:
+        print_json(found)
+        return
+    click.echo("boards")
+    for board in found["boards"]:
+        runners = " ".join(board["runners"]) or "nothing to flash"
+        click.echo(f"  {board['name']:<18}{board['core']:<15}{board['label']:<17}{runners}")
+        click.echo(f"  {'':<18}{board['title']}")
+    click.echo("serial ports")
+    for port in found["ports"]:
+        fitting = f": could be {' or '.join(port['boards'])}" if port["boards"] else ""
+        click.echo(f"  {port['device']:<18}{port['vid_pid'] or 'no USB':<15}{port['description']}{fitting}")
+    if not found["ports"]:
+        click.echo("  none")
+    click.echo("tools")
+    for tool in found["tools"]:
+        state = "installed" if tool["installed"] else f"missing: {tool['install']}"
+        click.echo(f"  {tool['name']:<28}{tool['kind']:<10}{state}")
+
 
 @click.command(
     epilog=examples(
@@ -20,8 +51,8 @@ MISMATCH = 1
     )
 )
 @click.argument("model_file", metavar="MODEL.stw")
-@click.option("--board", required=True, help="Board name; a wrong one lists them all.")
-@click.option("-o", "--output", default=".", show_default=True, help="Folder for BOARD.elf, .bin and .hex.")
+@board_option
+@click.option("-o", "--output", default=".", show_default=True, help="Folder for BOARD.elf, .bin, .hex (and .uf2).")
 @click.option("--compiler", help="gcc or zig (default: the first that is installed).")
 @json_option
 def build(model_file: str, board: str, output: str, compiler: str | None, as_json: bool) -> None:
@@ -29,14 +60,15 @@ def build(model_file: str, board: str, output: str, compiler: str | None, as_jso
     from stepwell.boards import load_board
     from stepwell.build import build as build_image
 
+    facts = load_board(board)
     model = stepwell.load(model_file)
-    image = build_image(model, board, output, compiler)
-    label = load_board(board).label
+    image = build_image(model, facts, output, compiler)
     if as_json:
-        print_json(image.to_json() | {"label": label})
+        print_json(image.to_json() | {"label": facts.label})
         return
     sizes = image.sizes
-    click.echo(f"{image.elf}, .bin, .hex: {model.name}, id {model.id:08x}, by {image.compiler}; {board} is *{label}*")
+    files = ", ".join([str(image.elf), *(path.suffix for path in image.files[1:])])
+    click.echo(f"{files}: {model.name}, id {model.id:08x}, by {image.compiler}; {facts.name} is *{facts.label}*")
     click.echo(f"  flash       {kilo(sizes.flash)}, of which the model's constants {kilo(sizes.constants)}")
     click.echo(
         f"  RAM         {kilo(sizes.ram)}, of which the stream {sizes.stream_ram} B; {sizes.stack} B stack reserved"
@@ -47,12 +79,15 @@ def build(model_file: str, board: str, output: str, compiler: str | None, as_jso
     epilog=examples(
         "stepwell flash --board microbit --dry-run",
         "stepwell flash --board netduinoplus2 --image build/netduinoplus2.elf --runner openocd",
+        "stepwell flash --board netduinoplus2 --runner stm32loader --port /dev/ttyUSB0",
     )
 )
-@click.option("--board", required=True, help="Board name; a wrong one lists them all.")
-@click.option("--image", help="The .elf; .bin and .hex are beside it (default: BOARD.elf in this folder).")
+@board_option
+@click.option("--image", help="The .elf; the other files are beside it (default: BOARD.elf in this folder).")
 @click.option("--runner", help="The program to use (default: the first of the board's that is installed).")
-@click.option("--port", help="Which probe, when there are several: its serial number (drive: where it is mounted).")
+@click.option(
+    "--port", help="Serial port of a bootloader; serial number of a probe, if there are several; place of a drive."
+)
 @click.option("--dry-run", is_flag=True, help="Print the commands of all runners (or of --runner) and do nothing.")
 @json_option
 def flash(board: str, image: str | None, runner: str | None, port: str | None, dry_run: bool, as_json: bool) -> None:
@@ -62,28 +97,26 @@ def flash(board: str, image: str | None, runner: str | None, port: str | None, d
     from stepwell.flash import flash as run_runner
 
     facts = load_board(board)
-    elf = Path(image or f"{board}.elf")
-    files = Files(elf, elf.with_suffix(".bin"), elf.with_suffix(".hex"))
+    files = Files(Path(image or f"{facts.name}.elf"))
     if dry_run:
         names = [choose(facts, runner)] if runner else facts.words("FLASH_RUNNERS") or [choose(facts, None)]
         commands = {name: RUNNERS[name](facts, files, port) for name in names}
         if as_json:
-            print_json({"board": board, "commands": commands})
+            print_json({"board": facts.name, "commands": commands})
         else:
             for name, command in commands.items():
-                click.echo(f"{name + ':':<10} {shlex.join(command)}")
+                click.echo(f"{name + ':':<12} {shlex.join(command)}")
         return
     chosen = choose(facts, runner)
-    missing = [str(path) for path in (files.elf, files.bin, files.hex) if not path.is_file()]
-    if missing:
+    if not files.elf.is_file():
         raise click.ClickException(
-            f"no {missing[0]}: run stepwell build --board {board} MODEL.stw first, or give --image"
+            f"no {files.elf}: run stepwell build --board {board} MODEL.stw first, or give --image"
         )
     run_runner(facts, files, chosen, port)
     if as_json:
-        print_json({"board": board, "runner": chosen, "image": str(elf)})
+        print_json({"board": facts.name, "runner": chosen, "image": str(files.elf)})
     else:
-        click.echo(f"{elf} written to {board} by {chosen}")
+        click.echo(f"{files.elf} written to {facts.name} by {chosen}")
 
 
 @click.command(

@@ -3,7 +3,7 @@
 Only what the firmware touches is there: flash, RAM, the UART (bytes go to one TCP client) and the tick counter, which reads as
 the exact number of executed instructions. Other registers read as zero or as they were written. One process for each board:
 
-    python -m stepwell.link.sim BOARD IMAGE.elf      prints "port N" when it listens
+    python -m stepwell.link.sim FOLDER IMAGE.elf      prints "port N" when it listens
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def start_sim(board: Board, image: Path) -> Emulator:
     reason = why_not(board)
     if reason:
         raise LinkError(reason)
-    emulator = Emulator(module_command("stepwell.link.sim", board.name, image), ticks_per_unit=1.0)
+    emulator = Emulator(module_command("stepwell.link.sim", f"{board.folder}", image), ticks_per_unit=1.0)
     line = emulator.read_line().split()
     if not line:
         raise failed(emulator, f"the simulator of {board.name}")

@@ -70,7 +70,7 @@ def _image(board: Board, image: str | Path | None, model: Model | None, folder: 
         raise LinkError(f"an emulated {board.name} needs an image, or a model to build one from")
     from stepwell.build import build
 
-    return build(model, board.name, folder).elf
+    return build(model, board, folder).elf
 
 
 def _open(url: str, baud: int) -> serial.SerialBase:
