@@ -13,8 +13,8 @@ ZIG_FLAGS = -fno-sanitize=all -fno-unroll-loops -fno-unwind-tables -fno-asynchro
 ZIG_LIBS  =
 
 APP       = app/main.c app/service.c app/frame.c
-APP_DIRS  = app .
+APP_DIRS  = app . ports
 
-# facts of board.mk that C and the linker script see as BOARD_<KEY>
+# facts of board.mk that C (and those that its PORT_FACTS names) and the linker script see as BOARD_<KEY>
 C_FACTS   = NAME CPU_HZ UART_BASE UART_BAUD TIMER_BASE TIMER_HZ
 LD_FACTS  = FLASH_ORIGIN FLASH_BYTES RAM_ORIGIN RAM_BYTES STACK_BYTES

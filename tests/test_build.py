@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from conftest import ROOT, random_dense, random_lstm, random_sequences
 from elftools.elf.elffile import ELFFile
 from stepwell import convert, load
 from stepwell.boards import LABELS, Board, board_names, flags, load_board, parse_facts
-from stepwell.build import NAME, build, flash_bytes, intel_hex, why_not
+from stepwell.build import NAME, build, flash_bytes, image_board, intel_hex, why_not
 from stepwell.emit import emit, lean_flags
 from stepwell.errors import BuildError
 from stepwell.graph import Graph
@@ -48,6 +49,8 @@ def test_board_facts_are_complete(name):
     if board.text("CPU") == "avr":
         assert board.text("SIMAVR_MCU") == board.text("CPU_GCC").removeprefix("-mmcu=")
     else:
+        assert bool(board.words("QEMU")) == (board.label == "emulated")
+    if board.words("QEMU"):
         assert board.words("QEMU")[1:3] == ["-M", name if board.text("CPU") == "cortex_m" else "virt"]
         assert (board.number("QEMU_TIMER_HZ") << ICOUNT_SHIFT) * 1e-9 > 1  # an instruction moves the counter
     assert board.port.is_file() and board.target in TARGETS
@@ -77,7 +80,9 @@ def test_image(name, compiler, small_model, tmp_path):
     need(compiler, name)
     image = build(small_model, name, tmp_path, compiler)
     board, binary = load_board(name), image.bin.read_bytes()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.bin", f"{name}.elf", f"{name}.hex"]
+    kinds = ["bin", "elf", "hex", *(["uf2"] if "UF2_FAMILY" in board.facts else [])]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.{kind}" for kind in kinds]
+    assert image_board(image.elf) == name
     assert binary == flash_bytes(image.elf) and image.sizes.flash <= len(binary) < image.sizes.flash + 16
     assert from_hex(image.hex.read_text()) == (board.number("FLASH_ORIGIN"), binary)
     info = describe(small_model, packing_for(board.target))
@@ -86,9 +91,54 @@ def test_image(name, compiler, small_model, tmp_path):
     assert image.sizes.stream_ram == info["ram_bytes"]
     assert image.sizes.ram < 1500 and image.sizes.flash < 28 * 1024
     if board.text("CPU") == "cortex_m":
-        stack, reset = (int.from_bytes(binary[at : at + 4], "little") for at in (0, 4))
+        stack, reset = struct.unpack_from("<II", binary, 256 if name == "rp-pico" else 0)  # behind the boot block
         assert stack == board.number("RAM_ORIGIN") + board.number("RAM_BYTES") and reset & 1
     assert not [name for name in symbols(image.elf) if FORBIDDEN.fullmatch(name)]
+
+
+@pytest.fixture(scope="module")
+def pico(small_model, tmp_path_factory):
+    need("gcc", "rp-pico")
+    return build(small_model, "rp-pico", tmp_path_factory.mktemp("pico"), "gcc")
+
+
+def test_uf2_holds_the_image(pico):
+    """Blocks of 512 bytes, as https://github.com/microsoft/uf2 describes them; the RP2040's ROM wants 256 bytes in each."""
+    blocks = [pico.uf2.read_bytes()[at : at + 512] for at in range(0, pico.uf2.stat().st_size, 512)]
+    data = b""
+    for number, block in enumerate(blocks):
+        head = struct.unpack_from("<8I", block)
+        assert head == (0x0A324655, 0x9E5D5157, 0x2000, 0x10000000 + len(data), 256, number, len(blocks), 0xE48BFF56)
+        assert block[508:] == struct.pack("<I", 0x0AB16F30)
+        data += block[32:288]
+    binary = pico.bin.read_bytes()
+    assert data[: len(binary)] == binary and len(data) - len(binary) < 256
+
+
+def test_boot_block_of_the_pico(pico):
+    """The check sum that the ROM computes, and what the code does: flash interface, VTOR, stack, then the reset handler."""
+    unicorn = pytest.importorskip("unicorn")
+    binary, crc = pico.bin.read_bytes(), 0xFFFFFFFF
+    for byte in binary[:252]:
+        crc ^= byte << 24
+        for _ in range(8):
+            crc = (crc << 1 ^ (0x04C11DB7 if crc >> 31 else 0)) & 0xFFFFFFFF
+    assert struct.unpack_from("<I", binary, 252) == (crc,)
+
+    cpu, written = unicorn.Uc(unicorn.UC_ARCH_ARM, unicorn.UC_MODE_THUMB), []
+    cpu.ctl_set_cpu_model(unicorn.arm_const.UC_CPU_ARM_CORTEX_M0)
+    for origin, size in ((0x10000000, 0x200000), (0x20000000, 0x42000), (0x18000000, 0x1000), (0xE000E000, 0x1000)):
+        cpu.mem_map(origin, size)
+    cpu.mem_write(0x10000000, binary)
+    cpu.mem_write(0x20041F00, binary[:256])  # where the ROM copies it
+    cpu.hook_add(unicorn.UC_HOOK_MEM_WRITE, lambda uc, access, at, size, value, data: written.append((at, value)))
+    stack, reset = struct.unpack_from("<II", binary, 256)
+    cpu.emu_start(0x20041F01, reset & ~1, count=100)
+    assert cpu.reg_read(unicorn.arm_const.UC_ARM_REG_PC) == reset & ~1
+    assert cpu.reg_read(unicorn.arm_const.UC_ARM_REG_SP) == stack
+    ssi = [(at - 0x18000000, value) for at, value in written[:-1]]
+    assert ssi == [(8, 0), (0x14, 4), (0, 0x001F0300), (4, 0), (0xF4, 0x03000218), (8, 1)]
+    assert written[-1] == (0xE000ED08, 0x10000100)
 
 
 def symbols(elf: Path) -> list[str]:

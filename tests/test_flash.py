@@ -105,7 +105,6 @@ def site(tmp_path_factory):
         (site / name).mkdir()
         lines = facts | FACTS | keys | {"FLASH_RUNNERS": "stm32loader avrdude esptool"}
         (site / name / "board.mk").write_text("".join(f"{k} = {v}\n" for k, v in lines.items() if k != "NAME"))
-        shutil.copy(load_board("netduinoplus2").folder / "board.c", site / name)
     return site
 
 

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import onnx
@@ -133,6 +135,29 @@ def torch_cell(lstm: Lstm) -> Step:
     return step
 
 
+def litert(lstm: Lstm, dynamic_range: bool = False) -> Step:
+    """Its fused LSTM operator, which keeps its state itself. The weights are the converter's own: time does not depend on them."""
+    os.environ |= {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    import tensorflow as tf
+    import tf_keras
+    from ai_edge_litert.interpreter import Interpreter
+
+    model = tf_keras.Sequential([tf_keras.Input(batch_shape=(1, 1, lstm.n_in)), tf_keras.layers.LSTM(lstm.n_out)])
+    converter = tf.lite.TFLiteConverter.from_keras_model(model)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT] if dynamic_range else []
+    interpreter = Interpreter(model_content=converter.convert(), num_threads=1)
+    interpreter.allocate_tensors()
+    x_at, y_at = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+    x = np.random.default_rng(3).normal(size=(1, 1, lstm.n_in)).astype(np.float32)
+
+    def step() -> None:
+        interpreter.set_tensor(x_at, x)
+        interpreter.invoke()
+        interpreter.get_tensor(y_at)
+
+    return step
+
+
 def numpy_cell(lstm: Lstm) -> Step:
     n = lstm.n_out
     w, b = np.hstack([lstm.w_x, lstm.w_h]).astype(np.float32), lstm.bias.astype(np.float32)
@@ -152,6 +177,8 @@ def numpy_cell(lstm: Lstm) -> Step:
 PEERS: dict[str, Callable[[Lstm], Step]] = {
     "onnxruntime run()": ort_run,
     "onnxruntime, IO binding": ort_bound,
+    "LiteRT float": litert,
+    "LiteRT dynamic range": partial(litert, dynamic_range=True),
     "torch LSTMCell": torch_cell,
     "NumPy": numpy_cell,
 }

@@ -166,7 +166,15 @@ def compile_image(board: Board, kind: str, work: Path, program: Sequence[Path] |
     sources.append(board.port)
     link = [*facts["LDFLAGS"].split(), "-T", layout, *sources, *facts[f"{kind.upper()}_LIBS"].split(), "-o", elf]
     _run(
-        [*_driver(kind, board), *cpu, *options, *_defines(board, facts["C_FACTS"].split()), *includes, *more, *link],
+        [
+            *_driver(kind, board),
+            *cpu,
+            *options,
+            *_defines(board, [*facts["C_FACTS"].split(), *board.words("PORT_FACTS")]),
+            *includes,
+            *more,
+            *link,
+        ],
         work,
     )
     return elf

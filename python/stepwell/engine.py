@@ -97,6 +97,7 @@ class _Session:
         session.held_at = mode.window * n if mode.kind == "slide" else 0
 
 
+FLOAT64 = np.dtype(np.float64)
 _session_step = lib.stw_session_step
 
 
@@ -131,7 +132,7 @@ class Stream:
 
     def step(self, x: Sequence[float] | np.ndarray) -> np.ndarray:
         """One timestep: float [n_in] -> float64 [n_out]. SampleError on a wrong shape, NaN or inf; then the state is unchanged."""
-        row = x if type(x) is np.ndarray and x.dtype.kind in "fiu" else as_numbers(x)
+        row = x if type(x) is np.ndarray and x.dtype is FLOAT64 else as_numbers(x)
         if row.shape != self._shape:
             self._refuse(row)
         self.x[:] = row

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import stepwell
 from conftest import ROOT, random_dense, random_lstm, random_sequences
+from stepwell.boards import board_names, load_board
 from stepwell.build import build, why_not
 from stepwell.errors import LinkError
 from stepwell.graph import Graph
@@ -126,6 +127,7 @@ def test_other_cores(golden, board, images):
     assert_same_on(f"qemu:{board}", stepwell.load(ROOT / "tests" / "golden" / f"{golden}.stw"), images)
 
 
+AVR = ("arduino-uno", "arduino-mega")
 AVR_GOLDENS = [
     "two_lstm_three_dense",
     "gru_rnn_lstm_gru_w4a16",
@@ -162,6 +164,15 @@ def test_lstm_sizes_on_other_cores(n_in, n_units, precision, gain, board, images
     graph = Graph((random_lstm(rng, n_in, n_units, gain), random_dense(rng, n_units, 2)))
     assert_same_on(
         f"qemu:{board}", stepwell.convert(graph, random_sequences(rng, 2, 30, n_in), precision=precision), images
+    )
+
+
+VL_DISCOVERY = "stm32vldiscovery"  # another M3: its own peripherals are what is to be tried
+
+
+def test_one_model_on_vl_discovery(images):
+    assert_same_on(
+        f"qemu:{VL_DISCOVERY}", stepwell.load(ROOT / "tests" / "golden" / "gru_rnn_lstm_gru_w4a16.stw"), images
     )
 
 
@@ -322,7 +333,6 @@ def processes_with(argument: str) -> list[str]:
 
 
 def test_board_list_is_complete():
-    from stepwell.boards import board_names, load_board
-
-    emulated = {name for name in board_names() if load_board(name).label == "emulated"}
-    assert {*BOARDS, *OTHER_CORES, "arduino-uno", "arduino-mega"} == emulated
+    """Whatever is labelled emulated is emulated here."""
+    emulated = {board.name for board in map(load_board, board_names()) if board.label == "emulated"}
+    assert {*BOARDS, *OTHER_CORES, VL_DISCOVERY, *AVR} == emulated

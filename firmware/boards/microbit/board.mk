@@ -5,6 +5,8 @@ CPU           = cortex_m
 CPU_GCC       = -mcpu=cortex-m0 -mthumb -mfloat-abi=soft
 CPU_ZIG       = -target thumb-freestanding-eabi -mcpu=cortex_m0
 CPU_HZ        = 16000000
+PORT          = nrf5
+PORT_FACTS    = UART_TX_PIN UART_RX_PIN
 
 FLASH_ORIGIN  = 0x00000000
 FLASH_BYTES   = 0x00040000
@@ -15,6 +17,8 @@ STACK_BYTES   = 2048
 UART          = nrf51
 UART_BASE     = 0x40002000
 UART_BAUD     = 115200
+UART_TX_PIN   = 24
+UART_RX_PIN   = 25
 TIMER         = nrf51
 TIMER_BASE    = 0x40008000
 TIMER_HZ      = 16000000

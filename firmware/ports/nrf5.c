@@ -1,8 +1,17 @@
-/* board.c - micro:bit v1: UART 0 through the interface chip, and TIMER0, because the nRF51 has no SysTick. */
+/* nrf5.c - nRF51 and nRF52: the UART without DMA, which both have at the same place, on pins that board.mk names; the
+ * cycle counter, or TIMER0 where there is none (the nRF51 has no SysTick either).  nRF51 RM v3.0: 13 CLOCK, 14 GPIO, 18
+ * TIMER, 28 UART; nRF52840 PS v1.1: 5.4, 6.9, 6.30, 6.33. */
 #include "board.h"
 
-#define PIN_TXD 24u
-#define PIN_RXD 25u
+#if __ARM_ARCH >= 7
+#include "cycles.h"
+#define HAS_CYCLES 1
+#else
+#define HAS_CYCLES 0
+#endif
+
+#define PIN_TXD BOARD_UART_TX_PIN
+#define PIN_RXD BOARD_UART_RX_PIN
 #define WAIT    1000000u /* polls of a clock that never starts: go on with the RC oscillator */
 
 #define CLOCK_HFCLKSTART   BOARD_REG(0x40000000u)
@@ -55,9 +64,13 @@ void board_init(void)
 {
     init_clock();
     init_uart();
+#if HAS_CYCLES
+    (void)cycles_start();
+#else
     TIMER_BITMODE   = 3u; /* 32 bits */
     TIMER_PRESCALER = 0u; /* 16 MHz */
     TIMER_START     = 1u;
+#endif
 }
 
 int board_getc(void)
@@ -79,13 +92,17 @@ void board_putc(uint8_t byte)
 
 uint32_t board_ticks(void)
 {
-    TIMER_CAPTURE = 1u;
+#if HAS_CYCLES
+    return CYCLES_COUNT;
+#else
+    TIMER_CAPTURE   = 1u;
     return TIMER_CC;
+#endif
 }
 
 uint32_t board_ticks_hz(void)
 {
-    return BOARD_TIMER_HZ;
+    return HAS_CYCLES ? BOARD_CPU_HZ : BOARD_TIMER_HZ;
 }
 
 uint32_t board_cpu_hz(void)

@@ -1,0 +1,30 @@
+# nRF52840-DK: nRF52840, Cortex-M4F. Facts: make includes this file, Python parses it.
+TITLE         = nRF52840-DK, nRF52840, Cortex-M4F
+LABEL         = built only
+CPU           = cortex_m
+CPU_GCC       = -mcpu=cortex-m4 -mthumb -mfpu=fpv4-sp-d16 -mfloat-abi=hard
+CPU_ZIG       = -target thumb-freestanding-eabihf -mcpu=cortex_m4
+CPU_HZ        = 64000000
+PORT          = nrf5
+PORT_FACTS    = UART_TX_PIN UART_RX_PIN
+
+FLASH_ORIGIN  = 0x00000000
+FLASH_BYTES   = 0x00100000
+RAM_ORIGIN    = 0x20000000
+RAM_BYTES     = 0x00040000
+STACK_BYTES   = 4096
+
+# P0.06 and P0.08: the debugger's first serial port
+UART          = nrf51
+UART_BASE     = 0x40002000
+UART_BAUD     = 115200
+UART_TX_PIN   = 6
+UART_RX_PIN   = 8
+TIMER         = dwt
+TIMER_BASE    = 0x40008000
+TIMER_HZ      = 16000000
+
+FLASH_RUNNERS = openocd pyocd
+OPENOCD_FILES = board/nordic_nrf52_dk.cfg
+PYOCD_TARGET  = nrf52840
+USB_IDS       = 1366:1015 1366:1051 1366:0105

@@ -1,0 +1,27 @@
+# Nucleo-G071RB: STM32G071RB, Cortex-M0+. Facts: make includes this file, Python parses it.
+TITLE         = Nucleo-G071RB, STM32G071RB, Cortex-M0+
+LABEL         = built only
+CPU           = cortex_m
+CPU_GCC       = -mcpu=cortex-m0plus -mthumb -mfloat-abi=soft
+CPU_ZIG       = -target thumb-freestanding-eabi -mcpu=cortex_m0plus
+CPU_HZ        = 64000000
+
+FLASH_ORIGIN  = 0x08000000
+FLASH_BYTES   = 0x00020000
+RAM_ORIGIN    = 0x20000000
+RAM_BYTES     = 0x00009000
+STACK_BYTES   = 2048
+
+# USART2 on PA2 and PA3: the ST-LINK's serial port (UM2324 6.9)
+UART          = stm32
+UART_BASE     = 0x40004400
+UART_BAUD     = 115200
+TIMER         = tim2
+TIMER_BASE    = 0x40000000
+TIMER_HZ      = 64000000
+
+FLASH_RUNNERS = openocd st-flash pyocd stm32loader
+OPENOCD_FILES = board/st_nucleo_g0.cfg
+PYOCD_TARGET  = stm32g071rbtx
+STM32LOADER_FAMILY = G0
+USB_IDS       = 0483:374b
