@@ -150,7 +150,7 @@ def compile_image(board: Board, kind: str, work: Path, program: Sequence[Path] |
     """What firmware/Makefile does, from the same facts: the model in ``work``/model and a program, the app if none is given."""
     facts, root = _facts(board), firmware()
     cpu_dir = root / "cpu" / board.text("CPU")
-    cpu = board.words(f"CPU_{kind.upper()}")
+    cpu = board.text(f"CPU_{kind.upper()}").split()
     layout, elf = work / "link.ld", work / "image.elf"
     defines = _defines(board, facts["LD_FACTS"].split())
     _run([*_driver(kind, board), *cpu, "-E", "-P", "-x", "c", *defines, cpu_dir / "link.ld.in", "-o", layout], work)
@@ -181,7 +181,11 @@ def _run(command: list[str | Path], work: Path) -> None:
     words = [str(word) for word in command]
     done = subprocess.run(words, cwd=work, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if "error" in line or "overflow" in line or "ASSERT" in line]
+        said = [
+            line
+            for line in done.stderr.splitlines()
+            if any(sign in line for sign in ("error", "overflow", "do not fit"))
+        ]
         reason = "\n  ".join(said[:6]) or done.stderr.strip()[-600:] or f"exit code {done.returncode}"
         raise BuildError(f"{words[0]} failed:\n  {reason}")
 
