@@ -17,33 +17,50 @@
 #include "stw_pairs.h"
 
 #define BLOB_MAGIC   0x31575453u /* "STW1" */
+#define NATIVE_MAGIC 0x4E575453u /* "STWN": arrays are in the order of this machine, which is not the blob's */
 #define HEADER_BYTES 40u
 #define ID_FROM      20u
 #define LAYER_BYTES  40u
 #define CRC_BYTES    4u
 
-/* The blob's arrays are used in place, so the machine must store int16 and int32 as the blob does. */
+/* The blob's arrays are used in place, so the machine must store int16 and int32 as the blob does, or turn them first.
+ */
 static int machine_is_little_endian(void)
 {
     const uint16_t one = 1;
     return *(const uint8_t *)&one;
 }
 
-static int header_check(const uint8_t *p, size_t n_bytes)
+/* A value of an array, which may have been turned. */
+static uint16_t array16(const uint8_t *blob, const uint8_t *p)
+{
+    uint16_t v;
+
+    if (machine_is_little_endian() || stw_get32(blob) != NATIVE_MAGIC) {
+        return stw_get16(p);
+    }
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+
+/* magic: what the blob must start with.  A turned one had its sums checked before. */
+static int header_check(const uint8_t *p, size_t n_bytes, uint32_t magic)
 {
     uint32_t device_bytes;
+    int      with_sums = magic == BLOB_MAGIC;
 
-    if (n_bytes < HEADER_BYTES + CRC_BYTES || stw_get32(p) != BLOB_MAGIC || stw_get16(p + 4) != STW_MODEL_FORMAT) {
+    if (n_bytes < HEADER_BYTES + CRC_BYTES || stw_get32(p) != magic || stw_get16(p + 4) != STW_MODEL_FORMAT) {
         return STW_E_FORMAT;
     }
-    if (stw_get32(p + 8) != n_bytes || stw_crc32(0, p, n_bytes - CRC_BYTES) != stw_get32(p + n_bytes - CRC_BYTES)) {
+    if (stw_get32(p + 8) != n_bytes ||
+        (with_sums && stw_crc32(0, p, n_bytes - CRC_BYTES) != stw_get32(p + n_bytes - CRC_BYTES))) {
         return STW_E_CHECKSUM;
     }
     device_bytes = stw_get32(p + 12);
     if (device_bytes < HEADER_BYTES || device_bytes > n_bytes - CRC_BYTES) {
         return STW_E_SHAPE;
     }
-    if (p[27] == STW_PLAIN && stw_crc32(0, p + ID_FROM, device_bytes - ID_FROM) != stw_get32(p + 16)) {
+    if (with_sums && p[27] == STW_PLAIN && stw_crc32(0, p + ID_FROM, device_bytes - ID_FROM) != stw_get32(p + 16)) {
         return STW_E_CHECKSUM; /* a packed model has the id of the plain one, which only the exporter can compute */
     }
     return stw_get32(p + 36) == 0 ? STW_OK : STW_E_FORMAT;
@@ -74,10 +91,19 @@ static uint64_t cell_values(const stw_layer *l, unsigned int parts)
     return n;
 }
 
+/* int16 values of `extra`, whose place is stored in field and, for recurrent layers, known to hold a header. */
+static uint64_t extra_values(const stw_layer *l, const uint8_t *blob, const uint8_t *field)
+{
+    if (stw_is_recurrent(l)) {
+        return stw_get32(field) ? cell_values(l, array16(blob, blob + stw_get32(field))) : 0u;
+    }
+    return l->act == STW_TABLE ? STW_TABLE_ENTRIES : l->kind == STW_LAYER_NORM ? 4u : 0u;
+}
+
 /* Sets l->extra when the layer has one; 0 when it leaves the blob. */
 static int extra_open(stw_layer *l, const uint8_t *blob, const uint8_t *field, uint32_t first, uint32_t end)
 {
-    uint64_t n = 0;
+    uint64_t n;
 
     if (stw_is_recurrent(l)) {
         const uint8_t *header = (const uint8_t *)array_at(blob, field, 2u * STW_EXTRA_HEADER, first, end);
@@ -85,20 +111,16 @@ static int extra_open(stw_layer *l, const uint8_t *blob, const uint8_t *field, u
         if (stw_get32(field) == 0) {
             return 1;
         }
-        if (!header || stw_get16(header) >= 2u * STW_PART_PROJECTION || stw_get16(header + 14) != 0) {
+        if (!header || array16(blob, header) >= 2u * STW_PART_PROJECTION || array16(blob, header + 14) != 0) {
             return 0;
         }
         for (size_t k = 3; k < 7; k++) {
-            if (stw_get16(header + 2 * k) > 15) {
+            if (array16(blob, header + 2 * k) > 15) {
                 return 0;
             }
         }
-        n = cell_values(l, stw_get16(header));
-    } else if (l->act == STW_TABLE) {
-        n = STW_TABLE_ENTRIES;
-    } else if (l->kind == STW_LAYER_NORM) {
-        n = 4;
     }
+    n        = extra_values(l, blob, field);
     l->extra = n ? (const int16_t *)array_at(blob, field, 2u * n, first, end) : 0;
     return (l->extra != 0) == (stw_get32(field) != 0);
 }
@@ -125,10 +147,30 @@ static uint64_t weight_bytes(const stw_layer *l)
     }
 }
 
-/* Bytes of the row records. */
-static uint64_t row_bytes(const stw_layer *l)
+/* Bytes of the array r. */
+static uint64_t recurrent_bytes(const stw_layer *l)
 {
-    return stw_is_paired(l) ? (uint64_t)l->p[0] * sizeof(stw_pairs_rows) : (uint64_t)stw_n_rows(l) * sizeof(stw_row);
+    uint64_t row = stw_is_recurrent(l) ? stw_row_bytes(stw_weight_bits(l), l->n_out) : 0u;
+
+    return row * stw_n_gates(l) * l->p[0];
+}
+
+/* Row records; those of a projection are told by `extra`, which may not have been turned yet. */
+static size_t row_records(const stw_layer *l, const uint8_t *blob)
+{
+    const uint8_t *extra = (const uint8_t *)l->extra;
+
+    if (l->kind != STW_LSTM) {
+        return stw_n_rows(l);
+    }
+    return 4u * (size_t)l->p[0] + (extra && array16(blob, extra) & STW_PART_PROJECTION ? l->n_out : 0u);
+}
+
+/* Their bytes. */
+static uint64_t row_bytes(const stw_layer *l, const uint8_t *blob)
+{
+    return stw_is_paired(l) ? (uint64_t)l->p[0] * sizeof(stw_pairs_rows)
+                            : (uint64_t)row_records(l, blob) * sizeof(stw_row);
 }
 
 static int layer_open(stw_layer *l, const uint8_t *blob, const uint8_t *d, uint32_t first, uint32_t end)
@@ -154,17 +196,17 @@ static int layer_open(stw_layer *l, const uint8_t *blob, const uint8_t *d, uint3
         return STW_E_SHAPE;
     }
     n_w = weight_bytes(l);
-    n_r = stw_is_recurrent(l) ? (uint64_t)stw_n_gates(l) * l->p[0] * stw_row_bytes(stw_weight_bits(l), l->n_out) : 0u;
+    n_r = recurrent_bytes(l);
     if (n_w) {
         l->w = array_at(blob, d + 24, n_w, first, end);
     }
     if (n_r) {
         l->r = (const int8_t *)array_at(blob, d + 28, n_r, first, end);
     }
-    if (stw_n_rows(l)) {
-        l->rows = (const stw_row *)array_at(blob, d + 32, row_bytes(l), first, end);
+    if (row_bytes(l, blob)) {
+        l->rows = (const stw_row *)array_at(blob, d + 32, row_bytes(l, blob), first, end);
     }
-    return (l->w || !n_w) && (l->r || !n_r) && (l->rows || !stw_n_rows(l)) ? STW_OK : STW_E_SHAPE;
+    return (l->w || !n_w) && (l->r || !n_r) && (l->rows || !row_bytes(l, blob)) ? STW_OK : STW_E_SHAPE;
 }
 
 static int channels_open(stw_model *m, const uint8_t *blob, const uint8_t *field, uint32_t first, uint32_t end)
@@ -381,6 +423,107 @@ static int has_pairs(const stw_model *m)
     return 0;
 }
 
+/* ---- machines with the other order ---- */
+
+/* Turns n words of `bytes` bytes each from the place stored in field on.  Arrays must follow each other: `from` is
+ * where the last one ended.  0 when they overlap; with `dry` nothing is turned. */
+typedef struct turning {
+    uint8_t *blob;
+    uint32_t from;
+    int      dry;
+} turning;
+
+static void turn(uint8_t *p, size_t bytes)
+{
+    for (size_t k = 0; k < bytes / 2; k++) {
+        uint8_t other = p[k];
+
+        p[k]             = p[bytes - 1 - k];
+        p[bytes - 1 - k] = other;
+    }
+}
+
+/* `record` lists the sizes of the words of a record, ending with 0. */
+static int turn_array(turning *at, const uint8_t *field, uint64_t n, const uint8_t *record)
+{
+    uint32_t offset = stw_get32(field);
+    uint8_t *p      = at->blob + offset;
+
+    if (n == 0) {
+        return 1;
+    }
+    if (offset < at->from) {
+        return 0;
+    }
+    for (; n > 0; n--) {
+        for (const uint8_t *word = record; *word; p += *word++) {
+            if (!at->dry) {
+                turn(p, *word);
+            }
+        }
+    }
+    at->from = (uint32_t)(p - at->blob);
+    return 1;
+}
+
+static int turn_layer(turning *at, const stw_layer *l, const uint8_t *d)
+{
+    static const uint8_t bytes[] = {1, 0}, halves[] = {2, 0}, plain[] = {4, 2, 1, 1, 0};
+    static const uint8_t paired[]  = {4, 4, 4, 4, 1, 1, 1, 1, 4, 4, 4, 4, 0};
+    int                  recurrent = stw_is_recurrent(l);
+    uint64_t             n_w = weight_bytes(l), n_rows = stw_is_paired(l) ? l->p[0] : row_records(l, at->blob);
+
+    return turn_array(at, d + 24, recurrent ? n_w : n_w / 2, recurrent ? bytes : halves) &&
+           turn_array(at, d + 28, recurrent_bytes(l), bytes) &&
+           turn_array(at, d + 32, n_rows, stw_is_paired(l) ? paired : plain) &&
+           turn_array(at, d + 36, extra_values(l, at->blob, d + 36), halves);
+}
+
+/* All arrays; the first time dry, so that nothing changes when the blob is not sound. */
+static int turn_all(turning *at, uint32_t end)
+{
+    static const uint8_t channel[] = {4, 4, 4, 4, 4, 2, 2, 0};
+    size_t               n_layers  = stw_get16(at->blob + 6);
+    uint32_t             first     = HEADER_BYTES + LAYER_BYTES * (uint32_t)n_layers;
+    uint64_t             n         = stw_get32(at->blob + 32) ? stw_get16(at->blob + 20) : 0u;
+
+    at->from = first;
+    for (size_t i = 0; i < n_layers; i++) {
+        const uint8_t *d = at->blob + HEADER_BYTES + LAYER_BYTES * i;
+        stw_layer      l;
+
+        if (first > end || layer_open(&l, at->blob, d, first, end) != STW_OK || !turn_layer(at, &l, d)) {
+            return 0;
+        }
+    }
+    return n == 0 || (first <= end && array_at(at->blob, at->blob + 32, n * sizeof(stw_channel), first, end) &&
+                      turn_array(at, at->blob + 32, n, channel));
+}
+
+int stw_blob_to_native(void *blob, size_t blob_bytes)
+{
+    turning at = {(uint8_t *)blob, 0, 1};
+    int     status;
+
+    if (!blob) {
+        return STW_E_ARG;
+    }
+    if (machine_is_little_endian()) {
+        return STW_OK;
+    }
+    status = header_check(at.blob, blob_bytes, BLOB_MAGIC);
+    if (status != STW_OK) {
+        return status;
+    }
+    if (!turn_all(&at, stw_get32(at.blob + 12))) {
+        return STW_E_SHAPE;
+    }
+    at.dry = 0;
+    (void)turn_all(&at, stw_get32(at.blob + 12));
+    stw_put32(at.blob, NATIVE_MAGIC);
+    return STW_OK;
+}
+
 int stw_blob_open(stw_model *model, stw_layer *layers, size_t max_layers, const void *blob, size_t blob_bytes)
 {
     const uint8_t *p = (const uint8_t *)blob;
@@ -394,7 +537,7 @@ int stw_blob_open(stw_model *model, stw_layer *layers, size_t max_layers, const 
     if ((uintptr_t)blob & 3u) {
         return STW_E_ALIGN;
     }
-    status = machine_is_little_endian() ? header_check(p, blob_bytes) : STW_E_FORMAT;
+    status = header_check(p, blob_bytes, machine_is_little_endian() ? BLOB_MAGIC : NATIVE_MAGIC);
     if (status != STW_OK) {
         return status;
     }

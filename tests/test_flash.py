@@ -268,6 +268,8 @@ def test_runner_is_chosen_or_refused(monkeypatch, tmp_path):
         flash.choose(microbit, "st-flash")
     with pytest.raises(BuildError, match="is an emulator's: there is nothing to flash"):
         flash.choose(load_board("mps2-an386"), None)
+    with pytest.raises(BuildError, match="board any: FLASH_RUNNERS names 'jtag'; there are: openocd, pyocd"):
+        flash.choose(Board(Path("any"), {"FLASH_RUNNERS": "openocd jtag"}), "openocd")
 
 
 @pytest.mark.parametrize(

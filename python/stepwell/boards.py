@@ -46,7 +46,13 @@ class Board:
         return self.facts[key]
 
     def number(self, key: str) -> int:
-        return int(self.text(key), 0)
+        """A number, decimal or 0x; BuildError when it is none."""
+        try:
+            return int(self.text(key), 0)
+        except ValueError:
+            raise BuildError(
+                f"board {self.name}: {key} = {self.text(key)} is no number: write 8192 or 0x2000"
+            ) from None
 
     def words(self, key: str) -> list[str]:
         """A list of words; empty when board.mk does not give the key."""
@@ -69,8 +75,14 @@ class Board:
 
     @property
     def port(self) -> Path:
-        """The C file with the board's functions: its own, or one that several boards share."""
-        return firmware() / "ports" / f"{self.facts['PORT']}.c" if self.facts.get("PORT") else self.folder / "board.c"
+        """The C file with the board's functions: its own, or one that several boards share. BuildError when there is none."""
+        shared = self.facts.get("PORT")
+        path = firmware() / "ports" / f"{shared}.c" if shared else self.folder / "board.c"
+        if not path.is_file():
+            raise BuildError(
+                f"board {self.name}: no {path}; write it, or name a file of {firmware() / 'ports'} by PORT"
+            )
+        return path
 
 
 def board_names() -> list[str]:

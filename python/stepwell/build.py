@@ -28,7 +28,7 @@ NAME = "app_model"  # C name of the model in an image
 BOARD_SECTION = ".stepwell.board"  # holds the board's name; in the ELF alone, not in flash
 COMPILERS = ("gcc", "zig")
 INSTALL = "apt-get install gcc-arm-none-eabi, or pip install ziglang"
-TELLING = re.compile("error|overflow|ASSERT|undefined")  # lines of compilers and linkers that say what is wrong
+TELLING = re.compile("error|overflow|do not fit|undefined")  # lines of compilers and linkers that say what is wrong
 PACKAGES = {"arm-none-eabi-gcc": "gcc-arm-none-eabi", "riscv64-unknown-elf-gcc": "gcc-riscv64-unknown-elf"}
 PACKAGES |= {"avr-gcc": "gcc-avr"}
 
@@ -153,7 +153,7 @@ def compile_image(board: Board, kind: str, work: Path, program: Sequence[Path] |
     """What firmware/Makefile does, from the same facts: the model in ``work``/model and a program, the app if none is given."""
     facts, root = _facts(board), firmware()
     cpu_dir = root / "cpu" / board.text("CPU")
-    cpu = board.words(f"CPU_{kind.upper()}")
+    cpu = board.text(f"CPU_{kind.upper()}").split()
     layout, elf = work / "link.ld", work / "image.elf"
     defines = _defines(board, facts["LD_FACTS"].split())
     _run([*_driver(kind, board), *cpu, "-E", "-P", "-x", "c", *defines, cpu_dir / "link.ld.in", "-o", layout], work)

@@ -159,11 +159,20 @@ PORT = "PORT"  # stands for the port in the command of a dry run
 AVR_BOOTLOADERS = ("arduino", "wiring")  # programmers of avrdude that erase page by page; a chip erase is not for them
 
 
+def runners(board: Board) -> list[str]:
+    """The board's runners, in order of preference. BuildError when there are none, or one that does not exist."""
+    named = board.words("FLASH_RUNNERS")
+    if not named:
+        raise BuildError(f"board {board.name} is an emulator's: there is nothing to flash (--port qemu:... runs it)")
+    for name in named:
+        if name not in RUNNERS:
+            raise BuildError(f"board {board.name}: FLASH_RUNNERS names '{name}'; there are: {', '.join(RUNNERS)}")
+    return named
+
+
 def choose(board: Board, runner: str | None) -> str:
     """The runner to use: as asked, else the board's first that is installed. BuildError names what to install."""
-    known = board.words("FLASH_RUNNERS")
-    if not known:
-        raise BuildError(f"board {board.name} is an emulator's: there is nothing to flash, use qemu:{board.name}")
+    known = runners(board)
     if runner is not None:
         if runner not in known:
             raise BuildError(f"board {board.name} cannot be flashed by '{runner}'; it can by: {', '.join(known)}")

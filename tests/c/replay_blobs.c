@@ -1,12 +1,14 @@
-/* replay_blobs.c - models and codes in on stdin, outputs and digests on stdout, all raw.  Built by test_cpus.py.
+/* replay_blobs.c - models and codes in on stdin, outputs and snapshots on stdout, little endian.  Built by
+ * test_cpus.py.
  *
  * For each model: u32 blob_bytes, n_steps, odd, then the blob and int16 codes [n_steps][n_in].  The codes stand at an
- * odd halfword in memory when odd is 1.  Out come int32 y [n_steps][n_out] and the digest of the state. */
+ * odd halfword in memory when odd is 1.  Out come int32 y [n_steps][n_out] and the CRC-32 of the snapshot. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "stepwell.h"
+#include "stw_bytes.h"
 #include "stw_lanes.h"
 
 #define MAX_LAYERS 64
@@ -77,22 +79,56 @@ static void check_kernels(const stw_model *m, const int16_t *codes, uint32_t n_s
 #define check_kernels(m, codes, n_steps, y, digest) ((void)0)
 #endif
 
+static void put(uint32_t v)
+{
+    uint8_t bytes[4];
+
+    stw_put32(bytes, v);
+    fwrite(bytes, sizeof bytes, 1, stdout);
+}
+
+/* CRC-32 of the stream's snapshot, after the stream has taken it back. */
+static uint32_t snapshot_crc(stw_stream *s)
+{
+    size_t   n      = stw_snapshot_bytes(s->model);
+    void    *buffer = room(n);
+    uint32_t before = stw_digest(s), crc;
+
+    if (stw_save(s, buffer, n) != STW_OK) {
+        exit(9);
+    }
+    stw_reset(s);
+    if (stw_load(s, buffer, n) != STW_OK || stw_digest(s) != before) {
+        exit(10);
+    }
+    crc = stw_crc32(0, buffer, n);
+    free(buffer);
+    return crc;
+}
+
 int main(void)
 {
     uint32_t head[3];
+    uint8_t  bytes[12];
 
-    while (fread(head, sizeof head, 1, stdin) == 1) {
+    while (fread(bytes, sizeof bytes, 1, stdin) == 1) {
         static stw_layer layers[MAX_LAYERS];
         stw_model        model;
         stw_stream       stream;
-        void            *blob = room(head[0]), *ram;
+        void            *blob, *ram;
         int16_t         *codes;
         int32_t         *y;
-        uint32_t         digest;
         int              status;
 
+        for (int k = 0; k < 3; k++) {
+            head[k] = stw_get32(bytes + 4 * k);
+        }
+        blob = room(head[0]);
         get(blob, head[0]);
-        status = stw_blob_open(&model, layers, MAX_LAYERS, blob, head[0]);
+        status = stw_blob_to_native(blob, head[0]);
+        if (status == STW_OK) {
+            status = stw_blob_open(&model, layers, MAX_LAYERS, blob, head[0]);
+        }
         if (status != STW_OK) {
             fprintf(stderr, "%s", stw_strerror(status));
             return 4;
@@ -102,6 +138,9 @@ int main(void)
         y     = (int32_t *)room((head[1] + 1) * model.n_out * sizeof *y);
         memset(y, 0, model.n_out * sizeof *y); /* held until the model gives its first output */
         get(codes + head[2], head[1] * model.n_in * sizeof *codes);
+        for (size_t k = 0; k < head[1] * model.n_in; k++) {
+            codes[head[2] + k] = (int16_t)stw_get16((const uint8_t *)(codes + head[2] + k));
+        }
         if (stw_init(&stream, &model, ram, stw_ram_bytes(&model)) != STW_OK) {
             return 5;
         }
@@ -113,10 +152,11 @@ int main(void)
             }
             memcpy(now + model.n_out, now, model.n_out * sizeof *now);
         }
-        digest = stw_digest(&stream);
-        fwrite(y, sizeof *y, head[1] * model.n_out, stdout);
-        fwrite(&digest, sizeof digest, 1, stdout);
-        check_kernels(&model, codes + head[2], head[1], y, digest);
+        for (size_t k = 0; k < head[1] * model.n_out; k++) {
+            put((uint32_t)y[k]);
+        }
+        check_kernels(&model, codes + head[2], head[1], y, stw_digest(&stream));
+        put(snapshot_crc(&stream));
         free(y);
         free(codes);
         free(ram);

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import ROOT
+from stepwell.boards import board_names, load_board
 from stepwell.cli import cli
 from stepwell.errors import StepwellError
 
@@ -75,6 +78,28 @@ def test_mismatch_is_exit_code_1(folder, images, small_model):
 
 def test_host_port(folder):
     assert "equal, bit for bit" in run("hil", "--port", "host:", "m.stw", "--data", "test.npz")
+
+
+def test_the_manuals_board(folder):
+    """docs/boards.md leads to a board that works: its two files, as they stand, in a folder of one's own."""
+    need("qemu:mps2-an385")
+    page = (ROOT / "docs" / "boards.md").read_text()
+    (folder / "lm3s6965evb").mkdir()
+    for name in ("board.mk", "board.c"):
+        text = re.search(rf"<!-- example: {re.escape(name)} -->\n```\w+\n(.*?)```", page, re.DOTALL).group(1)
+        (folder / "lm3s6965evb" / name).write_text(text)
+    assert "*emulated*" in run("build", "--board", "./lm3s6965evb", "m.stw", "-o", "out")
+    text = run("hil", "--port", "qemu:./lm3s6965evb", "m.stw", "--data", "test.npz", "--image", "out/lm3s6965evb.elf")
+    assert "equal, bit for bit" in text and text.startswith("lm3s6965evb ")
+    for key in load_board("./lm3s6965evb").facts.keys() - {"NAME"}:
+        assert f"`{key}`" in page.split("## Keys of board.mk")[1], f"{key} is not in the table"
+
+
+def test_every_key_is_in_the_manual():
+    page = (ROOT / "docs" / "boards.md").read_text()
+    boards = [load_board(name) for name in board_names()]
+    own = {key for board in boards for key in board.words("PORT_FACTS")}
+    assert {key for board in boards for key in board.facts} - own - {"NAME"} <= set(re.findall(r"`([A-Z0-9_]+)`", page))
 
 
 def test_flash_dry_run(folder, monkeypatch):

@@ -1,6 +1,7 @@
 /* board.c - Raspberry Pi Pico: 125 MHz from the 12 MHz crystal, UART0 on GP0 and GP1, ticks that are CPU cycles, and
  * the boot block at the start of flash.  Sections are of the RP2040 datasheet. */
 #include "board.h"
+#include "cycles.h"
 
 /* ---- the second stage of the boot (2.8.1.3.1): the ROM copies these 256 bytes to RAM, checks the CRC and runs them
  * ---- */
@@ -70,9 +71,6 @@ __attribute__((section(".boot"), used)) static const boot_block boot = {
 #define UART_FBRD      BOARD_REG(BOARD_UART_BASE + 0x28u)
 #define UART_LCR_H     BOARD_REG(BOARD_UART_BASE + 0x2Cu)
 #define UART_CR        BOARD_REG(BOARD_UART_BASE + 0x30u)
-#define SYST_CSR       BOARD_REG(0xE000E010u) /* 2.4.8 */
-#define SYST_RVR       BOARD_REG(0xE000E014u)
-#define SYST_CVR       BOARD_REG(0xE000E018u)
 
 #define RESET_IO    (1u << 5)
 #define RESET_PADS  (1u << 8)
@@ -138,16 +136,14 @@ static uint32_t cycles_by_timer(void)
 
 static uint32_t cycles_by_systick(void)
 {
-    return 0xFFFFFFu - SYST_CVR;
+    return SYSTICK_BITS - SYSTICK_VALUE;
 }
 
 static void init_ticks(void)
 {
     WATCHDOG_TICK = 1u << 9 | XTAL_MHZ; /* the timer's microsecond */
-    SYST_RVR      = 0xFFFFFFu;
-    SYST_CVR      = 0;
-    SYST_CSR      = 5u; /* CPU clock, no interrupt */
-    ahead         = cycles_by_systick() - cycles_by_timer();
+    systick_start(SYSTICK_AT_CPU_CLOCK);
+    ahead = cycles_by_systick() - cycles_by_timer();
 }
 
 void board_init(void)
@@ -173,7 +169,7 @@ void board_putc(uint8_t byte)
 uint32_t board_ticks(void)
 {
     uint32_t coarse = cycles_by_timer() + ahead;
-    uint32_t apart  = (cycles_by_systick() - coarse + 0x800000u) & 0xFFFFFFu;
+    uint32_t apart  = (cycles_by_systick() - coarse + 0x800000u) & SYSTICK_BITS;
 
     return coarse + apart - 0x800000u;
 }

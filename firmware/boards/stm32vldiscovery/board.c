@@ -11,9 +11,6 @@
 #define RCC_APB2EN BOARD_REG(0x40021018u)
 #define GPIO_CRH   BOARD_REG(GPIOA + 0x04u) /* 7.2.2 */
 #define GPIO_ODR   BOARD_REG(GPIOA + 0x0Cu)
-#define STK_CTRL   BOARD_REG(BOARD_TIMER_BASE + 0x0u) /* SysTick, Armv7-M ARM B3.3 */
-#define STK_LOAD   BOARD_REG(BOARD_TIMER_BASE + 0x4u)
-#define STK_VAL    BOARD_REG(BOARD_TIMER_BASE + 0x8u)
 
 static uint32_t cpu_hz = HSI_HZ;
 static uint8_t  has_cycles; /* DWT counts; some emulators leave it at 0: then SysTick does */
@@ -39,9 +36,7 @@ void board_init(void)
     GPIO_CRH = (GPIO_CRH & ~(0xFFu << 4)) | 0x8u << 8 | 0xBu << 4; /* PA10 input with pull, PA9 alternate push-pull */
     stm32_usart_start(cpu_hz == HSI_HZ ? STM32_DIVIDER(HSI_HZ) : STM32_DIVIDER(BOARD_CPU_HZ));
     has_cycles = cycles_start();
-    STK_LOAD   = 0xFFFFFFu;
-    STK_VAL    = 0;
-    STK_CTRL   = 1u; /* an eighth of the CPU clock */
+    systick_start(SYSTICK_AT_OTHER_CLOCK);
 }
 
 int board_getc(void)
@@ -54,20 +49,9 @@ void board_putc(uint8_t byte)
     stm32_putc(byte);
 }
 
-/* SysTick counts 24 bits down: right for calls that are less than 5.5 s apart. */
-static uint32_t systick(void)
-{
-    static uint32_t total, last = 0xFFFFFFu;
-    uint32_t        now = STK_VAL;
-
-    total += (last - now) & 0xFFFFFFu;
-    last = now;
-    return total;
-}
-
 uint32_t board_ticks(void)
 {
-    return has_cycles ? CYCLES_COUNT : systick();
+    return has_cycles ? CYCLES_COUNT : systick_count();
 }
 
 uint32_t board_ticks_hz(void)

@@ -20,7 +20,7 @@ TIMER         = dwt
 TIMER_BASE    = 0xE000E010
 TIMER_HZ      = 3000000
 
-# QEMU has no cycle counter: board.c falls back to SysTick at an eighth of the CPU clock
+# QEMU has no cycle counter: board.c falls back to SysTick at an eighth of the CPU clock, TIMER_HZ
 QEMU          = qemu-system-arm -M stm32vldiscovery
 QEMU_TIMER_HZ = 3000000
 SIM_CPU       =

@@ -52,6 +52,7 @@ def cli() -> None:
     stepwell emit motor.stw -o motor/                -> C source, any C99 compiler
     tail -f sensor.csv | stepwell run motor.stw -    stream on this machine
     stepwell hil --port qemu:mps2-an386 motor.stw --data test.npz    the same bits on a board?
+    stepwell boards                                  which boards, ports and tools there are
     """
 
 

@@ -93,13 +93,13 @@ def build(model_file: str, board: str, output: str, compiler: str | None, as_jso
 def flash(board: str, image: str | None, runner: str | None, port: str | None, dry_run: bool, as_json: bool) -> None:
     """Write an image to a board with the program that can."""
     from stepwell.boards import load_board
-    from stepwell.flash import RUNNERS, Files, choose
+    from stepwell.flash import RUNNERS, Files, choose, runners
     from stepwell.flash import flash as run_runner
 
     facts = load_board(board)
     files = Files(Path(image or f"{facts.name}.elf"))
     if dry_run:
-        names = [choose(facts, runner)] if runner else facts.words("FLASH_RUNNERS") or [choose(facts, None)]
+        names = [choose(facts, runner)] if runner else runners(facts)
         commands = {name: RUNNERS[name](facts, files, port) for name in names}
         if as_json:
             print_json({"board": facts.name, "commands": commands})
