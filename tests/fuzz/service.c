@@ -1,0 +1,66 @@
+/* service.c - any bytes on the serial line of the device's program, raw or as the payloads of sound frames. */
+#include "board.h"
+#include "cpu.h"
+#include "frame.h"
+#include "fuzz.h"
+#include "service.h"
+
+uint32_t        cpu_stack_low[4], cpu_data_low[4];
+uint32_t *const cpu_stack_top = cpu_stack_low + 4, *const cpu_data_top = cpu_data_low + 4;
+
+static frame_reader answers;
+
+/* What the device says must be sound frames. */
+void board_putc(uint8_t byte)
+{
+    MUST(frame_read(&answers, byte) != FRAME_DAMAGED);
+}
+
+uint32_t board_ticks(void)
+{
+    return 0;
+}
+
+uint32_t board_ticks_hz(void)
+{
+    return 1000;
+}
+
+uint32_t board_cpu_hz(void)
+{
+    return 1000;
+}
+
+/* length, type, seq, payload: a frame; returns the bytes it took. */
+static size_t say_frame(const uint8_t *data, size_t n)
+{
+    uint8_t frame[LINK_MTU];
+    size_t  length = data[0] % (LINK_MTU - LINK_CRC_BYTES - 1);
+
+    length = length < LINK_HEADER_BYTES ? LINK_HEADER_BYTES : length;
+    if (length > n - 1) {
+        return n;
+    }
+    memcpy(frame, data + 1, length);
+    frame_send(frame, length, service_byte);
+    return 1 + length;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
+{
+    static int started;
+
+    if (!started) {
+        service_init();
+        started = 1;
+    }
+    for (size_t at = 0; at + 3 < n;) {
+        if (data[at] & 0x80u) {
+            service_byte(data[at++]);
+        } else {
+            at += say_frame(data + at, n - at);
+        }
+    }
+    service_byte(0);
+    return 0;
+}

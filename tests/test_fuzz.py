@@ -1,0 +1,134 @@
+"""Whatever comes from outside is hostile: libFuzzer on blobs, snapshots and the serial line, and mutated files on the importer.
+
+pytest tests/test_fuzz.py                       some seconds each
+FUZZ_SECONDS=3600 pytest tests/test_fuzz.py     an hour each; what breaks is left in the test's folder
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import stepwell
+from conftest import ROOT
+from stepwell.blob import pack
+from stepwell.emit import emit
+from stepwell.errors import StepwellError
+from stepwell.importer import import_file
+from stepwell.link import messages
+from stepwell.link.messages import Message
+
+SECONDS = int(os.environ.get("FUZZ_SECONDS", "4"))
+FLAGS = "-std=gnu99 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -DBOARD_NAME=host".split()
+FUZZ, APP = ROOT / "tests" / "fuzz", ROOT / "firmware" / "app"
+GOLDEN = ROOT / "tests" / "golden"
+ONNX = sorted((ROOT / "tests" / "data" / "onnx").glob("*.onnx"))
+
+
+@pytest.fixture(scope="module")
+def model() -> stepwell.Model:
+    """It has counters, which a snapshot could set wrong."""
+    return stepwell.load(GOLDEN / "attention_dot_product.stw")
+
+
+@pytest.fixture(scope="module")
+def engine(model, tmp_path_factory) -> Path:
+    """The engine and ``model`` as app_model."""
+    if not shutil.which("clang"):
+        pytest.skip("clang is not installed: apt-get install clang libclang-rt-14-dev")
+    folder = tmp_path_factory.mktemp("fuzz")
+    emit(model, folder, "app_model")
+    (folder / "main.c").unlink()
+    return folder
+
+
+def fuzz(engine: Path, folder: Path, name: str, seeds: list[bytes], *sources: Path) -> None:
+    """Build the harness ``name`` and run it on ``seeds`` and what it makes of them."""
+    includes = [f"-I{path}" for path in (engine, FUZZ, ROOT / "tests" / "c" / "service", APP, APP.parent)]
+    program, corpus = folder / name, folder / "corpus"
+    files = [FUZZ / f"{name}.c", *sources, *sorted(engine.glob("*.c"))]
+    subprocess.run(["clang", *FLAGS, *includes, *files, "-o", program], check=True)
+    corpus.mkdir()
+    for index, seed in enumerate(seeds):
+        (corpus / f"seed{index}").write_bytes(seed)
+    options = [f"-max_total_time={SECONDS}", "-max_len=8192", "-timeout=20", "-print_final_stats=1", "-verbosity=0"]
+    done = subprocess.run([program, *options, corpus], cwd=folder, capture_output=True, text=True, errors="replace")
+    assert done.returncode == 0, done.stderr[-4000:]
+    runs = int(done.stderr.split("stat::number_of_executed_units:")[1].split()[0])
+    print(f"{name}: {runs} executions, no crash")
+    assert runs > 10 * len(seeds)
+
+
+def test_blobs(engine, tmp_path):
+    models = [stepwell.load(path) for path in sorted(GOLDEN.glob("*.stw"))[:: 1 if SECONDS > 60 else 4]]
+    seeds = [content for model in models for content in {model.blob, pack(model, "pairs")}]
+    fuzz(engine, tmp_path, "blob", [seed + b"x" * (1 - len(seed) % 2) for seed in seeds])
+
+
+def test_snapshots(engine, model, tmp_path):
+    stream, seeds = model.stream(), []
+    for steps in (0, 3, 9):
+        stream.run_q(np.ones((steps, model.n_in), np.int16))
+        seeds.append(stream.save())
+    fuzz(engine, tmp_path, "state", seeds)
+
+
+def test_serial_line(engine, model, tmp_path):
+    session, codes = messages.SESSION.pack(5), bytes(2 * model.n_in)
+    said = [
+        (Message.INFO, b""),
+        (Message.RESET, session),
+        (Message.STEP, session + b"\1" + codes),
+        (Message.GET_STATE, session + b"\0\0"),
+        (Message.SET_STATE, session + b"\0\0" + bytes(9)),
+        (Message.PROBE_INPUT, session + b"\0\0" + codes),
+        (Message.PROBE, session + b"\0\0\0\1"),
+        (Message.BENCH, session),
+        (Message.MEM, b""),
+        (Message.STAT, b""),
+        (Message.ECHO, b"echo"),
+    ]
+    frames = [bytes([2 + len(payload), int(kind), seq]) + payload for seq, (kind, payload) in enumerate(said)]
+    sources = [APP / name for name in ("service.c", "frame.c")]
+    fuzz(engine, tmp_path, "service", [b"".join(frames), *frames, b"\x80\xff\x81"], *sources)
+
+
+def damaged(rng: random.Random, content: bytes) -> bytes:
+    """One to eight bytes changed, or a piece cut out, repeated or moved."""
+    out = bytearray(content)
+    for _ in range(rng.randint(1, 8)):
+        at = rng.randrange(len(out))
+        piece = out[at : at + rng.randint(1, 40)]
+        match rng.randrange(4):
+            case 0:
+                del out[at : at + len(piece)]
+            case 1:
+                out[at:at] = piece
+            case _:
+                out[at] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, rng.randrange(256)])
+        if not out:
+            return content[:1]
+    return bytes(out)
+
+
+@pytest.mark.parametrize("path", ONNX, ids=lambda path: path.stem)
+def test_damaged_onnx_files(path, tmp_path):
+    """A damaged file converts, or is refused in words that name it; nothing else is raised."""
+    rng, content = random.Random(path.stem), path.read_bytes()
+    external = path.with_name(path.name + ".data")
+    if external.is_file():
+        shutil.copy(external, tmp_path)
+    file = tmp_path / path.name
+    for _ in range(12 if SECONDS < 60 else 12 * SECONDS):
+        file.write_bytes(damaged(rng, content))
+        try:
+            graph = import_file(file).graph
+        except StepwellError as error:
+            assert str(error)
+        else:
+            assert graph.layers
