@@ -101,7 +101,7 @@ def site(tmp_path_factory):
     """A folder with boards of one's own, which are flashed by serial bootloaders, and a model built for each."""
     site = tmp_path_factory.mktemp("site")
     facts = load_board("netduinoplus2").facts
-    for name, keys in {"stm": {}, "avr": {"FLASH_ORIGIN": "0", "FLASH_BYTES": "0x8000"}, "esp": {}}.items():
+    for name, keys in {"stm": {}, "avr": {"FLASH_ORIGIN": "0", "FLASH_BYTES": "0x8000"}}.items():
         (site / name).mkdir()
         lines = facts | FACTS | keys | {"FLASH_RUNNERS": "stm32loader avrdude esptool"}
         (site / name / "board.mk").write_text("".join(f"{k} = {v}\n" for k, v in lines.items() if k != "NAME"))
@@ -196,15 +196,15 @@ def test_esptool_writes_what_is_read_back(flashed, tmp_path):
     need("esptool")
     bootloader = pytest.importorskip("esp32_mock_bootloader")
     with bootloader.mock_bootloader("esp32c3") as chip:
-        done, image = flashed("esp", "esptool", chip.url())
-        assert done.returncode == 0 and "esp.elf written to esp by esptool" in done.stdout, done.stderr
+        done, image = flashed("stm", "esptool", chip.url())
+        assert done.returncode == 0 and "stm.elf written to stm by esptool" in done.stdout, done.stderr
         read = ["read-flash", "0x10000", str(len(image)), str(tmp_path / "read")]
         command = ["esptool", "--port", chip.url(), "--before", "no-reset", "--no-stub", *read]
         subprocess.run(command, check=True, capture_output=True, timeout=60)
     assert (tmp_path / "read").read_bytes() == image
     with bootloader.mock_bootloader("esp32") as chip:
-        done, _ = flashed("esp", "esptool", chip.url())
-    assert refused(done, "esptool", "esp", "This chip is ESP32, not ESP32-C3"), done.stderr
+        done, _ = flashed("stm", "esptool", chip.url())
+    assert refused(done, "esptool", "stm", "This chip is ESP32, not ESP32-C3"), done.stderr
 
 
 # ---- what is refused before any program runs ----

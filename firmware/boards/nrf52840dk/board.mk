@@ -15,12 +15,10 @@ RAM_BYTES     = 0x00040000
 STACK_BYTES   = 4096
 
 # P0.06 and P0.08: the debugger's first serial port
-UART          = nrf51
 UART_BASE     = 0x40002000
 UART_BAUD     = 115200
 UART_TX_PIN   = 6
 UART_RX_PIN   = 8
-TIMER         = dwt
 TIMER_BASE    = 0x40008000
 TIMER_HZ      = 16000000
 

@@ -13,10 +13,8 @@ RAM_BYTES     = 0x00009000
 STACK_BYTES   = 2048
 
 # USART2 on PA2 and PA3: the ST-LINK's serial port (UM2324 6.9)
-UART          = stm32
 UART_BASE     = 0x40004400
 UART_BAUD     = 115200
-TIMER         = tim2
 TIMER_BASE    = 0x40000000
 TIMER_HZ      = 64000000
 

@@ -13,10 +13,8 @@ RAM_BYTES     = 0x00042000
 STACK_BYTES   = 4096
 
 # UART0 on GP0 (TX) and GP1 (RX), for a debug probe or an adapter
-UART          = pl011
 UART_BASE     = 0x40034000
 UART_BAUD     = 115200
-TIMER         = systick
 TIMER_BASE    = 0x40054000
 TIMER_HZ      = 125000000
 

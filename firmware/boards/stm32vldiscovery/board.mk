@@ -13,17 +13,14 @@ RAM_BYTES     = 0x00002000
 STACK_BYTES   = 2048
 
 # USART1 on PA9 (TX) and PA10 (RX), for an adapter: the board's ST-LINK has no serial port
-UART          = stm32
 UART_BASE     = 0x40013800
 UART_BAUD     = 115200
-TIMER         = dwt
 TIMER_BASE    = 0xE000E010
 TIMER_HZ      = 3000000
 
 # QEMU has no cycle counter: board.c falls back to SysTick at an eighth of the CPU clock, TIMER_HZ
 QEMU          = qemu-system-arm -M stm32vldiscovery
 QEMU_TIMER_HZ = 3000000
-SIM_CPU       =
 
 FLASH_RUNNERS = openocd st-flash pyocd stm32loader
 OPENOCD_FILES = board/stm32vldiscovery.cfg
