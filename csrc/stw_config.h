@@ -76,12 +76,12 @@
 #endif
 
 /* Eight units of an LSTM, or many streams, at a time on x86-64 that has AVX2 or more, found out at run time.  For gcc
- * and clang; AVX-VNNI needs gcc 11 or clang 12. */
+ * and clang; AVX-VNNI needs gcc 11 or clang 19. */
 #ifndef STW_WITH_AVX2
 #define STW_WITH_AVX2 0
 #endif
 #if defined(__clang__)
-#define STW_HAS_AVX_VNNI (__clang_major__ >= 12)
+#define STW_HAS_AVX_VNNI (__clang_major__ >= 19)
 #else
 #define STW_HAS_AVX_VNNI (__GNUC__ >= 11)
 #endif

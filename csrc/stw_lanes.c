@@ -60,7 +60,7 @@ AVX2 void widen(int32_t *to, const int8_t *w, size_t n_rows, size_t n)
             _mm256_storeu_si256((__m256i *)(void *)(wide + j), some);
         }
         for (; j < n; j++) {
-            wide[j] = w[j];
+            wide[j] = w[j]; /* NOLINT(bugprone-signed-char-misuse,cert-str34-c): a weight, no character */
         }
     }
 }
@@ -159,7 +159,7 @@ AVX2 void halves_apart(uint8_t *const *rows, const int32_t *table, size_t width,
 #endif
 
 #define ISA            avx512_vnni
-#define TARGET         __attribute__((target("avx512f,avx512bw,avx512vnni,prefer-vector-width=512")))
+#define TARGET         __attribute__((target("avx512f,avx512bw,avx512vnni")))
 #define WIDTH          16
 #define MM(op)         _mm512_##op
 #define WIDE           __m512i

@@ -1,0 +1,53 @@
+"""What reads the C without running it: cppcheck, clang-tidy, and gcc's own figures of stack and calls."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import stepwell
+from conftest import ROOT
+from stepwell.emit import emit
+
+CSRC, APP = ROOT / "csrc", ROOT / "firmware" / "app"
+SOURCES = [*sorted(CSRC.glob("*.c")), *sorted(APP.glob("*.c"))]
+# >> of a negative value is implementation-defined: stw_fix.h refuses compilers that do not shift arithmetically
+SUPPRESSED = ("shiftTooManyBitsSigned", "shiftNegativeLHS", "toomanyconfigs")
+
+
+@pytest.fixture(scope="module")
+def includes(tmp_path_factory) -> list[str]:
+    """Where the headers are: the firmware includes a model's."""
+    folder = tmp_path_factory.mktemp("model")
+    emit(stepwell.load(ROOT / "tests" / "golden" / "lstm.stw"), folder, "app_model")
+    for path in folder.iterdir():
+        if path.name != "app_model.h":
+            path.unlink()
+    return [f"-I{path}" for path in (CSRC, folder, APP, APP.parent, ROOT / "tests" / "c" / "service")]
+
+
+def need(program: str, package: str) -> None:
+    if not shutil.which(program):
+        pytest.skip(f"{program} is not installed: apt-get install {package}")
+
+
+def assert_clean(*command: str | Path) -> None:
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_cppcheck(includes):
+    need("cppcheck", "cppcheck")
+    checks = ["--enable=warning,performance,portability", *(f"--suppress={name}" for name in SUPPRESSED)]
+    options = ["--std=c99", "-q", "--error-exitcode=1", "-USTW_CHECKED", "-DBOARD_NAME=host", "-j2"]
+    assert_clean("cppcheck", *checks, *options, *includes, *SOURCES)
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_clang_tidy(half, includes):
+    """.clang-tidy lists the checks, and why some are off."""
+    need("clang-tidy", "clang-tidy")
+    flags = ["-std=gnu99", "-DBOARD_NAME=host", "-DSTW_WITH_AVX2=1", *includes]
+    assert_clean("clang-tidy", "--quiet", *SOURCES[half::2], "--", *flags)
