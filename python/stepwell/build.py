@@ -18,7 +18,7 @@ from stepwell.boards import Board, flags, load_board
 from stepwell.emit import emit
 from stepwell.errors import BuildError
 from stepwell.files import write_whole
-from stepwell.link.messages import PAYLOAD_BYTES, STEP_REPLY, STEP_REQUEST
+from stepwell.link.messages import MOST_IN, MOST_OUT
 from stepwell.model import Model
 from stepwell.sources import firmware
 
@@ -89,11 +89,10 @@ def build(model: Model, board: str, out_dir: str | Path, compiler: str | None = 
 
 def _check_fits_link(model: Model) -> None:
     """One step must fit a frame; service.c refuses to compile otherwise."""
-    most_in, most_out = (PAYLOAD_BYTES - STEP_REQUEST.size) // 2, (PAYLOAD_BYTES - STEP_REPLY.size) // 4
-    if model.n_in > most_in or model.n_out > most_out:
+    if model.n_in > MOST_IN or model.n_out > MOST_OUT:
         raise BuildError(
             f"the model has {model.n_in} inputs and {model.n_out} outputs; the test program's link carries at most "
-            f"{most_in} and {most_out} a step: use `stepwell emit` and your own program"
+            f"{MOST_IN} and {MOST_OUT} a step: use `stepwell emit` and your own program"
         )
 
 
@@ -132,7 +131,8 @@ def _driver(kind: str, board: Board) -> list[str]:
 
 
 def _defines(board: Board, keys: Iterable[str]) -> list[str]:
-    return [f"-DBOARD_{key}={board.text(key)}" for key in keys]
+    facts = _facts(board)
+    return [f"-DBOARD_{key}={facts.get(key) or board.text(key)}" for key in keys]
 
 
 def compile_image(board: Board, kind: str, work: Path, program: Sequence[Path] | None = None, *more: str) -> Path:
@@ -162,7 +162,11 @@ def _run(command: list[str | Path], work: Path) -> None:
     words = [str(word) for word in command]
     done = subprocess.run(words, cwd=work, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if "error" in line or "overflow" in line or "ASSERT" in line]
+        said = [
+            line
+            for line in done.stderr.splitlines()
+            if "error:" in line or "undefined" in line or "overflow" in line or "ASSERT" in line
+        ]
         reason = "\n  ".join(said[:6]) or done.stderr.strip()[-600:] or f"exit code {done.returncode}"
         raise BuildError(f"{words[0]} failed:\n  {reason}")
 

@@ -15,16 +15,20 @@ from stepwell.link.urls import EMULATORS
 from .conftest import need
 
 DROP, FLIP = 1e-3, 1e-4
+BURST_BYTES = 30
 
 
 class LossyProxy:
-    """Between one client and ``port``: drops and flips single bytes, the same ones for the same seed."""
+    """Between one client and ``port``: drops and flips single bytes, the same ones for the same seed.
 
-    def __init__(self, port: int, seed: int):
+    ``burst``: probability at each byte that noise replaces some bytes in a row.
+    """
+
+    def __init__(self, port: int, seed: int, burst: float = 0.0):
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = self._server.getsockname()[1]
-        self.dropped = self.flipped = 0
-        self._board_port, self._seed = port, seed
+        self.dropped = self.flipped = self.bursts = 0
+        self._board_port, self._seed, self._burst = port, seed, burst
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
@@ -46,9 +50,16 @@ class LossyProxy:
             pass
 
     def _spoil(self, data: bytes, rng: random.Random):
+        noisy = 0
         for byte in data:
             fate = rng.random()
-            if fate < DROP:
+            if noisy:
+                noisy -= 1
+                yield rng.randrange(256)
+            elif fate > 1 - self._burst:
+                self.bursts += 1
+                noisy = BURST_BYTES
+            elif fate < DROP:
                 self.dropped += 1
             elif fate < DROP + FLIP:
                 self.flipped += 1

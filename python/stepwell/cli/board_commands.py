@@ -1,4 +1,4 @@
-"""build, flash, hil: everything that ends on a board, real or emulated."""
+"""build, flash, hil, update: everything that ends on a board, real or emulated."""
 
 from __future__ import annotations
 
@@ -173,3 +173,55 @@ def _print_report(report) -> None:
         click.echo("  outputs     equal, bit for bit")
     else:
         click.echo(f"  outputs     DIFFERENT in {report.mismatches} values\n  {report.first}")
+
+
+@click.command(
+    epilog=examples(
+        "stepwell update --port /dev/ttyACM0 motor2.stw",
+        "stepwell update --port /dev/ttyACM0 motor2.stw --version 7 --json",
+        'stepwell update --port socket://gateway:4000 motor2.stw --sign "python sign_ed25519.py key.pem"',
+    )
+)
+@click.argument("model_file", metavar="MODEL.stw")
+@click.option("--port", required=True, envvar="HIL_PORT", help="Serial port, pyserial URL, qemu:BOARD or sim:BOARD.")
+@click.option(
+    "--version", type=click.IntRange(min=1), help="Higher than that of the running model (default: higher by one)."
+)
+@click.option(
+    "--sign", metavar="COMMAND", help="Program that reads the update on stdin and writes its signature to stdout."
+)
+@click.option("--image", help="ELF for an emulator, which runs another model.")
+@click.option("--baud", default=115200, show_default=True, help="Baud rate of a serial port.")
+@click.option("--log", type=click.File("a"), help="Append the board's own messages to this file.")
+@json_option
+def update(
+    model_file: str,
+    port: str,
+    version: int | None,
+    sign: str | None,
+    image: str | None,
+    baud: int,
+    log: click.utils.LazyFile | None,
+    as_json: bool,
+) -> None:
+    """Send MODEL to a board that runs another one.
+
+    The board checks it, keeps the old one until the new one is whole in its flash, and runs the new one from then on, after a
+    restart, too. Sent again, an interrupted update goes on where it was.
+    """
+    from stepwell.link import connect
+    from stepwell.update import sign_with
+
+    model = stepwell.load(model_file)
+    signer = sign_with(shlex.split(sign)) if sign else None
+    with connect(port, image=image, baud=baud, log=log) as link, progress(f"{port}", quiet=as_json) as tick:
+        done = link.update(model, version, signer, tick)
+    if as_json:
+        print_json(done.to_json())
+    elif done.sent == 0:
+        click.echo(f"{done.board} ({done.url}) runs {done.model}, id {done.model_id}, version {done.version} already")
+    else:
+        click.echo(f"{done.board} ({done.url}) runs {done.model}, id {done.model_id}, version {done.version} now")
+        resumed = f", from byte {done.resumed_at} on" if done.resumed_at else ""
+        again = f", {done.retries} requests sent again" if done.retries else ""
+        click.echo(f"  sent        {kilo(done.sent)}{resumed} in {done.seconds:.1f} s{again}")
