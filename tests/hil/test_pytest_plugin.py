@@ -87,12 +87,16 @@ def test_board_with_properties_and_log(project, saved, small_model, images):
     need("sim:microbit")
     image = images(small_model, "microbit").elf
     options = (f"--hil-model={saved}", f"--hil-image={image}", "--hil-board=microbit", "--hil-log=board.log")
+    options += ("--hil-html=page.html",)
     counts, output = project.run("--hil-port=sim:microbit", *options)
     assert (counts["skipped"], counts["errors"], counts["failures"]) == ("0", "0", "0"), output
     properties = project.properties("test_equal")
     assert float(properties.pop("instructions_per_step")) > 100
     assert properties == {"board": "microbit", "model": f"{small_model.id:08x}", "steps": "50"}
     assert "stepwell on microbit started" in (project.folder / "board.log").read_text()
+    page = (project.folder / "page.html").read_text()
+    assert "test_motor.py::test_equal" in page and "test_plain" not in page and "<b>3</b>passed" in page
+    assert f"<td>{small_model.id:08x}</td>" in page and "<script" not in page and "http" not in page
     counts, output = project.run("--hil-port=sim:microbit", *options, "--hil-board=netduinoplus2")
     assert counts["errors"] == "3" and "this is a microbit, the tests are for netduinoplus2" in output
 
@@ -112,6 +116,8 @@ def test_mismatch_says_where(project, saved):
         "        return y_q\n"
         "c.HostLink = Sick\n"
     )
-    counts, output = project.run(f"--hil-model={saved}", "--hil-port=host:")
+    counts, output = project.run(f"--hil-model={saved}", "--hil-port=host:", "--hil-html=page.html")
     assert counts["failures"] == "1"
+    page = (project.folder / "page.html").read_text()
+    assert "<b>1</b>failed" in page and "host differs from the host engine in 2 values; first wrong step" in page
     assert "host differs from the host engine in 2 values; first wrong step" in output and "expected" in output

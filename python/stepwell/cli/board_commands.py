@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import shlex
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 import stepwell
 from stepwell.cli.output import columns_option, examples, json_option, kilo, print_json, progress, split_columns
+from stepwell.errors import StepwellError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from stepwell.hil import HilReport
 
 MISMATCH = 1
 
@@ -91,67 +101,105 @@ def flash(board: str, image: str | None, runner: str | None, port: str | None, d
         "stepwell hil --port sim:netduinoplus2 motor.stw --data test.npz",
         "stepwell hil --port qemu:mps2-an386 motor.stw --data test.npz --image mps2-an386.elf",
         "stepwell hil --port /dev/ttyACM0 --baud 115200 motor.stw --data test.npz --json",
-        "stepwell hil --port host: motor.stw --data test.npz",
+        "stepwell hil --port /dev/ttyACM0 motor.stw --data test.npz --steps 1000000 --html soak.html",
+        "stepwell hil --port /dev/ttyACM0 --port rfc2217://bench2:4000 motor.stw --data test.npz",
     )
 )
 @click.argument("model_file", metavar="MODEL.stw")
 @click.option(
-    "--port", required=True, envvar="HIL_PORT", help="Serial port, pyserial URL, qemu:BOARD, sim:BOARD or host:."
+    "--port",
+    "ports",
+    required=True,
+    multiple=True,
+    envvar="HIL_PORT",
+    help="Serial port, pyserial URL, qemu:BOARD, sim:BOARD or host:. Several: boards side by side.",
 )
 @click.option("--data", required=True, help="Test sequences: .npz (x), .npy or .csv.")
 @columns_option
 @click.option("--image", help="ELF for the emulator (default: built from MODEL, in a temporary folder).")
 @click.option("--baud", default=115200, show_default=True, help="Baud rate of a serial port.")
-@click.option("--steps", type=click.IntRange(min=1), help="Use the first STEPS timesteps only.")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    help="Stream STEPS timesteps: the first ones, or the data again and again (default: the data once).",
+)
 @click.option("--log", type=click.File("a"), help="Append the board's own messages to this file.")
+@click.option("--html", metavar="FILE", help="Write the result as a page, too.")
 @json_option
 def hil(
     model_file: str,
-    port: str,
+    ports: tuple[str, ...],
     data: str,
     columns: str | None,
     image: str | None,
     baud: int,
     steps: int | None,
     log: click.utils.LazyFile | None,
+    html: str | None,
     as_json: bool,
 ) -> None:
     """Stream data through a board and compare every output bit with this machine.
 
     On a difference: the first wrong step, layer, gate and unit, and exit code 1.
     """
-    from stepwell.hil import run_hil
+    from stepwell.hil import run_hil, run_side_by_side
+    from stepwell.hil_page import run_of, write_page
     from stepwell.link import connect
     from stepwell.samples import load_samples
 
+    if image and len(ports) > 1:
+        raise click.UsageError("--image is for one --port")
     model = stepwell.load(model_file)
-    sequences = first_steps(load_samples(data, model.n_in, columns=split_columns(columns)).sequences, steps)
-    with (
-        connect(port, model=model, image=image, baud=baud, log=log) as link,
-        progress(f"{port}", quiet=as_json) as tick,
-    ):
-        report = run_hil(link, model, sequences, tick)
+    sequences = as_many_steps(load_samples(data, model.n_in, columns=split_columns(columns)).sequences, steps)
+
+    def run(port: str, tick: Callable[[int, int], object]) -> HilReport:
+        with connect(port, model=model, image=image, baud=baud, log=log) as link:
+            return run_hil(link, model, sequences, tick)
+
+    with progress(", ".join(ports), quiet=as_json) as tick:
+        if len(ports) == 1:
+            results: list[HilReport | StepwellError] = [run(ports[0], tick)]
+        else:
+            results = run_side_by_side([partial(run, port) for port in ports], tick)
+    if html:
+        write_page(html, f"{model.name} on {len(ports)} board{'s'[: len(ports) > 1]}", map(run_of, ports, results))
     if as_json:
-        print_json(report.to_json())
+        _print_json(ports, results)
     else:
-        _print_report(report)
-    if not report.ok:
+        for port, result in zip(ports, results, strict=True):
+            click.echo(f"{port}: {result}") if isinstance(result, StepwellError) else _print_report(result)
+    if not all(_passed(result) for result in results):
         raise SystemExit(MISMATCH)
 
 
-def first_steps(sequences, steps: int | None) -> list:
-    """``sequences`` cut so that they hold ``steps`` timesteps together (None: all)."""
-    if steps is None:
+def _passed(result: HilReport | StepwellError) -> bool:
+    return not isinstance(result, StepwellError) and result.ok
+
+
+def _print_json(ports: Sequence[str], results: Sequence[HilReport | StepwellError]) -> None:
+    """One report as it is; several in a list, with an error in place of one."""
+    reports = [
+        {"url": port, "error": str(result)} if isinstance(result, StepwellError) else result.to_json()
+        for port, result in zip(ports, results, strict=True)
+    ]
+    several = {"equal": all(_passed(result) for result in results), "boards": reports}
+    print_json(reports[0] if len(reports) == 1 else several)
+
+
+def as_many_steps(sequences: Sequence[np.ndarray], steps: int | None) -> list[np.ndarray]:
+    """``sequences``, repeated and cut so that they hold ``steps`` timesteps together (None: as they are)."""
+    if steps is None or not sum(map(len, sequences)):
         return list(sequences)
-    kept = []
-    for sequence in sequences:
-        if steps > 0:
-            kept.append(sequence[:steps])
+    kept: list[np.ndarray] = []
+    for sequence in itertools.cycle(sequences):
+        if steps <= 0:
+            break
+        kept.append(sequence[:steps])
         steps -= len(sequence)
     return kept
 
 
-def _print_report(report) -> None:
+def _print_report(report: HilReport) -> None:
     rate = report.steps / report.seconds if report.seconds else 0.0
     click.echo(f"{report.board} ({report.url}) runs {report.model}, id {report.model_id}")
     click.echo(
@@ -167,8 +215,9 @@ def _print_report(report) -> None:
         f"  RAM         {report.ram_bytes} B the stream"
         + (f", {report.static_bytes} B in all" if report.static_bytes else "")
     )
-    if report.retries:
-        click.echo(f"  line        {report.retries} requests were sent again")
+    if report.frames:
+        damaged = f"{report.damaged_at_board} + {report.damaged_here} damaged (to the board, back)"
+        click.echo(f"  line        {report.frames} frames, {damaged}, {report.retries} requests sent again")
     if report.ok:
         click.echo("  outputs     equal, bit for bit")
     else:

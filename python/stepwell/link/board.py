@@ -351,6 +351,11 @@ class Link:
             progress(start + len(piece), len(update.body))
         return first
 
+    @property
+    def damaged(self) -> int:
+        """Frames that arrived here damaged."""
+        return self._reader.damaged
+
     # ---- cost ----
 
     @property

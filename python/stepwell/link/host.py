@@ -21,6 +21,7 @@ class HostLink:
     cost_unit = None
     cost_per_step = None
     retries = 0
+    damaged = 0
 
     def __init__(self, model: Model, url: str = "host:"):
         self.url, self._model, self._stream = url, model, model.stream()
