@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from xml.etree import ElementTree
 
 import pytest
+from conftest import DEMO, ROOT
 
 from .conftest import need
 
@@ -38,7 +40,6 @@ class Project:
 
     def __init__(self, folder):
         self.folder = folder
-        (folder / "test_motor.py").write_text(USER_TEST)
 
     def run(self, *options: str, port: str | None = None) -> tuple[dict[str, str], str]:
         environment = {key: value for key, value in os.environ.items() if key != "HIL_PORT"}
@@ -58,6 +59,7 @@ class Project:
 
 @pytest.fixture
 def project(tmp_path) -> Project:
+    (tmp_path / "test_motor.py").write_text(USER_TEST)
     return Project(tmp_path)
 
 
@@ -121,3 +123,17 @@ def test_mismatch_says_where(project, saved):
     page = (project.folder / "page.html").read_text()
     assert "<b>1</b>failed" in page and "host differs from the host engine in 2 values; first wrong step" in page
     assert "host differs from the host engine in 2 values; first wrong step" in output and "expected" in output
+
+
+def test_example_project_works_elsewhere(turbofan, tmp_path):
+    """examples/hil-project, copied out of the repository, with a model and data as its README says."""
+    need("sim:microbit")
+    folder = shutil.copytree(ROOT / "examples" / "hil-project", tmp_path / "project")
+    turbofan.save(folder / "motor.stw")
+    shutil.copyfile(DEMO / "turbofan_test.npz", folder / "recorded.npz")
+    example = Project(folder)
+    counts, output = example.run()
+    assert (counts["tests"], counts["skipped"], counts["failures"], counts["errors"]) == ("4", "3", "0", "0"), output
+    counts, output = example.run("--hil-port", "sim:microbit", "--hil-html", "hil.html")
+    assert (counts["tests"], counts["skipped"], counts["failures"], counts["errors"]) == ("4", "0", "0", "0"), output
+    assert "<b>3</b>passed" in (folder / "hil.html").read_text()

@@ -161,6 +161,8 @@ class Link:
         self.cost_ticks = 0  # of all steps so far
         self.cost_steps = 0
         self._port, self._emulator, self._log, self._cycles = port, emulator, log, cycles
+        if port.timeout != POLL:  # setting it configures the port anew, over the network with rfc2217
+            port.timeout = POLL
         self._patience = patience
         self._reader = FrameReader()
         self._seq = secrets.randbelow(256)
@@ -452,7 +454,6 @@ class Link:
 
     def _read(self) -> bytes:
         try:
-            self._port.timeout = POLL
             return self._port.read(max(1, self._port.in_waiting))  # socket:// reports 0 or 1 byte waiting
         except OSError as error:  # serial.SerialException is one
             raise self._broken(error) from error
