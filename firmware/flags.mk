@@ -12,7 +12,7 @@ ZIG       = zig cc
 ZIG_FLAGS = -fno-sanitize=all -fno-unroll-loops -fno-unwind-tables -fno-asynchronous-unwind-tables -fno-stack-protector
 ZIG_LIBS  =
 
-APP       = app/main.c app/service.c app/update.c app/frame.c
+APP       = app/main.c app/service.c app/update.c app/frame.c app/mlperf.c
 APP_DIRS  = app .
 
 # field updates: no board takes any unless its board.mk says otherwise

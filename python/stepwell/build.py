@@ -58,9 +58,10 @@ class Image:
         return asdict(self) | paths | {"model_id": f"{self.model_id:08x}"}
 
 
-def build(model: Model, board: str, out_dir: str | Path, compiler: str | None = None) -> Image:
+def build(model: Model, board: str, out_dir: str | Path, compiler: str | None = None, mlperf: bool = False) -> Image:
     """Build the test program with ``model`` for ``board`` into ``out_dir``; the files appear whole or not at all.
 
+    ``mlperf``: with the text interface of MLPerf Tiny's runners in place of the link that ``connect`` speaks.
     ``compiler``: "gcc", "zig", or None for the first that is installed. BuildError: unknown board, no compiler, a model that
     does not fit, or the compiler's own words.
     """
@@ -70,7 +71,7 @@ def build(model: Model, board: str, out_dir: str | Path, compiler: str | None = 
     with tempfile.TemporaryDirectory(prefix="stepwell-build-") as folder:
         work = Path(folder)
         emit(model, work / "model", NAME, facts.target)
-        elf = compile_image(facts, kind, work)
+        elf = compile_image(facts, kind, work, None, *(["-DAPP_MLPERF"] if mlperf else []))
         sizes = image_sizes(elf, facts)
         binary = flash_bytes(elf)
         origin = facts.number("FLASH_ORIGIN")

@@ -33,14 +33,15 @@ MISMATCH = 1
 @click.option("--board", required=True, help="Board name; a wrong one lists them all.")
 @click.option("-o", "--output", default=".", show_default=True, help="Folder for BOARD.elf, .bin and .hex.")
 @click.option("--compiler", help="gcc or zig (default: the first that is installed).")
+@click.option("--mlperf", is_flag=True, help="With the text interface of MLPerf Tiny's and EEMBC's runners.")
 @json_option
-def build(model_file: str, board: str, output: str, compiler: str | None, as_json: bool) -> None:
+def build(model_file: str, board: str, output: str, compiler: str | None, mlperf: bool, as_json: bool) -> None:
     """Build the test program with MODEL for a board."""
     from stepwell.boards import load_board
     from stepwell.build import build as build_image
 
     model = stepwell.load(model_file)
-    image = build_image(model, board, output, compiler)
+    image = build_image(model, board, output, compiler, mlperf)
     label = load_board(board).label
     if as_json:
         print_json(image.to_json() | {"label": label})
