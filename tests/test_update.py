@@ -260,6 +260,33 @@ def test_model_without_room_is_refused(board, small_model):
         assert refused_at_commit(board, make_update(model, 1), small_model) == (Error.ROOM, 0)
 
 
+def test_wild_updates(board, small_model, updates):
+    """Any order, offset and manifest; blobs with wild bytes and right checksums. The sanitisers and the flash are silent."""
+    rng, blob = np.random.default_rng(8), pack(updates[0], with_notes=False)
+    fields = (0, 1, 31, 32, 44, len(blob), AREA // 2, 2**31, 2**32 - 1)
+    requests: list[tuple[int, bytes]] = []
+    for _ in range(300):
+        changed = bytearray(blob)
+        for _ in range(rng.integers(1, 4)):
+            changed[rng.integers(len(changed) - 4)] = rng.choice([0, 1, 127, 128, 255, int(rng.integers(256))])
+        update = messages_of(announced(with_crc(bytes(changed)), updates[0]))
+        if rng.random() < 0.4:  # parts of it, in any order, with other manifests among them
+            manifest = messages.MANIFEST.pack(*(int(rng.choice(fields)) for _ in range(4)))
+            offset = messages.OFFSET.pack(int(rng.choice(fields)))
+            update += [
+                (Message.BLOB_BEGIN, manifest),
+                (Message.BLOB_WRITE, offset + rng.bytes(rng.choice([0, 1, 32, 224]))),
+            ]
+            update = [update[k] for k in rng.permutation(len(update))]
+        requests += update
+    answers = board.ask(*requests, *PROBE)
+    assert len(answers) == len(requests) + 3
+    seen = {error_of(answer) for answer in answers}
+    assert seen >= {None, Error.ORDER, Error.BLOB, Error.SIZE, Error.RANGE}
+    info = messages.INFO_REPLY.unpack_from(answers[-3].payload)
+    assert info[5] == 0 and error_of(answers[-1]) is None, "whatever runs, runs"
+
+
 def test_more_layers_than_there_is_room_for(small_model, updates, tmp_path):
     program = host_program(small_model, tmp_path / "program", FLASH, *UPDATES, "-DUPDATE_LAYERS=1u")
     space = -2
