@@ -79,7 +79,7 @@ class Peer(threading.Thread):
 
     def answer(self, frame: Frame) -> bytes:
         if frame.type == Message.INFO:
-            sizes = (16_000_000, 16_000_000, 0x100, MODEL_ID, 100, 30)
+            sizes = (16_000_000, 16_000_000, 0x100, MODEL_ID, 100, 30, 0, 0)
             head = messages.INFO_REPLY.pack(self.protocol, messages.MTU, N_IN, N_OUT, 15, self.status, *sizes)
             return head + b"fake"
         if frame.type == Message.STEP:
@@ -138,7 +138,7 @@ class OtherProtocol(Peer):
 
 
 def test_other_protocol():
-    with pytest.raises(LinkError, match="speaks protocol 9, this stepwell 1: build and flash again"):
+    with pytest.raises(LinkError, match="speaks protocol 9, this stepwell 2: build and flash again"):
         link_to(OtherProtocol()).connect()
 
 

@@ -1,15 +1,24 @@
 /* main.c - the whole program of a board that runs a model for a host. */
 #include "board.h"
+
+#ifdef APP_MLPERF
+#include "mlperf.h"
+#define app_init mlperf_init
+#define app_byte mlperf_byte
+#else
 #include "service.h"
+#define app_init service_init
+#define app_byte service_byte
+#endif
 
 int main(void)
 {
     board_init();
-    service_init();
+    app_init();
     for (;;) {
         int byte = board_getc();
         if (byte >= 0) {
-            service_byte((uint8_t)byte);
+            app_byte((uint8_t)byte);
         }
     }
 }

@@ -4,11 +4,11 @@
 
 #include <string.h>
 
-#include "app_model.h"
 #include "board.h"
 #include "cpu.h"
 #include "frame.h"
 #include "stw_bytes.h"
+#include "update.h"
 
 #define TEXT_OF(name) #name
 #define TEXT(name)    TEXT_OF(name)
@@ -22,25 +22,26 @@ __asm__(".pushsection .stepwell.board,\"\",%progbits\n.ascii \"" TEXT(BOARD_NAME
 #define STEP_REQUEST  (SESSION_BYTES + 1u)
 #define STEP_REPLY    5u
 
-#if STEP_REQUEST + 2 * APP_MODEL_N_IN > PAYLOAD_MAX || STEP_REPLY + 4 * APP_MODEL_N_OUT > PAYLOAD_MAX
+#if APP_MODEL_N_IN > LINK_MOST_IN || APP_MODEL_N_OUT > LINK_MOST_OUT
 #error "one step does not fit a frame: at most 121 inputs and 60 outputs can be tested over the link"
 #endif
 
-#define MAX(a, b) ((a) > (b) ? (a) : (b))
 /* Holds a snapshot, or the input of any layer: a layer after the first takes its input from the stream's RAM. */
-#define TRANSFER_BYTES MAX(MAX(APP_MODEL_SNAPSHOT_BYTES, APP_MODEL_RAM_BYTES), 2 * APP_MODEL_N_IN)
+#define TRANSFER_BYTES UPDATE_MAX(MODEL_SNAPSHOT_BYTES, 2 * MODEL_N_IN)
 
 typedef enum transfer_use { HOLDS_NOTHING, HOLDS_STATE, HOLDS_INPUT } transfer_use;
 
-static STW_ALIGN4 uint8_t stream_ram[APP_MODEL_RAM_BYTES];
+static const stw_model   *model; /* the running one */
+static STW_ALIGN4 uint8_t stream_ram[MODEL_RAM_BYTES];
 static STW_ALIGN4 uint8_t transfer[TRANSFER_BYTES];
 static transfer_use       transfer_holds;
 static size_t             input_bytes; /* of the layer input that transfer holds, so far */
 static stw_stream         stream;
 static int                model_status;
 static uint32_t           session; /* 0: no RESET since the board started */
-static int16_t            x[APP_MODEL_N_IN];
-static int32_t            y[APP_MODEL_N_OUT];
+static size_t             snapshot_bytes;
+static int16_t            x[MODEL_N_IN];
+static int32_t            y[MODEL_N_OUT];
 
 static frame_reader    reader;
 static uint8_t         reply[LINK_MTU]; /* the last answer, kept for a repeated request */
@@ -87,16 +88,18 @@ static int on_info(const uint8_t *p, size_t n)
     (void)n;
     put8(LINK_PROTOCOL);
     put8(LINK_MTU);
-    put16(app_model.n_in);
-    put16(app_model.n_out);
-    put8(app_model.y_frac);
+    put16(model->n_in);
+    put16(model->n_out);
+    put8(model->y_frac);
     put8((uint32_t)model_status);
     put32(board_ticks_hz());
     put32(board_cpu_hz());
     put32(stw_version());
-    put32(app_model.id);
-    put32(APP_MODEL_RAM_BYTES);
-    put32(APP_MODEL_SNAPSHOT_BYTES);
+    put32(model->id);
+    put32((uint32_t)stw_ram_bytes(model));
+    put32((uint32_t)snapshot_bytes);
+    put32(update_get().room);
+    put32(update_get().version);
     memcpy(grow(sizeof name - 1), name, sizeof name - 1);
     return 0;
 }
@@ -131,21 +134,21 @@ static int on_step(const uint8_t *p, size_t n)
     uint32_t cost  = 0;
     uint8_t *cost_at;
 
-    if (n - 1u != count * 2u * APP_MODEL_N_IN) {
+    if (n - 1u != count * 2u * model->n_in) {
         return LINK_ERROR_LENGTH;
     }
-    if (count == 0 || STEP_REPLY + count * 4u * APP_MODEL_N_OUT > PAYLOAD_MAX) {
+    if (count == 0 || STEP_REPLY + count * 4u * model->n_out > PAYLOAD_MAX) {
         return LINK_ERROR_RANGE;
     }
     put8((uint32_t)count);
     cost_at = grow(4);
     for (p++; count > 0; count--) {
-        for (size_t j = 0; j < APP_MODEL_N_IN; j++, p += 2) {
+        for (size_t j = 0; j < model->n_in; j++, p += 2) {
             x[j] = (int16_t)stw_get16(p);
         }
         cost += timed_step();
         n_steps++;
-        for (size_t k = 0; k < APP_MODEL_N_OUT; k++) {
+        for (size_t k = 0; k < model->n_out; k++) {
             put32((uint32_t)y[k]);
         }
     }
@@ -159,7 +162,7 @@ static int on_get_state(const uint8_t *p, size_t n)
     size_t count;
 
     (void)n;
-    if (offset >= APP_MODEL_SNAPSHOT_BYTES) {
+    if (offset >= snapshot_bytes) {
         return LINK_ERROR_RANGE;
     }
     if (offset == 0) {
@@ -169,7 +172,7 @@ static int on_get_state(const uint8_t *p, size_t n)
     if (transfer_holds != HOLDS_STATE) {
         return LINK_ERROR_ORDER;
     }
-    count = APP_MODEL_SNAPSHOT_BYTES - offset;
+    count = snapshot_bytes - offset;
     count = count < PAYLOAD_MAX ? count : PAYLOAD_MAX;
     memcpy(grow(count), transfer + offset, count);
     return 0;
@@ -180,15 +183,15 @@ static int on_set_state(const uint8_t *p, size_t n)
     size_t offset = stw_get16(p);
     size_t count  = n - 2u;
 
-    if (offset > APP_MODEL_SNAPSHOT_BYTES || count > APP_MODEL_SNAPSHOT_BYTES - offset) {
+    if (offset > snapshot_bytes || count > snapshot_bytes - offset) {
         return LINK_ERROR_RANGE;
     }
     memcpy(transfer + offset, p + 2, count);
     transfer_holds = HOLDS_NOTHING; /* pieces of a snapshot are nothing to read back */
-    if (offset + count < APP_MODEL_SNAPSHOT_BYTES) {
+    if (offset + count < snapshot_bytes) {
         return 0;
     }
-    status = stw_load(&stream, transfer, APP_MODEL_SNAPSHOT_BYTES);
+    status = stw_load(&stream, transfer, snapshot_bytes);
     memset(y, 0, sizeof y); /* a snapshot holds no output */
     return status == STW_OK ? 0 : (int)LINK_ERROR_STATE;
 }
@@ -237,8 +240,8 @@ static int on_probe(const uint8_t *p, size_t n)
     if (transfer_holds != HOLDS_INPUT) {
         return LINK_ERROR_ORDER;
     }
-    if (layer >= app_model.n_layers || count * LINK_UNIT_BYTES > PAYLOAD_MAX ||
-        app_model.layers[layer].n_in * sizeof(int16_t) != input_bytes) {
+    if (layer >= model->n_layers || count * LINK_UNIT_BYTES > PAYLOAD_MAX ||
+        model->layers[layer].n_in * sizeof(int16_t) != input_bytes) {
         return LINK_ERROR_RANGE;
     }
     for (; count > 0; count--, first++) {
@@ -282,7 +285,7 @@ static int on_bench(const uint8_t *p, size_t n)
     (void)stw_save(&stream, transfer, sizeof transfer);
     transfer_holds = HOLDS_NOTHING;
     stack          = step_stack(&cost);
-    status         = stw_load(&stream, transfer, APP_MODEL_SNAPSHOT_BYTES);
+    status         = stw_load(&stream, transfer, snapshot_bytes);
     put32(cost);
     put32(stack);
     return status == STW_OK ? 0 : (int)LINK_ERROR_STATE;
@@ -296,7 +299,7 @@ static int on_mem(const uint8_t *p, size_t n)
     put32(stack_bytes(cpu_stack_top, deepest));
     put32(stack_bytes(cpu_stack_top, cpu_stack_low));
     put32(stack_bytes(cpu_data_top, cpu_data_low));
-    put32(APP_MODEL_RAM_BYTES);
+    put32((uint32_t)stw_ram_bytes(model));
     return 0;
 }
 
@@ -315,6 +318,59 @@ static int on_stat(const uint8_t *p, size_t n)
     put32(n_steps);
     put32(n_repeats);
     return 0;
+}
+
+/* ---- field updates: update.c ---- */
+
+/* The model that update.c has chosen; nothing of another one's stream or session stays. */
+static void start_model(void)
+{
+    model          = update_model();
+    snapshot_bytes = stw_snapshot_bytes(model);
+    session        = 0;
+    transfer_holds = HOLDS_NOTHING;
+    model_status   = stw_init(&stream, model, stream_ram, sizeof stream_ram);
+}
+
+static int on_blob_status(const uint8_t *p, size_t n)
+{
+    update_state state = update_get();
+
+    (void)p;
+    (void)n;
+    put32(state.room);
+    put32(state.version);
+    put32(MODEL_RAM_BYTES);
+    put32(state.received);
+    put8(state.slot);
+    put8(state.packing);
+    return 0;
+}
+
+static int on_blob_begin(const uint8_t *p, size_t n)
+{
+    int error = update_begin(p);
+
+    (void)n;
+    put32(update_get().received);
+    return error;
+}
+
+static int on_blob_write(const uint8_t *p, size_t n)
+{
+    return update_write(stw_get32(p), p + 4, n - 4u);
+}
+
+static int on_blob_commit(const uint8_t *p, size_t n)
+{
+    int error = update_commit(&status);
+
+    (void)p;
+    (void)n;
+    if (error == 0) {
+        start_model();
+    }
+    return error;
 }
 
 /* ---- the table: lengths are checked here, before a handler reads anything ---- */
@@ -340,6 +396,10 @@ static const handler handlers[] = {
     {LINK_TYPE_MEM, 0, 0, 0, on_mem},
     {LINK_TYPE_ECHO, 0, 0, PAYLOAD_MAX, on_echo},
     {LINK_TYPE_STAT, 0, 0, 0, on_stat},
+    {LINK_TYPE_BLOB_STATUS, 0, 0, 0, on_blob_status},
+    {LINK_TYPE_BLOB_BEGIN, 0, LINK_MANIFEST_BYTES, LINK_MANIFEST_BYTES, on_blob_begin},
+    {LINK_TYPE_BLOB_WRITE, 0, 4, PAYLOAD_MAX, on_blob_write},
+    {LINK_TYPE_BLOB_COMMIT, 0, 0, 0, on_blob_commit},
 };
 
 static int run_handler(const handler *h, const uint8_t *p, size_t n)
@@ -429,7 +489,8 @@ void service_init(void)
 {
     uint32_t start;
 
-    model_status  = stw_init(&stream, &app_model, stream_ram, sizeof stream_ram);
+    update_init();
+    start_model();
     start         = board_ticks();
     tick_overhead = board_ticks() - start;
     say("stepwell on " TEXT(BOARD_NAME) " started");

@@ -1,5 +1,8 @@
-/* cmsdk.c - Arm MPS2 and MPS3 images: CMSDK UART 0 and CMSDK timer 0, which counts down. */
+/* cmsdk.c - Arm MPS2 and MPS3 images: CMSDK UART 0 and CMSDK timer 0, which counts down.  These boards have no flash:
+ * code and updates live in SSRAM, which is made to behave like NOR flash here and forgets without power. */
 #include "board.h"
+
+#include <string.h>
 
 #define UART_DATA    BOARD_REG(BOARD_UART_BASE + 0x00u)
 #define UART_STATE   BOARD_REG(BOARD_UART_BASE + 0x04u) /* 1: transmitter full, 2: a byte has come */
@@ -44,3 +47,33 @@ uint32_t board_cpu_hz(void)
 {
     return BOARD_CPU_HZ;
 }
+
+#if BOARD_UPDATE_BYTES
+
+static uint8_t *update_area(void)
+{
+    return (uint8_t *)(BOARD_FLASH_ORIGIN + BOARD_FLASH_BYTES - BOARD_UPDATE_BYTES);
+}
+
+const uint8_t *board_flash(void)
+{
+    return update_area();
+}
+
+int board_flash_erase(uint32_t page)
+{
+    memset(update_area() + page * BOARD_UPDATE_PAGE_BYTES, 0xFF, BOARD_UPDATE_PAGE_BYTES);
+    return 0;
+}
+
+int board_flash_write(uint32_t offset, const uint8_t *data, size_t n)
+{
+    uint8_t *to = update_area() + offset;
+
+    for (size_t i = 0; i < n; i++) {
+        to[i] &= data[i];
+    }
+    return 0;
+}
+
+#endif

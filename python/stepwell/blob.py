@@ -191,10 +191,10 @@ def model_id(blob: bytes) -> int:
     return struct.unpack_from("<I", blob, 16)[0]
 
 
-def pack(model: Model, packing: str = "plain") -> bytes:
+def pack(model: Model, packing: str = "plain", with_notes: bool = True) -> bytes:
     """The model as one byte string. Deterministic: the same model gives the same bytes.
 
-    ``packing``: of the recurrent rows, for devices; the host loads plain models only.
+    ``packing``: of the recurrent rows, for devices; the host loads plain models with notes (scales, names) only.
     """
     if all(packing_of(layer, packing) == "plain" for layer in model.layers):
         packing = "plain"
@@ -229,7 +229,7 @@ def pack(model: Model, packing: str = "plain") -> bytes:
         descriptors.append(LAYER.pack(KINDS[layer.kind], ACTIVATIONS.index(layer.activation), *shape, *offsets))
     channels = placed(packed_channels(model))
     device = b"".join([*descriptors, *arrays])
-    notes = json.dumps(host_notes(model), sort_keys=True, separators=(",", ":")).encode()
+    notes = json.dumps(host_notes(model), sort_keys=True, separators=(",", ":")).encode() if with_notes else b""
     device_bytes = HEADER.size + len(device)
     total_bytes = device_bytes + len(notes) + 4
     mode = (MODES.index(model.mode.kind), MISSING.index(model.scaler.missing), PACKINGS.index(packing))

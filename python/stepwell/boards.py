@@ -69,6 +69,11 @@ class Board:
         return named[1] if named else self.text("CPU")
 
     @property
+    def takes_updates(self) -> bool:
+        """Whether another model can be sent to it (docs/update.md)."""
+        return int(self.facts.get("UPDATE_BYTES", "0"), 0) > 0
+
+    @property
     def target(self) -> str:
         """The core, as ``emit --target`` names it; "any" for one that has no packing of its own."""
         return self.core if self.core in TARGETS else "any"

@@ -20,7 +20,7 @@ from stepwell.boards import Board, flags, load_board
 from stepwell.emit import emit, lean_flags
 from stepwell.errors import BuildError
 from stepwell.files import write_whole
-from stepwell.link.messages import PAYLOAD_BYTES, STEP_REPLY, STEP_REQUEST
+from stepwell.link.messages import MOST_IN, MOST_OUT
 from stepwell.model import Model
 from stepwell.sources import firmware
 
@@ -70,10 +70,13 @@ class Image:
         return asdict(self) | {"uf2": None} | paths | {"model_id": f"{self.model_id:08x}"}
 
 
-def build(model: Model, board: str | Board, out_dir: str | Path, compiler: str | None = None) -> Image:
+def build(
+    model: Model, board: str | Board, out_dir: str | Path, compiler: str | None = None, mlperf: bool = False
+) -> Image:
     """Build the test program with ``model`` for ``board`` into ``out_dir``; the files appear whole or not at all.
 
     ``board``: as for load_board, or what it gave. ``compiler``: "gcc", "zig", or None for the first that is installed.
+    ``mlperf``: with the text interface of MLPerf Tiny's runners in place of the link that ``connect`` speaks.
     BuildError: unknown board, no compiler, a model that does not fit, or the compiler's own words.
     """
     facts = board if isinstance(board, Board) else load_board(board)
@@ -82,7 +85,10 @@ def build(model: Model, board: str | Board, out_dir: str | Path, compiler: str |
     with tempfile.TemporaryDirectory(prefix="stepwell-build-") as folder:
         work = Path(folder)
         emit(model, work / "model", NAME, facts.target)
-        elf = compile_image(facts, kind, work, None, *lean_flags(model, facts.target))
+        options = ["-DAPP_MLPERF"] if mlperf else []
+        if not facts.takes_updates:  # models to come may need what this one does without
+            options += lean_flags(model, facts.target)
+        elf = compile_image(facts, kind, work, None, *options)
         sizes = image_sizes(elf, facts)
         stem = Path(out_dir) / facts.name
         stem.parent.mkdir(parents=True, exist_ok=True)
@@ -103,11 +109,10 @@ def build(model: Model, board: str | Board, out_dir: str | Path, compiler: str |
 
 def _check_fits_link(model: Model) -> None:
     """One step must fit a frame; service.c refuses to compile otherwise."""
-    most_in, most_out = (PAYLOAD_BYTES - STEP_REQUEST.size) // 2, (PAYLOAD_BYTES - STEP_REPLY.size) // 4
-    if model.n_in > most_in or model.n_out > most_out:
+    if model.n_in > MOST_IN or model.n_out > MOST_OUT:
         raise BuildError(
             f"the model has {model.n_in} inputs and {model.n_out} outputs; the test program's link carries at most "
-            f"{most_in} and {most_out} a step: use `stepwell emit` and your own program"
+            f"{MOST_IN} and {MOST_OUT} a step: use `stepwell emit` and your own program"
         )
 
 
@@ -146,7 +151,8 @@ def _driver(kind: str, board: Board) -> list[str]:
 
 
 def _defines(board: Board, keys: Iterable[str]) -> list[str]:
-    return [f"-DBOARD_{key}={board.text(key)}" for key in keys]
+    facts = _facts(board)
+    return [f"-DBOARD_{key}={facts.get(key) or board.text(key)}" for key in keys]
 
 
 def compile_image(board: Board, kind: str, work: Path, program: Sequence[Path] | None = None, *more: str) -> Path:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
+from threading import Event
 from typing import Any
 
 import numpy as np
 
-from stepwell.errors import LinkError, SampleError
+from stepwell.errors import LinkError, SampleError, StepwellError
 from stepwell.link import HostLink, Link, Unit
 from stepwell.model import Model, Part, RecurrentLayer, state_parts
 from stepwell.reference import Reference, check_input
@@ -21,6 +23,7 @@ from stepwell.reference import Reference, check_input
 SNAPSHOT_HEADER = 8  # magic, model id
 COMES_AND_GOES = "a second run was right: the fault comes and goes, look at power, clock and memory"
 BATCH = 256  # steps between two calls of progress
+POLL = 0.2  # seconds between two looks at boards that run side by side
 
 Progress = Callable[[int, int], object]
 
@@ -57,6 +60,9 @@ class Difference:
 class HilReport:
     """Result of ``run_hil``. ``mismatches``: wrong output values, plus one for each sequence that ended in a wrong state.
 
+    The line: ``frames`` and damaged ones (``damaged_at_board``) that the board received, damaged ones that came back
+    (``damaged_here``), requests that were sent again (``retries``) and that the board had done already (``repeats``).
+
     ``cost_per_step`` is in ``cost_unit``: "instructions" (emulators, exact), "cycles" (hardware), "ticks", or None (host).
     """
 
@@ -75,7 +81,11 @@ class HilReport:
     stack_peak_bytes: int
     ram_bytes: int
     static_bytes: int
+    frames: int
+    damaged_at_board: int
+    damaged_here: int
     retries: int
+    repeats: int
     seconds: float
 
     @property
@@ -109,6 +119,7 @@ def run_hil(
     total, done = sum(map(len, codes)), 0
     mismatches, first = 0, None
     stream = model.stream()
+    before, retries, damaged = link.stat(), link.retries, link.damaged
     started = time.monotonic()
     for index, x_q in enumerate(codes):
         link.reset()
@@ -125,7 +136,7 @@ def run_hil(
             first = find_first(link, model, x_q, index, y_q)
         mismatches += wrong
     seconds = time.monotonic() - started
-    bench, mem = link.bench(), link.mem()
+    bench, mem, after = link.bench(), link.mem(), link.stat()
     return HilReport(
         board=info.board,
         url=link.url,
@@ -142,9 +153,44 @@ def run_hil(
         stack_peak_bytes=mem.stack_used,
         ram_bytes=info.ram_bytes,
         static_bytes=mem.static_bytes,
-        retries=link.retries,
+        frames=after.frames - before.frames,
+        damaged_at_board=after.damaged - before.damaged,
+        damaged_here=link.damaged - damaged,
+        retries=link.retries - retries,
+        repeats=after.repeats - before.repeats,
         seconds=round(seconds, 3),
     )
+
+
+def run_side_by_side(
+    runs: Sequence[Callable[[Progress], HilReport]], progress: Progress = lambda done, total: None
+) -> list[HilReport | StepwellError]:
+    """Several boards at once, a thread for each: the results in the order of ``runs``, an error in place of a failed run's.
+
+    ``progress(done, total)`` counts the steps of all. Interrupted, it ends the threads before it raises.
+    """
+    counts = [(0, 0)] * len(runs)
+    stopped = Event()
+
+    def one(index: int) -> HilReport | StepwellError:
+        def count(done: int, total: int) -> None:
+            if stopped.is_set():
+                raise LinkError("interrupted")
+            counts[index] = done, total
+
+        try:
+            return runs[index](count)
+        except StepwellError as error:
+            return error
+
+    with ThreadPoolExecutor(max(1, len(runs))) as threads:
+        futures = [threads.submit(one, index) for index in range(len(runs))]
+        try:
+            while wait(futures, POLL).not_done:
+                progress(sum(done for done, _ in counts), max(1, sum(total for _, total in counts)))
+        finally:
+            stopped.set()
+    return [future.result() for future in futures]
 
 
 # ---- finding the first wrong value ----

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from stepwell.hil import HilReport
+    from stepwell.hil_page import Run
     from stepwell.link import HostLink, Link
     from stepwell.model import Model
 
@@ -46,10 +47,49 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--hil-required", action="store_true", help="Missing --hil-port is an error, not a skip")
     group.addoption("--hil-log", metavar="FILE", help="Append the board's own messages to this file")
+    group.addoption("--hil-html", metavar="FILE", help="Write the results of the tests on the board as a page")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "hil: needs a board or emulator (--hil-port)")
+    if config.getoption("--hil-html") and not hasattr(config, "workerinput"):  # with xdist: not in its workers
+        config.pluginmanager.register(_Page(config))
+
+
+class _Page:
+    """Collects the tests that are marked ``hil`` for --hil-html."""
+
+    def __init__(self, config: pytest.Config):
+        self._path = config.getoption("--hil-html")
+        self._title = config.rootpath.name
+        self._tests: dict[str, list[pytest.TestReport]] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if "hil" in report.keywords:
+            self._tests.setdefault(report.nodeid, []).append(report)
+
+    def pytest_sessionfinish(self) -> None:
+        from stepwell.hil_page import write_page
+
+        write_page(self._path, self._title, [self._run(name, phases) for name, phases in self._tests.items()])
+
+    def _run(self, name: str, phases: list[pytest.TestReport]) -> Run:
+        from stepwell.hil_page import Run
+
+        bad = next((phase for phase in phases if phase.failed), None)
+        skipped = next((phase for phase in phases if phase.skipped), None)
+        outcome = ("failed" if bad.when == "call" else "error") if bad else "skipped" if skipped else "passed"
+        seconds = {"seconds": f"{sum(phase.duration for phase in phases):.1f}"}
+        facts = {key.replace("_", " "): str(value) for key, value in phases[-1].user_properties}
+        return Run(name, outcome, facts | seconds, bad.longreprtext if bad else "")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that ask for a board are marked, so that -m hil finds them."""
+    for item in items:
+        if "hil_link" in getattr(item, "fixturenames", ()):
+            item.add_marker("hil")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -12,9 +12,11 @@ from conftest import ROOT
 from stepwell.boards import board_names, load_board
 from stepwell.cli import cli
 from stepwell.errors import StepwellError
+from stepwell.link import sim
 
 from .conftest import need
 from .test_faults import with_bit_flipped
+from .test_lossy import LossyProxy
 
 
 @pytest.fixture
@@ -102,6 +104,45 @@ def test_every_key_is_in_the_manual():
     assert {key for board in boards for key in board.facts} - own - {"NAME"} <= set(re.findall(r"`([A-Z0-9_]+)`", page))
 
 
+def test_several_boards_side_by_side(folder, images, small_model):
+    """Two emulators at once and the host, with one bad board among them: the others are not disturbed."""
+    need("sim:microbit")
+    need("qemu:microbit")
+    ports = ("--port", "sim:microbit", "--port", "host:", "--port", "/dev/no-such-port", "--port", "qemu:microbit")
+    options = ("m.stw", "--data", "test.npz", "--html", "page.html", "--json")
+    result = json.loads(run("hil", *ports, *options, code=1))
+    boards = result["boards"]
+    assert not result["equal"] and [b["url"] for b in boards] == list(ports[1::2])
+    assert [b.get("equal") for b in boards] == [True, True, None, True] and "cannot be opened" in boards[2]["error"]
+    assert boards[0]["instructions_per_step"] == pytest.approx(boards[3]["instructions_per_step"], abs=1)
+    page = (folder / "page.html").read_text()
+    assert "<b>3</b>passed" in page and "<b>1</b>error" in page and "cannot be opened" in page
+    assert json.loads(run("hil", *ports[2:4], *ports[2:4], *options))["equal"]
+    image = images(small_model, "microbit").elf
+    assert "--image is for one --port" in run("hil", *ports, *options, "--image", str(image), code=2)
+
+
+def test_soak_repeats_the_data(folder):
+    """2 sequences of 40 steps, again and again; the last one is cut."""
+    report = json.loads(run("hil", "--port", "host:", "m.stw", "--data", "test.npz", "--steps", "1010", "--json"))
+    assert (report["steps"], report["sequences"], report["equal"]) == (1010, 26, True)
+
+
+def test_line_statistics(folder, images, small_model):
+    need("sim:microbit")
+    emulator = sim.start_sim(load_board("microbit"), images(small_model, "microbit").elf)
+    proxy = LossyProxy(emulator.port, seed=3)
+    options = ("m.stw", "--data", "test.npz", "--steps", "400", "--json")
+    try:
+        report = json.loads(run("hil", "--port", f"socket://127.0.0.1:{proxy.port}", *options))
+    finally:
+        proxy.close()
+        emulator.close()
+    assert report["equal"] and report["frames"] >= 400 / 30 + report["repeats"]
+    assert report["retries"] > 0 and report["damaged_at_board"] + report["damaged_here"] > 0
+    assert report["steps_per_second"] > 0
+
+
 def test_flash_dry_run(folder, monkeypatch):
     text = run("flash", "--board", "netduinoplus2", "--dry-run")
     assert [line.split(":")[0] for line in text.splitlines()] == [
@@ -137,7 +178,7 @@ def test_wrong_use_is_exit_code_2(folder):
         run(*arguments, code=2)
 
 
-@pytest.mark.parametrize("command", ["build", "flash", "hil"])
+@pytest.mark.parametrize("command", ["build", "flash", "hil", "update"])
 def test_help_has_examples(command):
     _, _, examples = run(command, "--help").partition("Examples:\n")
     assert examples.split()[:2] == ["stepwell", command]

@@ -139,6 +139,66 @@ def test_flipped_dense_weight_is_found_in_the_outputs(images, deep_model, data, 
     )
 
 
+def with_code_changed(elf, target, function: str, change):
+    """A copy of an ELF; ``change`` gets the instructions of ``function``, Thumb halfwords, and gives others."""
+    shutil.copyfile(elf, target)
+    with open(target, "r+b") as file:
+        parsed = ELFFile(file)
+        found = parsed.get_section_by_name(".symtab").get_symbol_by_name(function)[0]
+        position = next(iter(parsed.address_offsets(found["st_value"] & ~1)))
+        file.seek(position)
+        code = np.frombuffer(file.read(found["st_size"]), "<u2")
+        file.seek(position)
+        file.write(change(code.copy()).astype("<u2").tobytes())
+    return target
+
+
+def test_skipped_reset_is_found(images, deep_model, data, tmp_path):
+    """In the device's code: stw_reset returns at once, so the second sequence begins where the first one ended."""
+    need("sim:microbit")
+
+    def return_at_once(code):
+        code[0] = 0x4770  # bx lr
+        return code
+
+    bad = with_code_changed(images(deep_model, "microbit").elf, tmp_path / "bad.elf", "stw_reset", return_at_once)
+    report = report_on("sim:microbit", deep_model, data, bad)
+    first = report.first
+    assert (first.sequence, first.step, first.before) == (1, 0, True) and "right after the reset" in first.note
+    assert (first.layer, first.quantity) == (deep_model.layers[0].name, "c") and first.expected == 0
+    assert report.mismatches > 0
+
+
+def test_broken_multiplier_is_found(images, deep_model, data, tmp_path):
+    """In the device's code: a multiplication of the dot products adds instead. Every unit suffers, the first is named."""
+    need("sim:microbit")
+    gate = 2
+
+    def add_instead(code):
+        (products,) = np.nonzero(code & 0xFFC0 == 0x4340)  # muls Rd, Rm; the last four: a column's weights of each gate
+        at = products[gate - 4]
+        rd, rm = code[at] & 7, code[at] >> 3 & 7
+        code[at] = 0x1800 | rm << 6 | rd << 3 | rd  # adds Rd, Rd, Rm
+        return code
+
+    good = images(deep_model, "microbit").elf
+    bad = with_code_changed(good, tmp_path / "bad.elf", "stw_dot4_v6m", add_instead)
+    first = report_on("sim:microbit", deep_model, data, bad).first
+    assert (first.sequence, first.step, first.layer) == (0, 0, deep_model.layers[0].name)
+    assert (first.quantity, first.gate, first.unit) == ("z", GATES[gate], 0) and not first.before
+
+
+def test_wrong_scale_of_one_row_is_found(images, deep_model, data, tmp_path):
+    """A bit of the multiplier that scales one gate of one unit."""
+    need("sim:microbit")
+    unit, gate, row_bytes, mult_at = 7, 2, 8, 4
+    offset = (4 * unit + gate) * row_bytes + mult_at
+    good = images(deep_model, "microbit").elf
+    bad = with_bit_flipped(good, tmp_path / "bad.elf", "app_model_rows1", offset, 7)
+    first = report_on("sim:microbit", deep_model, data, bad).first
+    assert (first.layer, first.quantity, first.gate, first.unit) == (deep_model.layers[1].name, "z", GATES[gate], unit)
+
+
 class Sick(HostLink):
     """The host engine with a fault of the kind that only memory has; ``spoil`` gets the snapshot's bytes."""
 

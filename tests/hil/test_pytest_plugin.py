@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from xml.etree import ElementTree
 
 import pytest
+from conftest import DEMO, ROOT
 
 from .conftest import need
 
@@ -38,7 +40,6 @@ class Project:
 
     def __init__(self, folder):
         self.folder = folder
-        (folder / "test_motor.py").write_text(USER_TEST)
 
     def run(self, *options: str, port: str | None = None) -> tuple[dict[str, str], str]:
         environment = {key: value for key, value in os.environ.items() if key != "HIL_PORT"}
@@ -58,6 +59,7 @@ class Project:
 
 @pytest.fixture
 def project(tmp_path) -> Project:
+    (tmp_path / "test_motor.py").write_text(USER_TEST)
     return Project(tmp_path)
 
 
@@ -87,12 +89,16 @@ def test_board_with_properties_and_log(project, saved, small_model, images):
     need("sim:microbit")
     image = images(small_model, "microbit").elf
     options = (f"--hil-model={saved}", f"--hil-image={image}", "--hil-board=microbit", "--hil-log=board.log")
+    options += ("--hil-html=page.html",)
     counts, output = project.run("--hil-port=sim:microbit", *options)
     assert (counts["skipped"], counts["errors"], counts["failures"]) == ("0", "0", "0"), output
     properties = project.properties("test_equal")
     assert float(properties.pop("instructions_per_step")) > 100
     assert properties == {"board": "microbit", "model": f"{small_model.id:08x}", "steps": "50"}
     assert "stepwell on microbit started" in (project.folder / "board.log").read_text()
+    page = (project.folder / "page.html").read_text()
+    assert "test_motor.py::test_equal" in page and "test_plain" not in page and "<b>3</b>passed" in page
+    assert f"<td>{small_model.id:08x}</td>" in page and "<script" not in page and "http" not in page
     counts, output = project.run("--hil-port=sim:microbit", *options, "--hil-board=netduinoplus2")
     assert counts["errors"] == "3" and "this is a microbit, the tests are for netduinoplus2" in output
 
@@ -112,6 +118,22 @@ def test_mismatch_says_where(project, saved):
         "        return y_q\n"
         "c.HostLink = Sick\n"
     )
-    counts, output = project.run(f"--hil-model={saved}", "--hil-port=host:")
+    counts, output = project.run(f"--hil-model={saved}", "--hil-port=host:", "--hil-html=page.html")
     assert counts["failures"] == "1"
+    page = (project.folder / "page.html").read_text()
+    assert "<b>1</b>failed" in page and "host differs from the host engine in 2 values; first wrong step" in page
     assert "host differs from the host engine in 2 values; first wrong step" in output and "expected" in output
+
+
+def test_example_project_works_elsewhere(turbofan, tmp_path):
+    """examples/hil-project, copied out of the repository, with a model and data as its README says."""
+    need("sim:microbit")
+    folder = shutil.copytree(ROOT / "examples" / "hil-project", tmp_path / "project")
+    turbofan.save(folder / "motor.stw")
+    shutil.copyfile(DEMO / "turbofan_test.npz", folder / "recorded.npz")
+    example = Project(folder)
+    counts, output = example.run()
+    assert (counts["tests"], counts["skipped"], counts["failures"], counts["errors"]) == ("4", "3", "0", "0"), output
+    counts, output = example.run("--hil-port", "sim:microbit", "--hil-html", "hil.html")
+    assert (counts["tests"], counts["skipped"], counts["failures"], counts["errors"]) == ("4", "0", "0", "0"), output
+    assert "<b>3</b>passed" in (folder / "hil.html").read_text()

@@ -13,6 +13,11 @@ RAM_ORIGIN    = 0x20000000
 RAM_BYTES     = 0x00400000
 STACK_BYTES   = 4096
 
+# the end of the code SSRAM stands in for flash: emulated NOR, by ports/cmsdk.c
+UPDATE_BYTES      = 0x00040000
+UPDATE_PAGE_BYTES = 4096
+UPDATE_RAM_BYTES  = 65536
+
 UART          = cmsdk
 UART_BASE     = 0x40004000
 UART_BAUD     = 115200

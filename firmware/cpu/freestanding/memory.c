@@ -6,6 +6,7 @@
 void *memcpy(void *to, const void *from, size_t n);
 void *memmove(void *to, const void *from, size_t n);
 void *memset(void *to, int value, size_t n);
+int   memcmp(const void *a, const void *b, size_t n);
 #if defined(__arm__)
 void __aeabi_memmove(void *to, const void *from, size_t n);
 void __aeabi_memcpy(void *to, const void *from, size_t n);
@@ -57,6 +58,16 @@ void *memset(void *to, int value, size_t n)
         __asm__ volatile("");
     }
     return to;
+}
+
+int memcmp(const void *a, const void *b, size_t n)
+{
+    const uint8_t *p = (const uint8_t *)a, *q = (const uint8_t *)b;
+
+    for (; n > 0 && *p == *q; n--, p++, q++) {
+        __asm__ volatile("");
+    }
+    return n > 0 ? *p - *q : 0;
 }
 
 #if defined(__arm__)

@@ -23,6 +23,7 @@ COMMANDS = {
     "build": ("board_commands", "build"),
     "flash": ("board_commands", "flash"),
     "hil": ("board_commands", "hil"),
+    "update": ("board_commands", "update"),
     "demo": ("demo_command", "demo"),
 }
 
@@ -53,6 +54,7 @@ def cli() -> None:
     tail -f sensor.csv | stepwell run motor.stw -    stream on this machine
     stepwell hil --port qemu:mps2-an386 motor.stw --data test.npz    the same bits on a board?
     stepwell boards                                  which boards, ports and tools there are
+    stepwell update --port /dev/ttyACM0 new.stw      another model into the running board, power-cut safe
     """
 
 

@@ -1,14 +1,24 @@
-"""boards, build, flash, hil: everything that ends on a board, real or emulated."""
+"""boards, build, flash, hil, update: everything that ends on a board, real or emulated."""
 
 from __future__ import annotations
 
+import itertools
 import shlex
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 import stepwell
 from stepwell.cli.output import columns_option, examples, json_option, kilo, print_json, progress, split_columns
+from stepwell.errors import StepwellError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from stepwell.hil import HilReport
 
 MISMATCH = 1
 
@@ -54,15 +64,16 @@ def boards(as_json: bool) -> None:
 @board_option
 @click.option("-o", "--output", default=".", show_default=True, help="Folder for BOARD.elf, .bin, .hex (and .uf2).")
 @click.option("--compiler", help="gcc or zig (default: the first that is installed).")
+@click.option("--mlperf", is_flag=True, help="With the text interface of MLPerf Tiny's and EEMBC's runners.")
 @json_option
-def build(model_file: str, board: str, output: str, compiler: str | None, as_json: bool) -> None:
+def build(model_file: str, board: str, output: str, compiler: str | None, mlperf: bool, as_json: bool) -> None:
     """Build the test program with MODEL for a board."""
     from stepwell.boards import load_board
     from stepwell.build import build as build_image
 
     facts = load_board(board)
     model = stepwell.load(model_file)
-    image = build_image(model, facts, output, compiler)
+    image = build_image(model, facts, output, compiler, mlperf)
     if as_json:
         print_json(image.to_json() | {"label": facts.label})
         return
@@ -124,70 +135,105 @@ def flash(board: str, image: str | None, runner: str | None, port: str | None, d
         "stepwell hil --port sim:netduinoplus2 motor.stw --data test.npz",
         "stepwell hil --port qemu:mps2-an386 motor.stw --data test.npz --image mps2-an386.elf",
         "stepwell hil --port /dev/ttyACM0 --baud 115200 motor.stw --data test.npz --json",
-        "stepwell hil --port host: motor.stw --data test.npz",
+        "stepwell hil --port /dev/ttyACM0 motor.stw --data test.npz --steps 1000000 --html soak.html",
+        "stepwell hil --port /dev/ttyACM0 --port rfc2217://bench2:4000 motor.stw --data test.npz",
     )
 )
 @click.argument("model_file", metavar="MODEL.stw")
 @click.option(
     "--port",
+    "ports",
     required=True,
+    multiple=True,
     envvar="HIL_PORT",
-    help="Serial port, pyserial URL, qemu:BOARD, sim:BOARD, simavr:BOARD or host:.",
+    help="Serial port, pyserial URL, qemu:BOARD, sim:BOARD, simavr:BOARD or host:. Several: boards side by side.",
 )
 @click.option("--data", required=True, help="Test sequences: .npz (x), .npy or .csv.")
 @columns_option
 @click.option("--image", help="ELF for the emulator (default: built from MODEL, in a temporary folder).")
 @click.option("--baud", default=115200, show_default=True, help="Baud rate of a serial port.")
-@click.option("--steps", type=click.IntRange(min=1), help="Use the first STEPS timesteps only.")
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    help="Stream STEPS timesteps: the first ones, or the data again and again (default: the data once).",
+)
 @click.option("--log", type=click.File("a"), help="Append the board's own messages to this file.")
+@click.option("--html", metavar="FILE", help="Write the result as a page, too.")
 @json_option
 def hil(
     model_file: str,
-    port: str,
+    ports: tuple[str, ...],
     data: str,
     columns: str | None,
     image: str | None,
     baud: int,
     steps: int | None,
     log: click.utils.LazyFile | None,
+    html: str | None,
     as_json: bool,
 ) -> None:
     """Stream data through a board and compare every output bit with this machine.
 
     On a difference: the first wrong step, layer, gate and unit, and exit code 1.
     """
-    from stepwell.hil import run_hil
+    from stepwell.hil import run_hil, run_side_by_side
+    from stepwell.hil_page import run_of, write_page
     from stepwell.link import connect
     from stepwell.samples import load_samples
 
+    if image and len(ports) > 1:
+        raise click.UsageError("--image is for one --port")
     model = stepwell.load(model_file)
-    sequences = first_steps(load_samples(data, model.n_in, columns=split_columns(columns)).sequences, steps)
-    with (
-        connect(port, model=model, image=image, baud=baud, log=log) as link,
-        progress(f"{port}", quiet=as_json) as tick,
-    ):
-        report = run_hil(link, model, sequences, tick)
+    sequences = as_many_steps(load_samples(data, model.n_in, columns=split_columns(columns)).sequences, steps)
+
+    def run(port: str, tick: Callable[[int, int], object]) -> HilReport:
+        with connect(port, model=model, image=image, baud=baud, log=log) as link:
+            return run_hil(link, model, sequences, tick)
+
+    with progress(", ".join(ports), quiet=as_json) as tick:
+        if len(ports) == 1:
+            results: list[HilReport | StepwellError] = [run(ports[0], tick)]
+        else:
+            results = run_side_by_side([partial(run, port) for port in ports], tick)
+    if html:
+        write_page(html, f"{model.name} on {len(ports)} board{'s'[: len(ports) > 1]}", map(run_of, ports, results))
     if as_json:
-        print_json(report.to_json())
+        _print_json(ports, results)
     else:
-        _print_report(report)
-    if not report.ok:
+        for port, result in zip(ports, results, strict=True):
+            click.echo(f"{port}: {result}") if isinstance(result, StepwellError) else _print_report(result)
+    if not all(_passed(result) for result in results):
         raise SystemExit(MISMATCH)
 
 
-def first_steps(sequences, steps: int | None) -> list:
-    """``sequences`` cut so that they hold ``steps`` timesteps together (None: all)."""
-    if steps is None:
+def _passed(result: HilReport | StepwellError) -> bool:
+    return not isinstance(result, StepwellError) and result.ok
+
+
+def _print_json(ports: Sequence[str], results: Sequence[HilReport | StepwellError]) -> None:
+    """One report as it is; several in a list, with an error in place of one."""
+    reports = [
+        {"url": port, "error": str(result)} if isinstance(result, StepwellError) else result.to_json()
+        for port, result in zip(ports, results, strict=True)
+    ]
+    several = {"equal": all(_passed(result) for result in results), "boards": reports}
+    print_json(reports[0] if len(reports) == 1 else several)
+
+
+def as_many_steps(sequences: Sequence[np.ndarray], steps: int | None) -> list[np.ndarray]:
+    """``sequences``, repeated and cut so that they hold ``steps`` timesteps together (None: as they are)."""
+    if steps is None or not sum(map(len, sequences)):
         return list(sequences)
-    kept = []
-    for sequence in sequences:
-        if steps > 0:
-            kept.append(sequence[:steps])
+    kept: list[np.ndarray] = []
+    for sequence in itertools.cycle(sequences):
+        if steps <= 0:
+            break
+        kept.append(sequence[:steps])
         steps -= len(sequence)
     return kept
 
 
-def _print_report(report) -> None:
+def _print_report(report: HilReport) -> None:
     rate = report.steps / report.seconds if report.seconds else 0.0
     click.echo(f"{report.board} ({report.url}) runs {report.model}, id {report.model_id}")
     click.echo(
@@ -203,9 +249,62 @@ def _print_report(report) -> None:
         f"  RAM         {report.ram_bytes} B the stream"
         + (f", {report.static_bytes} B in all" if report.static_bytes else "")
     )
-    if report.retries:
-        click.echo(f"  line        {report.retries} requests were sent again")
+    if report.frames:
+        damaged = f"{report.damaged_at_board} + {report.damaged_here} damaged (to the board, back)"
+        click.echo(f"  line        {report.frames} frames, {damaged}, {report.retries} requests sent again")
     if report.ok:
         click.echo("  outputs     equal, bit for bit")
     else:
         click.echo(f"  outputs     DIFFERENT in {report.mismatches} values\n  {report.first}")
+
+
+@click.command(
+    epilog=examples(
+        "stepwell update --port /dev/ttyACM0 motor2.stw",
+        "stepwell update --port /dev/ttyACM0 motor2.stw --version 7 --json",
+        'stepwell update --port socket://gateway:4000 motor2.stw --sign "python sign_ed25519.py key.pem"',
+    )
+)
+@click.argument("model_file", metavar="MODEL.stw")
+@click.option("--port", required=True, envvar="HIL_PORT", help="Serial port, pyserial URL, qemu:BOARD or sim:BOARD.")
+@click.option(
+    "--version", type=click.IntRange(min=1), help="Higher than that of the running model (default: higher by one)."
+)
+@click.option(
+    "--sign", metavar="COMMAND", help="Program that reads the update on stdin and writes its signature to stdout."
+)
+@click.option("--image", help="ELF for an emulator, which runs another model.")
+@click.option("--baud", default=115200, show_default=True, help="Baud rate of a serial port.")
+@click.option("--log", type=click.File("a"), help="Append the board's own messages to this file.")
+@json_option
+def update(
+    model_file: str,
+    port: str,
+    version: int | None,
+    sign: str | None,
+    image: str | None,
+    baud: int,
+    log: click.utils.LazyFile | None,
+    as_json: bool,
+) -> None:
+    """Send MODEL to a board that runs another one.
+
+    The board checks it, keeps the old one until the new one is whole in its flash, and runs the new one from then on, after a
+    restart, too. Sent again, an interrupted update goes on where it was.
+    """
+    from stepwell.link import connect
+    from stepwell.update import sign_with
+
+    model = stepwell.load(model_file)
+    signer = sign_with(shlex.split(sign)) if sign else None
+    with connect(port, image=image, baud=baud, log=log) as link, progress(f"{port}", quiet=as_json) as tick:
+        done = link.update(model, version, signer, tick)
+    if as_json:
+        print_json(done.to_json())
+    elif done.sent == 0:
+        click.echo(f"{done.board} ({done.url}) runs {done.model}, id {done.model_id}, version {done.version} already")
+    else:
+        click.echo(f"{done.board} ({done.url}) runs {done.model}, id {done.model_id}, version {done.version} now")
+        resumed = f", from byte {done.resumed_at} on" if done.resumed_at else ""
+        again = f", {done.retries} requests sent again" if done.retries else ""
+        click.echo(f"  sent        {kilo(done.sent)}{resumed} in {done.seconds:.1f} s{again}")

@@ -5,8 +5,8 @@ with connect("sim:microbit", model=model) as link:
     y_q = link.step(model.quantize(x))
 """
 
-from stepwell.link.board import Bench, Info, Link, Memory, Stat, Unit
+from stepwell.link.board import Bench, Info, Link, Memory, Stat, Unit, UpdateStatus
 from stepwell.link.host import HostLink
 from stepwell.link.urls import connect
 
-__all__ = ["Bench", "HostLink", "Info", "Link", "Memory", "Stat", "Unit", "connect"]
+__all__ = ["Bench", "HostLink", "Info", "Link", "Memory", "Stat", "Unit", "UpdateStatus", "connect"]

@@ -16,6 +16,8 @@ from stepwell.link.emulator import Emulator
 from stepwell.link.frame import Frame, FrameReader, encode
 from stepwell.link.messages import PAYLOAD_BYTES, Error, Message
 from stepwell.model import Model
+from stepwell.packing import PACKINGS
+from stepwell.update import Sign, Update, Updated, make_update
 
 WAIT_FIRST = 0.3  # seconds for an answer when nothing is known about the line yet
 WAIT_MOST = 2.0
@@ -31,6 +33,14 @@ CAUSES = {
     Error.ORDER: "messages in the wrong order",
     Error.STATE: "the board refused the snapshot",
     Error.MODEL: "the board cannot run its model",
+    Error.NO_UPDATE: "this board takes no update: build and flash the image of this model instead",
+    Error.SIZE: "the update is larger than the board's slot",
+    Error.VERSION: "the board runs this version or a newer one: give a higher --version",
+    Error.SIGNATURE: "the board refused the signature",
+    Error.BLOB: "the board refused the model",
+    Error.PACKING: "the model is packed for another core",
+    Error.ROOM: "the model needs more RAM, inputs or outputs than the board's image has room for",
+    Error.FLASH: "the board's flash does not hold what was written: worn out, locked, or too low a supply voltage?",
 }
 
 
@@ -48,7 +58,9 @@ class Port(Protocol):
 
 @dataclass(frozen=True)
 class Info:
-    """What a board says about itself. ``tick_hz``: its cost counter; ``ram_bytes``: of one stream."""
+    """What a board says about itself. ``tick_hz``: its cost counter; ``ram_bytes``: of one stream; ``update_bytes``: of the
+    largest update, 0 when it takes none; ``version``: of the running model, 0 for the image's own.
+    """
 
     board: str
     protocol: int
@@ -62,6 +74,22 @@ class Info:
     model_id: int
     ram_bytes: int
     snapshot_bytes: int
+    update_bytes: int
+    version: int
+
+
+@dataclass(frozen=True)
+class UpdateStatus:
+    """``room``: bytes of the largest update, 0 when the board takes none; ``version``: of the running model, 0 the image's own;
+    ``ram_bytes``: room for a model; ``received``: of an update that has begun; ``slot``: None for the image's own model.
+    """
+
+    room: int
+    version: int
+    ram_bytes: int
+    received: int
+    slot: int | None
+    packing: str
 
 
 @dataclass(frozen=True)
@@ -104,7 +132,8 @@ class Stat:
 
 def wrong_model(url: str, runs: int, expected: int) -> LinkError:
     return LinkError(
-        f"{url}: board runs model {runs:08x}, test expects {expected:08x}: build and flash the image of this model"
+        f"{url}: board runs model {runs:08x}, test expects {expected:08x}: build and flash the image of this model, "
+        "or send it with stepwell update"
     )
 
 
@@ -132,6 +161,8 @@ class Link:
         self.cost_ticks = 0  # of all steps so far
         self.cost_steps = 0
         self._port, self._emulator, self._log, self._cycles = port, emulator, log, cycles
+        if port.timeout != POLL:  # setting it configures the port anew, over the network with rfc2217
+            port.timeout = POLL
         self._patience = patience
         self._reader = FrameReader()
         self._seq = secrets.randbelow(256)
@@ -266,6 +297,67 @@ class Link:
         self._expect(payload, messages.STAT_REPLY.size, Message.STAT)
         return Stat(*messages.STAT_REPLY.unpack(payload))
 
+    # ---- field updates ----
+
+    def update_status(self) -> UpdateStatus:
+        """What the board says about updates."""
+        payload = self._request(Message.BLOB_STATUS)
+        self._expect(payload, messages.BLOB_STATUS_REPLY.size, Message.BLOB_STATUS)
+        room, version, ram, received, slot, packing = messages.BLOB_STATUS_REPLY.unpack(payload)
+        return UpdateStatus(room, version, ram, received, None if slot == messages.NO_SLOT else slot, PACKINGS[packing])
+
+    def update(
+        self,
+        model: Model,
+        version: int | None = None,
+        sign: Sign | None = None,
+        progress: Callable[[int, int], object] = lambda done, total: None,
+    ) -> Updated:
+        """Make the board run ``model``; its state starts anew, so call ``reset`` before the next ``step``.
+
+        ``version``: higher than that of the running model (default: by one). ``sign``: see stepwell.update.make_update.
+        ``progress(done, total)`` counts bytes. Until the last message is answered the old model runs, also after a power cut;
+        an update that was interrupted goes on where it was when the same one is sent again and the board was not reset.
+        Raises LinkError when the board takes no update or refuses this one.
+        """
+        started, retries = time.monotonic(), self.retries
+        info, status = self.info(), self.update_status()
+        if not info.update_bytes:
+            raise LinkError(f"{self.url}: {info.board}: {CAUSES[Error.NO_UPDATE]}")
+        known = info.model_id == model.id and version in (None, info.version)
+        wanted = info.version + (not known) if version is None else version
+        sent = resumed_at = 0
+        if not known:
+            update = make_update(model, wanted, status.packing, sign)
+            sent = len(update.body)
+            if sent > info.update_bytes:
+                raise LinkError(f"{self.url}: the update has {sent} bytes, a slot of {info.board} {info.update_bytes}")
+            resumed_at = self._send_update(update, progress)
+            self._request(Message.BLOB_COMMIT)
+            self.connect(model)
+        seconds = round(time.monotonic() - started, 3)
+        identity = f"{model.id:08x}"
+        retries = self.retries - retries
+        return Updated(info.board, self.url, model.name, identity, wanted, sent, resumed_at, retries, seconds)
+
+    def _send_update(self, update: Update, progress: Callable[[int, int], object]) -> int:
+        """All of it but the commit; the byte at which it went on."""
+        payload = self._request(Message.BLOB_BEGIN, update.manifest)
+        self._expect(payload, messages.OFFSET.size, Message.BLOB_BEGIN)
+        (received,) = messages.OFFSET.unpack(payload)
+        first = received // messages.UPDATE_UNIT * messages.UPDATE_UNIT
+        most = (PAYLOAD_BYTES - messages.OFFSET.size) // messages.UPDATE_UNIT * messages.UPDATE_UNIT
+        for start in range(first, len(update.body), most):
+            piece = update.body[start : start + most]
+            self._request(Message.BLOB_WRITE, messages.OFFSET.pack(start) + piece)
+            progress(start + len(piece), len(update.body))
+        return first
+
+    @property
+    def damaged(self) -> int:
+        """Frames that arrived here damaged."""
+        return self._reader.damaged
+
     # ---- cost ----
 
     @property
@@ -362,7 +454,6 @@ class Link:
 
     def _read(self) -> bytes:
         try:
-            self._port.timeout = POLL
             return self._port.read(max(1, self._port.in_waiting))  # socket:// reports 0 or 1 byte waiting
         except OSError as error:  # serial.SerialException is one
             raise self._broken(error) from error

@@ -9,9 +9,10 @@ import numpy as np
 from stepwell._engine import lib
 from stepwell.errors import LinkError, ModelError, SampleError
 from stepwell.info import ram_bytes
-from stepwell.link.board import Bench, Info, Memory, Stat, Unit, wrong_model
-from stepwell.link.messages import MTU, PROTOCOL
+from stepwell.link.board import CAUSES, Bench, Info, Memory, Stat, Unit, UpdateStatus, wrong_model
+from stepwell.link.messages import MTU, PROTOCOL, Error
 from stepwell.model import Model
+from stepwell.update import Sign, Updated
 
 
 class HostLink:
@@ -20,6 +21,7 @@ class HostLink:
     cost_unit = None
     cost_per_step = None
     retries = 0
+    damaged = 0
 
     def __init__(self, model: Model, url: str = "host:"):
         self.url, self._model, self._stream = url, model, model.stream()
@@ -43,7 +45,7 @@ class HostLink:
     def info(self) -> Info:
         m, ram = self._model, ram_bytes(self._model)
         total, version = ram["state"] + ram["scratch"], int(lib.stw_version())
-        return Info("host", PROTOCOL, MTU, m.n_in, m.n_out, m.y_frac, 0, 0, version, m.id, total, ram["snapshot"])
+        return Info("host", PROTOCOL, MTU, m.n_in, m.n_out, m.y_frac, 0, 0, version, m.id, total, ram["snapshot"], 0, 0)
 
     def reset(self) -> None:
         self._stream.reset()
@@ -84,3 +86,16 @@ class HostLink:
 
     def stat(self) -> Stat:
         return Stat(0, 0, self._steps, 0)
+
+    def update_status(self) -> UpdateStatus:
+        return UpdateStatus(0, 0, self.info().ram_bytes, 0, None, "plain")
+
+    def update(
+        self,
+        model: Model,
+        version: int | None = None,
+        sign: Sign | None = None,
+        progress: Callable[[int, int], object] = lambda done, total: None,
+    ) -> Updated:
+        """LinkError: this machine loads another model instead."""
+        raise LinkError(f"{self.url}: {CAUSES[Error.NO_UPDATE]}")

@@ -12,7 +12,7 @@ import sys
 from enum import IntEnum
 from pathlib import Path
 
-PROTOCOL = 1
+PROTOCOL = 2
 MTU = 254  # frame bytes before COBS: fits one COBS block
 HEADER_BYTES = 2  # type, seq
 CRC_BYTES = 4
@@ -34,6 +34,10 @@ class Message(IntEnum):
     MEM = 9  # -> MEM_REPLY
     ECHO = 10  # bytes -> the same bytes
     STAT = 11  # -> STAT_REPLY
+    BLOB_STATUS = 12  # -> BLOB_STATUS_REPLY
+    BLOB_BEGIN = 13  # MANIFEST: a new model comes -> received u32; not 0 when this very update is under way
+    BLOB_WRITE = 14  # offset u32 (a multiple of UPDATE_UNIT), bytes of blob and signature -> nothing
+    BLOB_COMMIT = 15  # -> nothing: the new model runs, in no session yet
 
 
 LOG = 0xFE  # device -> host, unasked: text
@@ -50,10 +54,19 @@ class Error(IntEnum):
     ORDER = 5  # PROBE without PROBE_INPUT before it
     STATE = 6  # stw_load refused the snapshot; status says why
     MODEL = 7  # stw_init refused the model; status says why
+    NO_UPDATE = 8  # the board takes no update
+    SIZE = 9  # blob and signature are larger than a slot
+    VERSION = 10  # not above the running model's
+    SIGNATURE = 11  # board_verify_signature refused it
+    BLOB = 12  # stw_blob_open refused it; status says why
+    PACKING = 13  # packed for another core
+    ROOM = 14  # more RAM, inputs or outputs than the image has
+    FLASH = 15  # erased or written bytes do not read as they should
 
 
-# protocol, mtu, n_in, n_out, y_frac, model status, tick_hz, cpu_hz, engine version, model id, ram bytes, snapshot bytes
-INFO_REPLY = struct.Struct("<BBHHBbIIIIII")
+# protocol, mtu, n_in, n_out, y_frac, model status, tick_hz, cpu_hz, engine version, model id, ram bytes, snapshot bytes,
+# bytes of the largest update (0: takes none), version of the running model (0: the image's own)
+INFO_REPLY = struct.Struct("<BBHHBbIIIIIIII")
 STEP_REQUEST = struct.Struct("<IB")
 STEP_REPLY = struct.Struct("<BI")
 SESSION = struct.Struct("<I")
@@ -64,6 +77,17 @@ BENCH_REPLY = struct.Struct("<II")
 MEM_REPLY = struct.Struct("<IIII")  # deepest stack use, stack size, .data + .bss, stream RAM
 STAT_REPLY = struct.Struct("<IIII")  # good frames, damaged frames, steps, repeated requests
 ERROR_REPLY = struct.Struct("<BbB")
+MANIFEST = struct.Struct("<IIII16x")  # blob bytes, model id, version, signature bytes
+OFFSET = struct.Struct("<I")
+BLOB_STATUS_REPLY = struct.Struct(
+    "<IIIIBB"
+)  # room and version as in INFO, RAM bytes for a model, received, slot, packing
+UPDATE_UNIT = 32  # flash is written in multiples of this, each once
+NO_SLOT = 255  # the image's own model runs
+
+# what one frame carries of one step
+MOST_IN = (PAYLOAD_BYTES - STEP_REQUEST.size) // 2
+MOST_OUT = (PAYLOAD_BYTES - STEP_REPLY.size) // 4
 
 
 def c_header() -> str:
@@ -71,7 +95,8 @@ def c_header() -> str:
     constants = {"PROTOCOL": PROTOCOL, "MTU": MTU, "HEADER_BYTES": HEADER_BYTES, "CRC_BYTES": CRC_BYTES, "REPLY": REPLY}
     messages = {f"TYPE_{m.name}": m.value for m in Message} | {"TYPE_LOG": LOG, "TYPE_ERROR": ERROR}
     errors = {f"ERROR_{e.name}": e.value for e in Error}
-    sizes = {"INFO_BYTES": INFO_REPLY.size, "UNIT_BYTES": UNIT.size}
+    sizes = {"INFO_BYTES": INFO_REPLY.size, "UNIT_BYTES": UNIT.size, "MANIFEST_BYTES": MANIFEST.size}
+    sizes |= {"UPDATE_UNIT": UPDATE_UNIT, "NO_SLOT": NO_SLOT, "MOST_IN": MOST_IN, "MOST_OUT": MOST_OUT}
     lines = [f"#define LINK_{name} {value}u" for name, value in (constants | messages | errors | sizes).items()]
     top = (
         "/* messages.h - written by python -m stepwell.link.messages; the table is python/stepwell/link/messages.py. */"

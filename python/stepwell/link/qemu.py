@@ -24,8 +24,11 @@ def why_not(board: Board) -> str | None:
     return None if shutil.which(program) else f"{program} is not installed: apt-get install {PACKAGES[program]}"
 
 
-def start_qemu(board: Board, image: Path) -> Emulator:
-    """Run ``image``; the UART waits for one client on ``Emulator.url``. LinkError when QEMU is missing or refuses."""
+def start_qemu(board: Board, image: Path, *more: str) -> Emulator:
+    """Run ``image``; the UART waits for one client on ``Emulator.url``. ``more``: options for QEMU.
+
+    LinkError when QEMU is missing or refuses.
+    """
     reason = why_not(board)
     if reason:
         raise LinkError(reason)
@@ -34,7 +37,7 @@ def start_qemu(board: Board, image: Path) -> Emulator:
         port = _free_port()
         line = f"tcp:127.0.0.1:{port},server=on,wait=on,nodelay=on"  # without nodelay a step takes 50 ms
         options = ["-nographic", "-monitor", "none", "-icount", f"shift={ICOUNT_SHIFT}", "-serial", line]
-        command = module_command("stepwell.link.leash", *board.words("QEMU"), *options, "-kernel", image)
+        command = module_command("stepwell.link.leash", *board.words("QEMU"), *options, *more, "-kernel", image)
         emulator = Emulator(command, ticks)
         emulator.port = port
         if _says_waiting(emulator):

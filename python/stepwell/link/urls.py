@@ -11,7 +11,7 @@ import serial
 
 from stepwell.boards import Board, load_board
 from stepwell.errors import LinkError
-from stepwell.link.board import Link
+from stepwell.link.board import POLL, Link
 from stepwell.link.host import HostLink
 from stepwell.link.qemu import start_qemu
 from stepwell.link.sim import start_sim
@@ -74,7 +74,9 @@ def _image(board: Board, image: str | Path | None, model: Model | None, folder: 
 
 
 def _open(url: str, baud: int) -> serial.SerialBase:
+    # pyserial's rfc2217 has no write_timeout, and raises TypeError without a port number
+    write_timeout = None if url.startswith("rfc2217:") else WRITE_SECONDS
     try:
-        return serial.serial_for_url(url, baudrate=baud, timeout=1, write_timeout=WRITE_SECONDS)
-    except (OSError, ValueError, TypeError) as error:  # rfc2217 raises TypeError without a port number
+        return serial.serial_for_url(url, baudrate=baud, timeout=POLL, write_timeout=write_timeout)
+    except (OSError, ValueError, TypeError) as error:
         raise LinkError(f"{url}: cannot be opened: {error}") from error

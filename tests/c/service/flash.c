@@ -1,0 +1,105 @@
+/* flash.c - NOR flash in the file FLASH_FILE: a write may only clear bits of words that are still erased.  The file
+ * ends with the number of operations so far, word writes and page erasures.  FLASH_CUT=k: the power goes at operation
+ * k, which is not done, or with FLASH_TORN=1 half done. */
+#include "board.h"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define WORD       4u
+#define FILE_BYTES (BOARD_UPDATE_BYTES + sizeof(uint32_t))
+
+static uint8_t *content(void)
+{
+    static uint8_t *bytes;
+
+    if (!bytes) {
+        int file = open(getenv("FLASH_FILE"), O_RDWR | O_CREAT, 0600);
+
+        if (file < 0 || ftruncate(file, (off_t)FILE_BYTES) != 0) {
+            perror("FLASH_FILE");
+            exit(3);
+        }
+        bytes = mmap(NULL, FILE_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+    }
+    return bytes;
+}
+
+const uint8_t *board_flash(void)
+{
+    return content();
+}
+
+static int setting(const char *name)
+{
+    const char *text = getenv(name);
+
+    return text ? atoi(text) : -1;
+}
+
+/* Counts an operation; -1: do it, or where the power goes: 0 not at all, 1 half, and then it is over. */
+static int power(void)
+{
+    uint32_t *n = (uint32_t *)(void *)(content() + BOARD_UPDATE_BYTES);
+
+    if (setting("FLASH_CUT") == (int)*n) {
+        return setting("FLASH_TORN") == 1;
+    }
+    (*n)++;
+    return -1;
+}
+
+static void refuse(const char *what, uint32_t at)
+{
+    fprintf(stderr, "flash: %s at %u\n", what, (unsigned)at);
+    exit(2);
+}
+
+int board_flash_erase(uint32_t page)
+{
+    uint8_t *p = content() + page * BOARD_UPDATE_PAGE_BYTES;
+    int      cut;
+
+    if ((page + 1) * BOARD_UPDATE_PAGE_BYTES > BOARD_UPDATE_BYTES) {
+        refuse("erasing outside", page);
+    }
+    cut = power();
+    memset(p, 0xFF, cut < 0 ? BOARD_UPDATE_PAGE_BYTES : cut ? BOARD_UPDATE_PAGE_BYTES / 2 : 0);
+    if (cut >= 0) {
+        exit(0);
+    }
+    return 0;
+}
+
+static void write_word(uint32_t at, const uint8_t *data)
+{
+    uint8_t *p   = content() + at;
+    int      cut = power();
+
+    for (unsigned k = 0; k < WORD; k++) {
+        if (p[k] != 0xFF) {
+            refuse("writing what is not erased", at);
+        }
+        if (cut != 0) {
+            p[k] = cut < 0 ? data[k] : data[k] | 0x55; /* every second bit */
+        }
+    }
+    if (cut >= 0) {
+        exit(0);
+    }
+}
+
+int board_flash_write(uint32_t offset, const uint8_t *data, size_t n)
+{
+    if (offset % 32 != 0 || n % 32 != 0 || n > BOARD_UPDATE_BYTES || offset > BOARD_UPDATE_BYTES - n) {
+        refuse("writing outside, or no whole units", offset);
+    }
+    for (size_t k = 0; k < n; k += WORD) {
+        write_word(offset + (uint32_t)k, data + k);
+    }
+    return 0;
+}

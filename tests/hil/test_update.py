@@ -1,0 +1,141 @@
+"""stepwell update on emulated boards: over a bad line, interrupted and resumed; then hil on the new model."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import numpy as np
+import pytest
+from stepwell.boards import load_board
+from stepwell.errors import LinkError
+from stepwell.hil import run_hil
+from stepwell.link import HostLink, connect, qemu
+from stepwell.link.urls import EMULATORS
+
+from .conftest import need
+from .test_commands import run
+from .test_lossy import LossyProxy
+
+
+@pytest.fixture
+def running(images, small_model):
+    """A function that starts an emulated board with small_model inside; the board ends with the test."""
+    started = []
+
+    def start(port: str):
+        need(port)
+        kind, _, board = port.partition(":")
+        started.append(EMULATORS[kind](load_board(board), images(small_model, board).elf))
+        return started[-1]
+
+    yield start
+    for emulator in started:
+        emulator.close()
+
+
+def test_update_then_hil_by_the_commands(running, turbofan, small_model, flights, tmp_path, monkeypatch):
+    """A board in the field, at an address: one command gives it the new model, the next one proves it."""
+    monkeypatch.chdir(tmp_path)
+    turbofan.save("new.stw")
+    np.savez("test.npz", x=flights[0][None, :30])
+    url = running("qemu:mps2-an386").url
+    done = json.loads(run("update", "--port", url, "new.stw", "--json"))
+    assert (done["board"], done["model_id"], done["version"]) == ("mps2-an386", f"{turbofan.id:08x}", 1)
+    assert 7000 < done["sent"] < 7500 and done["resumed_at"] == 0
+    report = json.loads(run("hil", "--port", url, "new.stw", "--data", "test.npz", "--json"))
+    assert report["equal"] and report["steps"] == 30 and report["model_id"] == f"{turbofan.id:08x}"
+    assert report["ram_bytes"] == turbofan.info()["ram_bytes"]
+    assert "version 1 already" in run("update", "--port", url, "new.stw")
+    small_model.save("old.stw")
+    np.savez("old.npz", x=np.zeros((1, 5, small_model.n_in)))
+    with pytest.raises(LinkError, match="runs this version or a newer one: give a higher --version"):
+        run("update", "--port", url, "old.stw", "--version", "1")
+    with pytest.raises(LinkError, match=f"board runs model {turbofan.id:08x}, test expects {small_model.id:08x}"):
+        run("hil", "--port", url, "old.stw", "--data", "old.npz")
+    assert "version 7 now" in run("update", "--port", url, "old.stw", "--version", "7")
+
+
+def test_interrupted_update_goes_on(running, turbofan, flights):
+    url = running("qemu:mps2-an386").url
+
+    def pull_the_plug(done: int, total: int) -> None:
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    with connect(url) as link:
+        before = link.info()
+        with pytest.raises(KeyboardInterrupt):
+            link.update(turbofan, progress=pull_the_plug)
+    with connect(url) as link:
+        assert link.info() == before, "the old model runs until the commit"
+        assert link.update_status().received > 3000
+        done = link.update(turbofan)
+        assert done.resumed_at == 17 * 224 and link.update_status().slot == 0
+        assert run_hil(link, turbofan, flights[:1]).ok
+
+
+def test_new_model_runs_after_a_reset(images, small_model, turbofan, flights):
+    """QEMU's reset button: SSRAM keeps its content, as flash would, and the ARM code finds the slot."""
+    need("qemu:mps2-an386")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        control = f"tcp:127.0.0.1:{server.getsockname()[1]}"
+        emulator = qemu.start_qemu(
+            load_board("mps2-an386"), images(small_model, "mps2-an386").elf, "-qmp", f"{control},nodelay=on"
+        )
+        button, _ = server.accept()
+    try:
+        with connect(emulator.url) as link, button.makefile("rw") as qmp:
+            link.update(turbofan)
+            link.reset()
+            for command in ("qmp_capabilities", "system_reset"):
+                print(json.dumps({"execute": command}), file=qmp, flush=True)
+            while '"RESET"' not in qmp.readline():
+                pass
+            with pytest.raises(LinkError, match="the board has restarted since the last reset"):
+                link.step(turbofan.quantize(flights[0][:1]))
+            assert link.info().model_id == turbofan.id and link.update_status().slot == 0
+            assert run_hil(link, turbofan, [flights[0][:20]]).ok
+    finally:
+        button.close()
+        emulator.close()
+
+
+def test_update_over_a_bad_line(running, turbofan, flights):
+    """Bytes are lost and flipped, one by one and in bursts: what arrives is the model. A core that takes plain rows."""
+    proxy = LossyProxy(running("sim:mps2-an385").port, seed=5, drop=2e-4, flip=4e-4, burst=2e-4)
+    try:
+        with connect(f"socket://127.0.0.1:{proxy.port}") as link:
+            done = link.update(turbofan)
+            report = run_hil(link, turbofan, [flights[0][:40]])
+            stat = link.stat()
+    finally:
+        proxy.close()
+    assert report.ok and done.sent > 7000
+    assert proxy.dropped > 0 and proxy.flipped > 0 and proxy.bursts > 0, "the line was too good to prove anything"
+    assert done.retries > 0 and stat.damaged > 0
+
+
+def test_updated_model_costs_what_a_built_in_one_costs(running, images, turbofan, flights):
+    """The packing of the core is sent."""
+    port = "sim:mps2-an386"
+    need(port)
+    with connect(running(port).url) as link:
+        link.update(turbofan)
+        link.reset()
+        link.step(turbofan.quantize(flights[0]))
+        updated = link.cost_ticks
+    with connect(port, model=turbofan, image=images(turbofan, "mps2-an386").elf) as link:
+        link.reset()
+        link.step(turbofan.quantize(flights[0]))
+        assert abs(updated - link.cost_ticks) <= 0.01 * link.cost_ticks
+
+
+def test_boards_that_take_no_update(images, small_model, turbofan):
+    need("sim:microbit")
+    with connect("sim:microbit", model=small_model, image=images(small_model, "microbit").elf) as link:
+        assert link.info().update_bytes == 0 and link.update_status().room == 0
+        with pytest.raises(LinkError, match="microbit: this board takes no update"):
+            link.update(turbofan)
+    with pytest.raises(LinkError, match="this board takes no update"):
+        HostLink(small_model).update(turbofan)
