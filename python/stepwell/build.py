@@ -16,6 +16,7 @@ from typing import Any
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
 
+from stepwell import stack
 from stepwell.boards import Board, flags, load_board
 from stepwell.emit import emit, lean_flags
 from stepwell.errors import BuildError
@@ -50,6 +51,8 @@ class Sizes:
 class Image:
     """A built image. ``elf`` for emulators and debuggers; ``bin`` (from the start of flash), ``hex`` and, where board.mk gives a
     UF2_FAMILY, ``uf2`` for flash tools.
+
+    ``step_stack``: bytes of stack that stw_step takes at most, by gcc's call graph; None where zig, or a gcc before 10, built it.
     """
 
     board: str
@@ -60,6 +63,7 @@ class Image:
     hex: Path
     uf2: Path | None
     sizes: Sizes
+    step_stack: int | None
 
     @property
     def files(self) -> list[Path]:
@@ -88,7 +92,9 @@ def build(
         options = ["-DAPP_MLPERF"] if mlperf else []
         if not facts.takes_updates:  # models to come may need what this one does without
             options += lean_flags(model, facts.target)
-        elf = compile_image(facts, kind, work, None, *options)
+        graph_flags = _graph_flags(kind, facts)
+        elf = compile_image(facts, kind, work, None, *options, *graph_flags)
+        step_stack = stack.read_call_graph(work.glob("*.ci")).deepest("stw_step")[0] if graph_flags else None
         sizes = image_sizes(elf, facts)
         stem = Path(out_dir) / facts.name
         stem.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +110,18 @@ def build(
             hex=written[".hex"],
             uf2=written.get(".uf2"),
             sizes=sizes,
+            step_stack=step_stack,
         )
+
+
+def _graph_flags(kind: str, board: Board) -> tuple[str, ...]:
+    """What makes the compiler write its call graph, if it can."""
+    if kind != "gcc":
+        return ()
+    version = subprocess.run(
+        [*_driver(kind, board), "-dumpversion"], capture_output=True, text=True, check=False
+    ).stdout
+    return stack.FLAGS if version.split(".")[0].isdigit() and int(version.split(".")[0]) >= 10 else ()
 
 
 def _check_fits_link(model: Model) -> None:

@@ -84,6 +84,8 @@ def build(model_file: str, board: str, output: str, compiler: str | None, mlperf
     click.echo(
         f"  RAM         {kilo(sizes.ram)}, of which the stream {sizes.stream_ram} B; {sizes.stack} B stack reserved"
     )
+    if image.step_stack is not None:
+        click.echo(f"  stw_step    takes at most {image.step_stack} B of stack, by gcc's call graph")
 
 
 @click.command(

@@ -1,0 +1,76 @@
+"""The stack of stw_step by gcc's call graph: a bound for every board, above what an emulated run has used; no recursion."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import pytest
+import stepwell
+from conftest import ROOT
+from stepwell import stack
+from stepwell.boards import load_board
+from stepwell.build import NAME, build, compile_image
+from stepwell.build import why_not as no_compiler
+from stepwell.emit import emit
+from stepwell.errors import BuildError
+from stepwell.link import connect, qemu
+
+CALLED_BY_USERS = (
+    "stw_init stw_init_shared stw_reset stw_step stw_step_raw stw_save stw_load stw_probe stw_blob_open".split()
+)
+MAY_TAKE = 1100  # bytes; the widest layer kinds of all, on any board here
+GOLDEN = ROOT / "tests" / "golden"
+
+
+@pytest.mark.parametrize(
+    ("board", "golden"),
+    [
+        ("netduinoplus2", "two_lstm_three_dense"),
+        ("netduinoplus2", "attention_additive"),
+        ("microbit", "two_lstm_three_dense"),
+        ("rv32-virt", "two_lstm_three_dense"),
+    ],
+)
+def test_bound_is_above_what_a_run_paints(board, golden, tmp_path):
+    if why := no_compiler("gcc", load_board(board)) or qemu.why_not(load_board(board)):
+        pytest.skip(why)
+    model = stepwell.load(GOLDEN / f"{golden}.stw")
+    image = build(model, board, tmp_path, "gcc")
+    with connect(f"qemu:{board}", image=image.elf, model=model) as link:
+        link.reset()
+        painted = link.bench().stack_bytes
+    assert 100 < painted <= image.step_stack < MAY_TAKE
+
+
+def test_no_function_of_the_library_calls_itself(tmp_path):
+    board = load_board("mps2-an386")
+    if why := no_compiler("gcc", board):
+        pytest.skip(why)
+    emit(stepwell.load(GOLDEN / "two_lstm_three_dense.stw"), tmp_path / "model", NAME)
+    compile_image(board, "gcc", tmp_path, None, *stack.FLAGS)
+    graph = stack.read_call_graph(tmp_path.glob("*.ci"))
+    assert len(graph.frames) > 60
+    for function in CALLED_BY_USERS:
+        deepest, path = graph.deepest(function)
+        assert path[0] == function and deepest < MAY_TAKE
+
+
+BROKEN = {
+    "is a recursion": "int f(int n) { return n ? n * f(n - 2) + g(n) : 0; }",
+    "goes through a pointer": "int f(int n) { return 1 + hook(n); }",
+    "has no fixed size": "int f(int n) { char room[n]; return g(room[0] = 1) + room[0]; }",
+    "was not compiled with the rest": "int f(int n) { return 1 + g(n); }",
+}
+
+
+@pytest.mark.parametrize("reason", BROKEN)
+def test_what_has_no_bound_is_refused(reason, tmp_path):
+    compiler = shutil.which("arm-none-eabi-gcc")
+    if not compiler:
+        pytest.skip("arm-none-eabi-gcc is not installed: apt-get install gcc-arm-none-eabi")
+    (tmp_path / "f.c").write_text(f"int g(int);\nextern int (*hook)(int);\nint f(int n);\n{BROKEN[reason]}\n")
+    flags = ["-mcpu=cortex-m4", "-mthumb", "-O1", *stack.FLAGS]
+    subprocess.run([compiler, *flags, "-c", "f.c"], cwd=tmp_path, check=True)
+    with pytest.raises(BuildError, match=reason):
+        stack.read_call_graph(tmp_path.glob("*.ci")).deepest("f")
