@@ -205,13 +205,13 @@ def check_image(board: Board, files: Files) -> None:
 
 
 def flash(board: Board, files: Files, runner: str, port: str | None = None) -> None:
-    """Run the program; its output goes to the terminal. BuildError when the image is another board's or the program fails."""
+    """Run the program; its output goes to stderr. BuildError when the image is another board's or the program fails."""
     check_image(board, files)
     if runner in NEED_PORT and port is None:
         raise BuildError(f"{runner} needs --port, the board's serial port; `stepwell boards` lists them")
     command = RUNNERS[runner](board, files, port)
     try:
-        done = subprocess.run(command, check=False)
+        done = subprocess.run(command, stdout=2, check=False)
     except FileNotFoundError as error:
         raise BuildError(f"{command[0]} is not installed") from error
     if done.returncode:
