@@ -232,8 +232,8 @@ int stw_probe(const stw_stream *s, size_t layer, const int16_t *x, size_t unit, 
  * the blob (4-byte aligned) stays in use, nothing is copied.  On an error model is unchanged. */
 int stw_blob_open(stw_model *model, stw_layer *layers, size_t max_layers, const void *blob, size_t blob_bytes);
 
-/* For machines whose words start with the high byte, before stw_blob_open: checks a blob's checksum and bounds and turns
- * its arrays to the machine's order, in place.  Elsewhere it does nothing.  On an error the blob is unchanged. */
+/* For machines whose words start with the high byte, before stw_blob_open: checks a blob's checksum and bounds and
+ * turns its arrays to the machine's order, in place.  Elsewhere it does nothing.  On an error the blob is unchanged. */
 int stw_blob_to_native(void *blob, size_t blob_bytes);
 
 /* stw_crc.c: CRC-32 of zlib (reflected 0xEDB88320).  Start with crc = 0; pass the result on to continue. */

@@ -123,7 +123,7 @@ typedef struct walk {
     const STW_ROM stw_row *row;
     const STW_ROM int8_t  *w, *r;
     const int16_t         *x, *h;
-    size_t               n_in, n_out;
+    size_t                 n_in, n_out;
     unsigned int           bits, h_bits;
 } walk;
 

@@ -9,7 +9,8 @@
 
 #define STW_SIGMOID_ENTRIES (STW_LONG_TABLE ? 514 : 353)
 
-extern const STW_ROM int16_t  stw_sigmoid_table[STW_SIGMOID_ENTRIES]; /* logistic function less 1/2, 32 entries per unit, Q16 */
-extern const STW_ROM uint16_t stw_exp2_table[65];                     /* 2^-x, 64 entries per unit, Q15 */
+extern const STW_ROM int16_t
+    stw_sigmoid_table[STW_SIGMOID_ENTRIES];       /* logistic function less 1/2, 32 entries per unit, Q16 */
+extern const STW_ROM uint16_t stw_exp2_table[65]; /* 2^-x, 64 entries per unit, Q15 */
 
 #endif /* STW_TABLE_H */
