@@ -641,7 +641,7 @@ def damaged_npz(path) -> None:
         ("absent/s.json", None),
         (".", None),
     ],
-    ids=lambda value: repr(value)[:40],
+    ids=lambda value: getattr(value, "__name__", repr(value)[:40]),
 )
 def test_files_that_are_no_scalers(tmp_path, name, content):
     path = tmp_path / name

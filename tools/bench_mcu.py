@@ -236,6 +236,31 @@ def row(found: dict) -> str:
     return "| " + " | ".join(map(str, [found["core"], found["size"], found["precision"], *figures, *sizes])) + " |"
 
 
+def plot(found: list[dict], path: Path) -> None:
+    """Instructions a step beside the peer's, for what has a peer; each pair of bars carries the ratio. Needs matplotlib."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    pairs = [f for f in found if f["cmsis_nn_s8"]]
+    figure, axes = pyplot.subplots(figsize=(8, 0.34 * len(pairs) + 1.2), layout="constrained")
+    for at, (f, kilo) in enumerate((f, 1e-3) for f in pairs):
+        axes.barh(
+            at - 0.19, f["cmsis_nn_s8"] * kilo, 0.36, color="#b8b8b8", label="CMSIS-NN LSTM s8" if at == 0 else None
+        )
+        axes.barh(
+            at + 0.19, f["instructions_per_step"] * kilo, 0.36, color="#1f6fb2", label="stepwell" if at == 0 else None
+        )
+        axes.text(f["cmsis_nn_s8"] * kilo * 1.06, at, f"{f['ratio']:.2f}", va="center", fontsize=8)
+    axes.set_yticks(range(len(pairs)), [f"{f['core']} {f['size']} {f['precision']}" for f in pairs], fontsize=8)
+    axes.set(xscale="log", xlabel="thousand instructions a step (emulated); the number is the ratio", xlim=(1, 3000))
+    axes.invert_yaxis()
+    axes.legend(loc="lower right", fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})
+
+
 HEADER = """| core | I x H | precision | instructions a step | a MAC | CMSIS-NN s8 = 1 | code B | RAM B | stack B |
 |---|---|---|---|---|---|---|---|---|"""
 
@@ -249,6 +274,7 @@ def main() -> int:
     parser.add_argument("--cell", default="lstm", choices=["lstm", "gru"])
     parser.add_argument("--compiler", default="gcc", choices=["gcc", "zig"])
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw what has a peer")
     parser.add_argument("--check", action="store_true", help="exit 1 when a count is 3 %% above the recorded one")
     parser.add_argument("--record", action="store_true", help="write the recorded counts anew")
     parser.add_argument(
@@ -277,6 +303,8 @@ def main() -> int:
                     continue
                 if not args.json:
                     print("\n".join([HEADER] * (len(found) == 1) + [row(found[-1])]), flush=True)
+    if args.plot:
+        plot(found, args.plot)
     if args.json:
         print(json.dumps(found[0] if len(found) == 1 else found, indent=2))
     return 0 if found else 1
