@@ -16,6 +16,8 @@
 #include "stw_layers.h"
 #include "stw_pairs.h"
 
+#ifndef __AVR__ /* its models are read from flash by instructions of their own: no blob can stand in RAM */
+
 #define BLOB_MAGIC   0x31575453u /* "STW1" */
 #define NATIVE_MAGIC 0x4E575453u /* "STWN": arrays are in the order of this machine, which is not the blob's */
 #define HEADER_BYTES 40u
@@ -581,3 +583,5 @@ int stw_blob_open(stw_model *model, stw_layer *layers, size_t max_layers, const 
     }
     return status;
 }
+
+#endif /* __AVR__ */

@@ -1,4 +1,4 @@
-"""Whatever comes from outside is hostile: libFuzzer on blobs, snapshots and the serial line, and mutated files on the importer.
+"""Whatever comes from outside is hostile: libFuzzer on blobs, snapshots, frames and both interfaces; mutated files on the importer.
 
 pytest tests/test_fuzz.py                       some seconds each
 FUZZ_SECONDS=3600 pytest tests/test_fuzz.py     an hour each; what breaks is left in the test's folder
@@ -21,10 +21,12 @@ from stepwell.emit import emit
 from stepwell.errors import StepwellError
 from stepwell.importer import import_file
 from stepwell.link import messages
+from stepwell.link.frame import Frame, encode
 from stepwell.link.messages import Message
 
 SECONDS = int(os.environ.get("FUZZ_SECONDS", "4"))
 FLAGS = "-std=gnu99 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -DBOARD_NAME=host".split()
+UPDATES = ["-DBOARD_UPDATE_BYTES=8192", "-DBOARD_UPDATE_PAGE_BYTES=256", "-DBOARD_UPDATE_RAM_BYTES=4096"]
 FUZZ, APP = ROOT / "tests" / "fuzz", ROOT / "firmware" / "app"
 GOLDEN = ROOT / "tests" / "golden"
 ONNX = sorted((ROOT / "tests" / "data" / "onnx").glob("*.onnx"))
@@ -47,11 +49,11 @@ def engine(model, tmp_path_factory) -> Path:
     return folder
 
 
-def fuzz(engine: Path, folder: Path, name: str, seeds: list[bytes], *sources: Path) -> None:
-    """Build the harness ``name`` and run it on ``seeds`` and what it makes of them."""
+def fuzz(engine: Path, folder: Path, name: str, seeds: list[bytes], *more: str | Path) -> None:
+    """Build the harness ``name`` with ``more`` sources and flags, and run it on ``seeds`` and what it makes of them."""
     includes = [f"-I{path}" for path in (engine, FUZZ, ROOT / "tests" / "c" / "service", APP, APP.parent)]
     program, corpus = folder / name, folder / "corpus"
-    files = [FUZZ / f"{name}.c", *sources, *sorted(engine.glob("*.c"))]
+    files = [FUZZ / f"{name}.c", *more, *sorted(engine.glob("*.c"))]
     subprocess.run(["clang", *FLAGS, *includes, *files, "-o", program], check=True)
     corpus.mkdir()
     for index, seed in enumerate(seeds):
@@ -92,10 +94,36 @@ def test_serial_line(engine, model, tmp_path):
         (Message.MEM, b""),
         (Message.STAT, b""),
         (Message.ECHO, b"echo"),
+        (Message.BLOB_STATUS, b""),
+        (Message.BLOB_BEGIN, messages.MANIFEST.pack(96, 1, 1, 0)),
+        (Message.BLOB_WRITE, messages.OFFSET.pack(0) + bytes(range(64))),
+        (Message.BLOB_WRITE, messages.OFFSET.pack(64) + bytes(32)),
+        (Message.BLOB_COMMIT, b""),
     ]
     frames = [bytes([2 + len(payload), int(kind), seq]) + payload for seq, (kind, payload) in enumerate(said)]
-    sources = [APP / name for name in ("service.c", "frame.c")]
+    sources = [*UPDATES, *(APP / name for name in ("service.c", "update.c", "frame.c"))]
     fuzz(engine, tmp_path, "service", [b"".join(frames), *frames, b"\x80\xff\x81"], *sources)
+
+
+def test_frames(engine, tmp_path):
+    seeds = [encode(Frame(kind, 7, bytes(length))) for kind, length in ((1, 0), (3, 40), (9, 240))]
+    fuzz(engine, tmp_path, "frame", seeds, APP / "frame.c")
+
+
+def test_text_interface(engine, tmp_path):
+    commands = [
+        "name",
+        "profile",
+        "help",
+        "timestamp",
+        "db load 8",
+        "db 0011223344556677",
+        "db print",
+        "infer 2 1",
+        "results",
+    ]
+    text = "%".join([*commands, ""]).encode()
+    fuzz(engine, tmp_path, "mlperf", [text, text[:40]], "-DAPP_MLPERF", "-DMLPERF_INPUT_BYTES=64u", APP / "mlperf.c")
 
 
 def damaged(rng: random.Random, content: bytes) -> bytes:

@@ -237,26 +237,22 @@ def row(found: dict) -> str:
 
 
 def plot(found: list[dict], path: Path) -> None:
-    """Instructions a step beside the peer's, for what has a peer; each pair of bars carries the ratio. Needs matplotlib."""
+    """Instructions a step as a part of the peer's, for what has a peer. Needs matplotlib."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    pairs = [f for f in found if f["cmsis_nn_s8"]]
-    figure, axes = pyplot.subplots(figsize=(8, 0.34 * len(pairs) + 1.2), layout="constrained")
-    for at, (f, kilo) in enumerate((f, 1e-3) for f in pairs):
-        axes.barh(
-            at - 0.19, f["cmsis_nn_s8"] * kilo, 0.36, color="#b8b8b8", label="CMSIS-NN LSTM s8" if at == 0 else None
-        )
-        axes.barh(
-            at + 0.19, f["instructions_per_step"] * kilo, 0.36, color="#1f6fb2", label="stepwell" if at == 0 else None
-        )
-        axes.text(f["cmsis_nn_s8"] * kilo * 1.06, at, f"{f['ratio']:.2f}", va="center", fontsize=8)
-    axes.set_yticks(range(len(pairs)), [f"{f['core']} {f['size']} {f['precision']}" for f in pairs], fontsize=8)
-    axes.set(xscale="log", xlabel="thousand instructions a step (emulated); the number is the ratio", xlim=(1, 3000))
+    rows = [f for f in found if f["cmsis_nn_s8"]]
+    figure, axes = pyplot.subplots(figsize=(8, 0.26 * len(rows) + 1), layout="constrained")
+    axes.barh(range(len(rows)), [f["ratio"] for f in rows], 0.7, color="#1f6fb2")
+    for at, f in enumerate(rows):
+        counts = f"{f['instructions_per_step']:,} of {f['cmsis_nn_s8']:,}"
+        axes.text(f["ratio"] + 0.01, at, f"{f['ratio']:.2f}   {counts}", va="center", fontsize=8)
+    axes.set_yticks(range(len(rows)), [f"{f['core']} {f['size']} {f['precision']}" for f in rows], fontsize=8)
+    axes.set(xlim=(0, 1.15), xlabel="instructions a step (emulated), CMSIS-NN LSTM s8 = 1")
+    axes.axvline(1, color="#888888", linewidth=1)
     axes.invert_yaxis()
-    axes.legend(loc="lower right", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, metadata={"Date": None})
 

@@ -1,4 +1,5 @@
-/* service.c - any bytes on the serial line of the device's program, raw or as the payloads of sound frames. */
+/* service.c - any bytes on the serial line of the device's program, raw or as the payloads of sound frames.  It takes
+ * field updates, into memory with the rules of NOR flash. */
 #include "board.h"
 #include "cpu.h"
 #include "frame.h"
@@ -8,7 +9,30 @@
 uint32_t        cpu_stack_low[4], cpu_data_low[4];
 uint32_t *const cpu_stack_top = cpu_stack_low + 4, *const cpu_data_top = cpu_data_low + 4;
 
-static frame_reader answers;
+static frame_reader       answers;
+static STW_ALIGN4 uint8_t flash[BOARD_UPDATE_BYTES];
+
+const uint8_t *board_flash(void)
+{
+    return flash;
+}
+
+int board_flash_erase(uint32_t page)
+{
+    MUST((page + 1) * BOARD_UPDATE_PAGE_BYTES <= BOARD_UPDATE_BYTES);
+    memset(flash + page * BOARD_UPDATE_PAGE_BYTES, 0xFF, BOARD_UPDATE_PAGE_BYTES);
+    return 0;
+}
+
+int board_flash_write(uint32_t offset, const uint8_t *data, size_t n)
+{
+    MUST(offset % 32 == 0 && n % 32 == 0 && n <= BOARD_UPDATE_BYTES && offset <= BOARD_UPDATE_BYTES - n);
+    for (size_t k = 0; k < n; k++) {
+        MUST(flash[offset + k] == 0xFF);
+        flash[offset + k] = data[k];
+    }
+    return 0;
+}
 
 /* What the device says must be sound frames. */
 void board_putc(uint8_t byte)
