@@ -3,7 +3,7 @@
 
 #if defined(__AVR_HAVE_MUL__)
 
-/* int8 from flash times int16 from RAM by two multiplications of 8 bits: 24 cycles a product. */
+/* n >= 1 weights of 8 bits from flash times int16 from RAM, by two multiplications of 8 bits: 24 cycles a product. */
 static int32_t one_row(const STW_ROM int8_t *w, const int16_t *x, size_t n)
 {
     int32_t sum = 0;

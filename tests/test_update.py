@@ -162,6 +162,7 @@ def test_each_refusal(board, small_model, updates):
         (commit, Error.ORDER),
         (writes[0], Error.ORDER),
         (manifest(version=0), Error.VERSION),
+        (manifest(version=2**32 - 1), Error.VERSION),
         (manifest(blob_bytes=room + 1), Error.SIZE),
         (manifest(blob_bytes=2**32 - 1), Error.SIZE),
         (manifest(signature=2**32 - 1), Error.SIZE),

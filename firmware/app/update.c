@@ -198,7 +198,8 @@ int update_begin(const uint8_t p[LINK_MANIFEST_BYTES])
 {
     int error = manifest_check(p);
 
-    if (error == 0 && manifest_at(p).version <= running_version) {
+    /* the highest version of all would be the last one for ever */
+    if (error == 0 && (manifest_at(p).version <= running_version || manifest_at(p).version == UINT32_MAX)) {
         error = LINK_ERROR_VERSION;
     }
     if (error != 0 || (receiving && memcmp(slot_at(other_slot()) + MANIFEST_AT, p, LINK_MANIFEST_BYTES) == 0)) {

@@ -12,7 +12,7 @@ from stepwell.errors import StepwellError
 from stepwell.link.messages import MANIFEST
 from stepwell.model import Model
 
-MOST_VERSION = 2**32 - 1
+MOST_VERSION = 2**32 - 2  # behind the last one no other could come
 
 Sign = Callable[[bytes], bytes]
 

@@ -41,7 +41,7 @@ class PortServer:
                 data = self._port.read(max(1, self._port.in_waiting))
                 if data:
                     self.write(b"".join(self._manager.escape(data)))
-        except (OSError, TypeError):  # a pyserial socket port that was closed by another thread
+        except (OSError, TypeError, AttributeError):  # a pyserial socket port that was closed by another thread
             pass
 
     def write(self, data: bytes) -> None:
