@@ -313,7 +313,7 @@ int update_write(uint32_t offset, const uint8_t *data, size_t n)
     return LINK_ERROR_NO_UPDATE;
 }
 
-int update_commit(int *status)
+int update_commit(int *status) /* NOLINT(readability-non-const-parameter): as above */
 {
     (void)status;
     return LINK_ERROR_NO_UPDATE;
