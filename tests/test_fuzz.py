@@ -152,7 +152,7 @@ def test_damaged_onnx_files(path, tmp_path):
     if external.is_file():
         shutil.copy(external, tmp_path)
     file = tmp_path / path.name
-    for _ in range(12 if SECONDS < 60 else 12 * SECONDS):
+    for _ in range(12 + SECONDS):
         file.write_bytes(damaged(rng, content))
         try:
             graph = import_file(file).graph
