@@ -7,11 +7,13 @@ import subprocess
 
 import pytest
 import stepwell
+from click.testing import CliRunner
 from conftest import ROOT
 from stepwell import stack
 from stepwell.boards import load_board
 from stepwell.build import NAME, build, compile_image
 from stepwell.build import why_not as no_compiler
+from stepwell.cli import cli
 from stepwell.emit import emit
 from stepwell.errors import BuildError
 from stepwell.link import connect, qemu
@@ -35,12 +37,15 @@ GOLDEN = ROOT / "tests" / "golden"
 def test_bound_is_above_what_a_run_paints(board, golden, tmp_path):
     if why := no_compiler("gcc", load_board(board)) or qemu.why_not(load_board(board)):
         pytest.skip(why)
-    model = stepwell.load(GOLDEN / f"{golden}.stw")
+    path = GOLDEN / f"{golden}.stw"
+    model = stepwell.load(path)
     image = build(model, board, tmp_path, "gcc")
     with connect(f"qemu:{board}", image=image.elf, model=model) as link:
         link.reset()
         painted = link.bench().stack_bytes
     assert 100 < painted <= image.step_stack < MAY_TAKE
+    said = CliRunner().invoke(cli, ["info", str(path), "--board", board])
+    assert f"of a step: at most {image.step_stack} B" in said.output
 
 
 def test_no_function_of_the_library_calls_itself(tmp_path):

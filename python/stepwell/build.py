@@ -69,6 +69,15 @@ class Image:
     def files(self) -> list[Path]:
         return [path for path in (self.elf, self.bin, self.hex, self.uf2) if path]
 
+    def costs(self) -> dict[str, Any]:
+        """Bytes of flash, RAM and stack, for which board and by which compiler."""
+        return {
+            "name": self.board,
+            "compiler": self.compiler,
+            "sizes": asdict(self.sizes),
+            "step_stack": self.step_stack,
+        }
+
     def to_json(self) -> dict[str, Any]:
         paths = {path.suffix[1:]: str(path) for path in self.files}
         return asdict(self) | {"uf2": None} | paths | {"model_id": f"{self.model_id:08x}"}

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 import click
 
 import stepwell
-from stepwell.cli.output import columns_option, examples, json_option, kilo, print_json, progress, split_columns
+from stepwell.cli.output import (
+    columns_option,
+    examples,
+    json_option,
+    kilo,
+    print_image_costs,
+    print_json,
+    progress,
+    split_columns,
+)
 from stepwell.errors import StepwellError
 
 if TYPE_CHECKING:
@@ -77,15 +86,9 @@ def build(model_file: str, board: str, output: str, compiler: str | None, mlperf
     if as_json:
         print_json(image.to_json() | {"label": facts.label})
         return
-    sizes = image.sizes
     files = ", ".join([str(image.elf), *(path.suffix for path in image.files[1:])])
     click.echo(f"{files}: {model.name}, id {model.id:08x}, by {image.compiler}; {facts.name} is *{facts.label}*")
-    click.echo(f"  flash       {kilo(sizes.flash)}, of which the model's constants {kilo(sizes.constants)}")
-    click.echo(
-        f"  RAM         {kilo(sizes.ram)}, of which the stream {sizes.stream_ram} B; {sizes.stack} B stack reserved"
-    )
-    if image.step_stack is not None:
-        click.echo(f"  stw_step    takes at most {image.step_stack} B of stack, by gcc's call graph")
+    print_image_costs(image)
 
 
 @click.command(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 import numpy as np
@@ -13,7 +14,16 @@ import numpy as np
 import stepwell
 from stepwell.blob import MAGIC
 from stepwell.calibrate import HELP as RANGE_HELP
-from stepwell.cli.output import columns_option, examples, json_option, kilo, print_json, progress, split_columns
+from stepwell.cli.output import (
+    columns_option,
+    examples,
+    json_option,
+    kilo,
+    print_image_costs,
+    print_json,
+    progress,
+    split_columns,
+)
 from stepwell.errors import ImportRefused, SampleError
 from stepwell.graph import Graph
 from stepwell.metrics import HELP as METRIC_HELP
@@ -25,6 +35,9 @@ from stepwell.precision import HELP as BITS_HELP
 from stepwell.scaler import KEYS as SCALER_KEYS
 from stepwell.scaler import MISSING, Scaler, as_scaler
 from stepwell.search import Trial
+
+if TYPE_CHECKING:
+    from stepwell.build import Image
 
 
 @click.command(
@@ -164,15 +177,23 @@ def _print_notes(notes: dict[str, Any]) -> None:
         click.echo(f"  warning     {warning}", err=True)
 
 
-@click.command(epilog=examples("stepwell info motor.stw", "stepwell info motor.stw --json | jq .ram_bytes"))
+@click.command(
+    epilog=examples(
+        "stepwell info motor.stw",
+        "stepwell info motor.stw --board microbit",
+        "stepwell info motor.stw --json | jq .ram_bytes",
+    )
+)
 @click.argument("model_file", metavar="MODEL.stw")
+@click.option("--board", help="Compile for this board, too: flash and RAM of the image, deepest stack of a step.")
 @json_option
-def info(model_file: str, as_json: bool) -> None:
+def info(model_file: str, board: str | None, as_json: bool) -> None:
     """Sizes, formats, layers and provenance of a model."""
     model = stepwell.load(model_file)
     facts = model.info()
+    image = _trial_build(model, board) if board else None
     if as_json:
-        print_json(facts)
+        print_json(facts | ({"board": image.costs()} if image else {}))
         return
     click.echo(f"{facts['name']}, id {facts['id']}, format {facts['format']}, {facts['precision']}")
     low, high = facts["input"]["range"]
@@ -197,6 +218,19 @@ def info(model_file: str, as_json: bool) -> None:
     if source.get("file"):
         click.echo(f"  source      {source['file']} (SHA-256 {source['sha256'][:16]}...), {source['producer']}")
     _print_notes(facts["notes"])
+    if image:
+        click.echo(f"  on {image.board}, by {image.compiler}, with the test program around the model:")
+        print_image_costs(image)
+    else:
+        click.echo("  --board BOARD adds the flash and RAM of a whole image and the deepest stack of a step")
+
+
+def _trial_build(model: stepwell.Model, board: str) -> Image:
+    """The image, for its figures alone: its files are gone."""
+    from stepwell.build import build
+
+    with tempfile.TemporaryDirectory(prefix="stepwell-info-") as folder:
+        return build(model, board, folder)
 
 
 def _scaler_text(scaler: dict[str, Any]) -> str:

@@ -6,9 +6,12 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from stepwell.build import Image
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 
@@ -47,3 +50,16 @@ def progress(label: str, quiet: bool = False) -> Iterator[Callable[[int, int], N
 def kilo(n_bytes: int) -> str:
     """Bytes as people write them: 640 B, 12.4 kB."""
     return f"{n_bytes} B" if n_bytes < 10000 else f"{n_bytes / 1000:.1f} kB"
+
+
+def print_image_costs(image: Image) -> None:
+    """What an image takes of its board: flash, RAM and the stack of a step."""
+    sizes = image.sizes
+    click.echo(f"  flash       {kilo(sizes.flash)}, of which the model's constants {kilo(sizes.constants)}")
+    click.echo(
+        f"  RAM         {kilo(sizes.ram)}, of which the stream {sizes.stream_ram} B; {sizes.stack} B stack reserved"
+    )
+    if image.step_stack is None:
+        click.echo("  stack       of a step: not known, its bound needs the call graph of gcc 10 or later")
+    else:
+        click.echo(f"  stack       of a step: at most {image.step_stack} B, by gcc's call graph")
