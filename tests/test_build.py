@@ -87,10 +87,9 @@ def test_image(name, compiler, small_model, tmp_path):
     assert from_hex(image.hex.read_text()) == (board.number("FLASH_ORIGIN"), binary)
     info = describe(small_model, packing_for(board.target))
     narrow = board.text("CPU") == "avr"  # pointers of 16 bits in the model's structs
-    room = int(board.facts.get("UPDATE_RAM_BYTES", "0"))  # for models to come
     assert info["flash_bytes"] - image.sizes.constants in (range(1, 60) if narrow else [0])
-    assert image.sizes.stream_ram == max(room, info["ram_bytes"])
-    assert image.sizes.ram - 2 * room < 3500 and image.sizes.flash < (36 if board.takes_updates else 28) * 1024
+    assert image.sizes.stream_ram == info["ram_bytes"]
+    assert image.sizes.ram < 3500 and image.sizes.flash < 28 * 1024
     if board.text("CPU") == "cortex_m":
         stack, reset = struct.unpack_from("<II", binary, 256 if name == "rp-pico" else 0)  # behind the boot block
         assert stack == board.number("RAM_ORIGIN") + board.number("RAM_BYTES") and reset & 1
@@ -174,6 +173,27 @@ def test_hex_over_a_64k_border():
     assert from_hex(intel_hex(data, 0x0800FF00)) == (0x0800FF00, data)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if load_board(name).has_update_area])
+def test_image_that_takes_updates(name, small_model, tmp_path):
+    need("gcc", name)
+    board = load_board(name)
+    image = build(small_model, name, tmp_path, "gcc", updates=True)
+    assert {"board_flash_erase", "board_flash_write", "stw_gru_unit"} <= set(symbols(image.elf))
+    assert image.sizes.stream_ram == board.number("UPDATE_RAM_BYTES") > small_model.info()["ram_bytes"]
+    area = board.number("FLASH_ORIGIN") + board.number("FLASH_BYTES") - board.number("UPDATE_BYTES")
+    assert len(image.bin.read_bytes()) <= area - board.number("FLASH_ORIGIN")
+    plain = build(small_model, name, tmp_path, "gcc")
+    assert plain.sizes.flash < image.sizes.flash / 2 and "board_flash_erase" not in symbols(plain.elf)
+
+
+def test_updates_need_a_place(small_model, tmp_path):
+    with pytest.raises(BuildError, match="arduino-uno has no update area"):
+        build(small_model, "arduino-uno", tmp_path, updates=True)
+    with pytest.raises(BuildError, match="takes no updates: build with one of the two"):
+        build(small_model, "microbit", tmp_path, updates=True, mlperf=True)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed: apt-get install make")
 @pytest.mark.parametrize(
     ("name", "compiler"), [("microbit", "zig"), *((name, "gcc") for name in ("mps2-an386", "microbit", "rv32-virt"))]
@@ -183,11 +203,12 @@ def test_makefile_builds_the_same_image_without_warnings(name, compiler, small_m
     emit(small_model, tmp_path / "model", NAME, load_board(name).target)
     place = load_board(name).folder if compiler == "zig" else name  # a board may be a folder anywhere
     settings = [f"BOARD={place}", f"MODEL={tmp_path / 'model'}", f"OUT={tmp_path}", f"COMPILER={compiler}"]
-    if not load_board(name).takes_updates:
-        settings += [f"KNOBS={' '.join(lean_flags(small_model, load_board(name).target))}"]
+    updates = name == "mps2-an386"
+    settings += ["UPDATES=1"] if updates else [f"KNOBS={' '.join(lean_flags(small_model, load_board(name).target))}"]
     settings += [f"WARNINGS={flags()['WARNINGS']} -Werror", f"ZIG={sys.executable} -m ziglang cc"]
     subprocess.run(["make", "-s", "-C", ROOT / "firmware", *settings], check=True)
-    assert flash_bytes(tmp_path / f"{name}.elf") == build(small_model, name, tmp_path / "py", compiler).bin.read_bytes()
+    image = build(small_model, name, tmp_path / "py", compiler, updates=updates)
+    assert flash_bytes(tmp_path / f"{name}.elf") == image.bin.read_bytes()
 
 
 def test_missing_compilers_are_named_with_the_install_line(small_model, tmp_path, monkeypatch):

@@ -1,7 +1,9 @@
 /* nrf5.c - nRF51 and nRF52: the UART without DMA, which both have at the same place, on pins that board.mk names; the
- * cycle counter, or TIMER0 where there is none (the nRF51 has no SysTick either).  nRF51 RM v3.0: 13 CLOCK, 14 GPIO, 18
- * TIMER, 28 UART; nRF52840 PS v1.1: 5.4, 6.9, 6.30, 6.33. */
+ * cycle counter, or TIMER0 where there is none (the nRF51 has no SysTick either); flash for updates.  nRF51 RM v3.0: 6
+ * NVMC, 13 CLOCK, 14 GPIO, 18 TIMER, 28 UART; nRF52840 PS v1.1: 4.3, 5.4, 6.9, 6.30, 6.33. */
 #include "board.h"
+
+#include "stw_bytes.h"
 
 #if __ARM_ARCH >= 7
 #include "cycles.h"
@@ -109,3 +111,54 @@ uint32_t board_cpu_hz(void)
 {
     return BOARD_CPU_HZ;
 }
+
+#if BOARD_UPDATE_BYTES
+
+#define NVMC_READY     BOARD_REG(0x4001E400u)
+#define NVMC_CONFIG    BOARD_REG(0x4001E504u)
+#define NVMC_ERASEPAGE BOARD_REG(0x4001E508u)
+#define UPDATE_AT      (BOARD_FLASH_ORIGIN + BOARD_FLASH_BYTES - BOARD_UPDATE_BYTES)
+
+enum { READ_ONLY, WRITE, ERASE }; /* NVMC_CONFIG */
+
+/* The core stands still while flash that it runs from is busy; the polls are for a controller that never answers. */
+static int flash_idle(void)
+{
+    for (uint32_t i = 0; i < WAIT; i++) {
+        if (NVMC_READY & 1u) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+const uint8_t *board_flash(void)
+{
+    return (const uint8_t *)UPDATE_AT;
+}
+
+int board_flash_erase(uint32_t page)
+{
+    int done;
+
+    NVMC_CONFIG    = ERASE;
+    NVMC_ERASEPAGE = UPDATE_AT + page * BOARD_UPDATE_PAGE_BYTES;
+    done           = flash_idle();
+    NVMC_CONFIG    = READ_ONLY;
+    return done ? 0 : -1;
+}
+
+int board_flash_write(uint32_t offset, const uint8_t *data, size_t n)
+{
+    int done = 1;
+
+    NVMC_CONFIG = WRITE;
+    for (size_t i = 0; i < n && done; i += 4) { /* it takes words only */
+        BOARD_REG(UPDATE_AT + offset + i) = stw_get32(data + i);
+        done                              = flash_idle();
+    }
+    NVMC_CONFIG = READ_ONLY;
+    return done ? 0 : -1;
+}
+
+#endif

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -69,9 +69,13 @@ class Board:
         return named[1] if named else self.text("CPU")
 
     @property
-    def takes_updates(self) -> bool:
-        """Whether another model can be sent to it (docs/update.md)."""
+    def has_update_area(self) -> bool:
+        """Whether an image can be built that takes other models over the link (docs/update.md)."""
         return int(self.facts.get("UPDATE_BYTES", "0"), 0) > 0
+
+    def without_update_area(self) -> Board:
+        """The board for an image that keeps its model: all flash and RAM for that one."""
+        return replace(self, facts={key: fact for key, fact in self.facts.items() if not key.startswith("UPDATE_")})
 
     @property
     def target(self) -> str:

@@ -84,22 +84,35 @@ class Image:
 
 
 def build(
-    model: Model, board: str | Board, out_dir: str | Path, compiler: str | None = None, mlperf: bool = False
+    model: Model,
+    board: str | Board,
+    out_dir: str | Path,
+    compiler: str | None = None,
+    *,
+    mlperf: bool = False,
+    updates: bool = False,
 ) -> Image:
     """Build the test program with ``model`` for ``board`` into ``out_dir``; the files appear whole or not at all.
 
     ``board``: as for load_board, or what it gave. ``compiler``: "gcc", "zig", or None for the first that is installed.
     ``mlperf``: with the text interface of MLPerf Tiny's runners in place of the link that ``connect`` speaks.
-    BuildError: unknown board, no compiler, a model that does not fit, or the compiler's own words.
+    ``updates``: takes other models in the field, so it has the whole engine and RAM for them (docs/update.md).
+    BuildError: unknown board, one without an update area, no compiler, a model that does not fit, or the compiler's own words.
     """
     facts = board if isinstance(board, Board) else load_board(board)
+    if updates and not facts.has_update_area:
+        raise BuildError(f"{facts.name} has no update area: docs/update.md says what its board.mk and port need")
+    if updates and mlperf:
+        raise BuildError("MLPerf's text interface takes no updates: build with one of the two")
+    if not updates:
+        facts = facts.without_update_area()
     _check_fits_link(model)
     kind = _pick(compiler, facts)
     with tempfile.TemporaryDirectory(prefix="stepwell-build-") as folder:
         work = Path(folder)
         emit(model, work / "model", NAME, facts.target)
         options = ["-DAPP_MLPERF"] if mlperf else []
-        if not facts.takes_updates:  # models to come may need what this one does without
+        if not updates:  # models to come may need what this one does without
             options += lean_flags(model, facts.target)
         graph_flags = _graph_flags(kind, facts)
         elf = compile_image(facts, kind, work, None, *options, *graph_flags)

@@ -35,13 +35,14 @@ def need(port: str) -> None:
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
-    """(model, board) -> Image, built when first asked for."""
-    built: dict[tuple[int, str], Image] = {}
+    """(model, board) -> Image, built when first asked for; ``updates``: one that takes other models."""
+    built: dict[tuple[int, str, bool], Image] = {}
 
-    def image(model, board: str) -> Image:
-        if (model.id, board) not in built:
-            built[model.id, board] = build(model, board, tmp_path_factory.mktemp(board))
-        return built[model.id, board]
+    def image(model, board: str, updates: bool = False) -> Image:
+        key = (model.id, board, updates)
+        if key not in built:
+            built[key] = build(model, board, tmp_path_factory.mktemp(board), updates=updates)
+        return built[key]
 
     return image
 

@@ -26,7 +26,7 @@ def running(images, small_model):
     def start(port: str):
         need(port)
         kind, _, board = port.partition(":")
-        started.append(EMULATORS[kind](load_board(board), images(small_model, board).elf))
+        started.append(EMULATORS[kind](load_board(board), images(small_model, board, updates=True).elf))
         return started[-1]
 
     yield start
@@ -34,14 +34,15 @@ def running(images, small_model):
         emulator.close()
 
 
-def test_update_then_hil_by_the_commands(running, turbofan, small_model, flights, tmp_path, monkeypatch):
+@pytest.mark.parametrize("board", ["mps2-an386", "microbit"])
+def test_update_then_hil_by_the_commands(board, running, turbofan, small_model, flights, tmp_path, monkeypatch):
     """A board in the field, at an address: one command gives it the new model, the next one proves it."""
     monkeypatch.chdir(tmp_path)
     turbofan.save("new.stw")
     np.savez("test.npz", x=flights[0][None, :30])
-    url = running("qemu:mps2-an386").url
+    url = running(f"qemu:{board}").url
     done = json.loads(run("update", "--port", url, "new.stw", "--json"))
-    assert (done["board"], done["model_id"], done["version"]) == ("mps2-an386", f"{turbofan.id:08x}", 1)
+    assert (done["board"], done["model_id"], done["version"]) == (board, f"{turbofan.id:08x}", 1)
     assert 7000 < done["sent"] < 7500 and done["resumed_at"] == 0
     report = json.loads(run("hil", "--port", url, "new.stw", "--data", "test.npz", "--json"))
     assert report["equal"] and report["steps"] == 30 and report["model_id"] == f"{turbofan.id:08x}"
@@ -75,13 +76,14 @@ def test_interrupted_update_goes_on(running, turbofan, flights):
         assert run_hil(link, turbofan, flights[:1]).ok
 
 
-def test_new_model_runs_after_a_reset(images, small_model, turbofan, flights):
-    """QEMU's reset button: SSRAM keeps its content, as flash would, and the ARM code finds the slot."""
-    need("qemu:mps2-an386")
+@pytest.mark.parametrize("board", ["mps2-an386", "microbit"])
+def test_new_model_runs_after_a_reset(board, images, small_model, turbofan, flights):
+    """QEMU's reset button: flash, and the SSRAM that stands in for it, keeps its content, and the ARM code finds the slot."""
+    need(f"qemu:{board}")
     with socket.create_server(("127.0.0.1", 0)) as server:
         control = f"tcp:127.0.0.1:{server.getsockname()[1]}"
         emulator = qemu.start_qemu(
-            load_board("mps2-an386"), images(small_model, "mps2-an386").elf, "-qmp", f"{control},nodelay=on"
+            load_board(board), images(small_model, board, updates=True).elf, "-qmp", f"{control},nodelay=on"
         )
         button, _ = server.accept()
     try:
@@ -116,16 +118,17 @@ def test_update_over_a_bad_line(running, turbofan, flights):
     assert done.retries > 0 and stat.damaged > 0
 
 
-def test_updated_model_costs_what_a_built_in_one_costs(running, images, turbofan, flights):
+@pytest.mark.parametrize("board", ["mps2-an386", "microbit"])
+def test_updated_model_costs_what_a_built_in_one_costs(board, running, images, turbofan, flights):
     """The packing of the core is sent."""
-    port = "sim:mps2-an386"
+    port = f"sim:{board}"
     need(port)
     with connect(running(port).url) as link:
         link.update(turbofan)
         link.reset()
         link.step(turbofan.quantize(flights[0]))
         updated = link.cost_ticks
-    with connect(port, model=turbofan, image=images(turbofan, "mps2-an386").elf) as link:
+    with connect(port, model=turbofan, image=images(turbofan, board, updates=True).elf) as link:
         link.reset()
         link.step(turbofan.quantize(flights[0]))
         assert abs(updated - link.cost_ticks) <= 0.01 * link.cost_ticks
@@ -135,7 +138,7 @@ def test_boards_that_take_no_update(images, small_model, turbofan):
     need("sim:microbit")
     with connect("sim:microbit", model=small_model, image=images(small_model, "microbit").elf) as link:
         assert link.info().update_bytes == 0 and link.update_status().room == 0
-        with pytest.raises(LinkError, match="microbit: this board takes no update"):
+        with pytest.raises(LinkError, match="microbit: the image on this board takes no update: flash one from"):
             link.update(turbofan)
     with pytest.raises(LinkError, match="this board takes no update"):
         HostLink(small_model).update(turbofan)

@@ -14,6 +14,11 @@ RAM_ORIGIN    = 0x20000000
 RAM_BYTES     = 0x00004000
 STACK_BYTES   = 2048
 
+# the end of flash, by the chip's own controller (NVMC)
+UPDATE_BYTES      = 0x00010000
+UPDATE_PAGE_BYTES = 1024
+UPDATE_RAM_BYTES  = 2048
+
 UART          = nrf51
 UART_BASE     = 0x40002000
 UART_BAUD     = 115200

@@ -14,6 +14,11 @@ RAM_ORIGIN    = 0x20000000
 RAM_BYTES     = 0x00040000
 STACK_BYTES   = 4096
 
+# the end of flash, by the chip's own controller (NVMC)
+UPDATE_BYTES      = 0x00040000
+UPDATE_PAGE_BYTES = 4096
+UPDATE_RAM_BYTES  = 16384
+
 # P0.06 and P0.08: the debugger's first serial port
 UART_BASE     = 0x40002000
 UART_BAUD     = 115200

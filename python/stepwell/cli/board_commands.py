@@ -67,6 +67,7 @@ def boards(as_json: bool) -> None:
     epilog=examples(
         "stepwell build --board microbit motor.stw",
         "stepwell build --board netduinoplus2 motor.stw -o build/ --compiler zig",
+        "stepwell build --board microbit motor.stw --updates",
     )
 )
 @click.argument("model_file", metavar="MODEL.stw")
@@ -74,15 +75,18 @@ def boards(as_json: bool) -> None:
 @click.option("-o", "--output", default=".", show_default=True, help="Folder for BOARD.elf, .bin, .hex (and .uf2).")
 @click.option("--compiler", help="gcc or zig (default: the first that is installed).")
 @click.option("--mlperf", is_flag=True, help="With the text interface of MLPerf Tiny's and EEMBC's runners.")
+@click.option("--updates", is_flag=True, help="Takes other models in the field: the whole engine, RAM for them.")
 @json_option
-def build(model_file: str, board: str, output: str, compiler: str | None, mlperf: bool, as_json: bool) -> None:
+def build(
+    model_file: str, board: str, output: str, compiler: str | None, mlperf: bool, updates: bool, as_json: bool
+) -> None:
     """Build the test program with MODEL for a board."""
     from stepwell.boards import load_board
     from stepwell.build import build as build_image
 
     facts = load_board(board)
     model = stepwell.load(model_file)
-    image = build_image(model, facts, output, compiler, mlperf)
+    image = build_image(model, facts, output, compiler, mlperf=mlperf, updates=updates)
     if as_json:
         print_json(image.to_json() | {"label": facts.label})
         return

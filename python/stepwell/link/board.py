@@ -33,7 +33,7 @@ CAUSES = {
     Error.ORDER: "messages in the wrong order",
     Error.STATE: "the board refused the snapshot",
     Error.MODEL: "the board cannot run its model",
-    Error.NO_UPDATE: "this board takes no update: build and flash the image of this model instead",
+    Error.NO_UPDATE: "the image on this board takes no update: flash one from `stepwell build --updates`",
     Error.SIZE: "the update is larger than the board's slot",
     Error.VERSION: "the board runs this version or a newer one: give a higher --version",
     Error.SIGNATURE: "the board refused the signature",

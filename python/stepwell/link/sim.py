@@ -27,6 +27,7 @@ from stepwell.link.leash import exit_with_parent
 PAGE = 0x1000
 SCS = 0xE000E000  # system control space
 DWT = 0xE0001000
+NVMC = 0x4001E000  # flash controller of the nRF51
 IDLE_POLLS = 16  # status reads in a row before the emulator sleeps until a byte comes
 CONNECT_SECONDS = 60
 
@@ -163,11 +164,26 @@ TIMERS = {"dwt": dwt_ticks, "cmsdk": cmsdk_ticks, "nrf51": nrf51_ticks}
 
 
 class Memory:
-    """Bytes of the guest that this process sees, too."""
+    """Bytes of the guest that this process sees, too; erased flash at first."""
 
     def __init__(self, origin: int, n_bytes: int):
         self.origin = origin
         self.content = (ctypes.c_uint8 * n_bytes)()
+        self.erase(origin, n_bytes)
+
+    def erase(self, address: int, n_bytes: int) -> None:
+        at = max(0, min(address - self.origin, len(self.content) - n_bytes))
+        ctypes.memset(ctypes.addressof(self.content) + at, 0xFF, n_bytes)
+
+
+def nrf51_flash(flash: Memory, page_bytes: int) -> tuple[Read, Write]:
+    """NVMC: READY at 0x400, the address of a page to erase at 0x508. Writes go into the memory without its help here."""
+
+    def write(offset: int, value: int) -> None:
+        if offset == 0x508:
+            flash.erase(value & -page_bytes, page_bytes)
+
+    return lambda offset: int(offset == 0x400), write
 
 
 class Machine:
@@ -207,6 +223,8 @@ class Machine:
             DWT if timer == "dwt" else board.number("TIMER_BASE"): TIMERS[timer](self._count),
             SCS: (lambda offset: 0, self._system_control),
         }
+        if board.text("UART") == "nrf51" and board.has_update_area:
+            places[NVMC] = nrf51_flash(self._flash, board.number("UPDATE_PAGE_BYTES"))
         for origin, (read, write) in places.items():
             self.uc.mmio_map(origin & -PAGE, PAGE, self._guarded(read), None, self._writer(write), None)
         for origin, n_bytes in PLAIN[board.text("UART")]:
