@@ -22,7 +22,7 @@ from stepwell.errors import ModelError, StepwellError
 from stepwell.graph import Graph
 from stepwell.model import GruLayer, LstmLayer, Model
 from stepwell.packing import PACKINGS, TARGETS, packing_for, packing_of, to_pairs
-from test_native import WARNINGS
+from test_native import WARNINGS, mutants
 
 GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.stw"))
 SIZES = [
@@ -98,15 +98,19 @@ def strange_replay(request, tmp_path_factory):
     return replay_on(STRANGE[request.param], tmp_path_factory)
 
 
-def replay_on(cpu: Cpu, tmp_path_factory):
-    """Runs models: (blob, codes, odd) of each -> outputs of each, and the CRC of its snapshot."""
+def compiled(cpu: Cpu, folder: Path, main: str) -> Path:
+    """``main`` of tests/c with the engine."""
     if cpu.why_not():
         pytest.skip(cpu.why_not())
-    folder = tmp_path_factory.mktemp("cpu")
     sources = [path for path in copy_engine(folder) if path.suffix == ".c"]
-    program = folder / "replay"
-    files = [*sources, ROOT / "tests" / "c" / "replay_blobs.c"]
+    program, files = folder / "program", [*sources, ROOT / "tests" / "c" / main]
     subprocess.run([cpu.compiler, *WARNINGS, *cpu.flags.split(), f"-I{folder}", *files, "-o", program], check=True)
+    return program
+
+
+def replay_on(cpu: Cpu, tmp_path_factory):
+    """Runs models: (blob, codes, odd) of each -> outputs of each, and the CRC of its snapshot."""
+    program = compiled(cpu, tmp_path_factory.mktemp("cpu"), "replay_blobs.c")
 
     def run(cases: list[tuple[bytes, np.ndarray, int]], n_out: list[int]) -> list[tuple[np.ndarray, int]]:
         fed = b"".join(struct.pack("<III", len(b), len(x), odd) + b + x.astype("<i2").tobytes() for b, x, odd in cases)
@@ -194,6 +198,22 @@ def test_goldens_on_big_endian_machines(strange_replay):
     models = [stepwell.load(path) for path in GOLDEN]
     for packing in PACKINGS:
         assert_same(strange_replay, models, packing)
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_hostile_blobs_on_big_endian_machines(name, tmp_path_factory):
+    """What a little-endian machine refuses is refused; the rest opens, but for arrays that overlap, which cannot be turned."""
+    blobs = [m for stem in ("gru", "layer_norm") for m in mutants((GOLDEN[0].parent / f"{stem}.stw").read_bytes(), 400)]
+    fed = b"".join(struct.pack("<I", len(blob)) + blob for blob in blobs)
+    accepted = []
+    for cpu in (CPUS["host checked"], STRANGE[name]):
+        program = compiled(cpu, tmp_path_factory.mktemp("hostile"), "hostile.c")
+        done = subprocess.run([*cpu.runner.split(), program], input=fed, capture_output=True)
+        assert done.returncode == 0, done.stderr.decode()[-2000:]
+        accepted.append(np.frombuffer(done.stdout, "S1") == b"+")
+    little, big = accepted
+    assert len(little) == len(big) == len(blobs) and not (big & ~little).any()
+    assert 0 <= little.sum() - big.sum() < 0.1 * little.sum() and little.sum() > 50
 
 
 @pytest.mark.parametrize("precision", ["w8a16", "w8x16h8", "w8a8"])

@@ -43,6 +43,7 @@ MAP2(gate_mul, stw_gate_mul(a[k], b[k]))
 MAP2(sat_add, stw_sat_add(a[k], b[k]))
 MAP2(min_, stw_min(a[k], b[k]))
 MAP2(max_, stw_max(a[k], b[k]))
+MAP2(magnitude, stw_magnitude(a[k], b[k]))
 MAP3(rq, stw_rq(a[k], b[k], (int)c[k]))
 """
 
@@ -273,6 +274,14 @@ def test_min_and_max(c):
     a, b = a[fits], b[fits]
     assert np.array_equal(c("min_", a, b), np.minimum(a, b))
     assert np.array_equal(c("max_", a, b), np.maximum(a, b))
+
+
+def test_magnitude(c):
+    """Over all that an accumulator may hold: |z| <= 2^31 - 2^16."""
+    z = int32_values(np.random.default_rng(4))
+    z = z[np.abs(z) <= 2**31 - 2**16]
+    for limit in (22527, 11263):
+        assert np.array_equal(c("magnitude", z, limit), np.minimum(np.abs(z), limit))
 
 
 def test_sigmoid_and_tanh_of_every_code(c):

@@ -278,6 +278,5 @@ def test_hostile_blobs_under_sanitizers(golden, hostile):
     pack = b"".join(struct.pack("<I", len(blob)) + blob for blob in blobs)
     done = subprocess.run([hostile], input=pack, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
-    opened, accepted = (int(word) for word in done.stdout.split())
-    assert opened == len(blobs)
-    assert 5 < accepted < opened * 0.7, "the mutants should be neither all harmless nor all refused"
+    assert len(done.stdout) == len(blobs)
+    assert 5 < done.stdout.count(b"+") < 0.7 * len(blobs), "the mutants should be neither all harmless nor all refused"

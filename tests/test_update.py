@@ -28,6 +28,7 @@ UPDATES = (f"-DBOARD_UPDATE_BYTES={AREA}", f"-DBOARD_UPDATE_PAGE_BYTES={PAGE}", 
 FLASH = ROOT / "tests" / "c" / "service" / "flash.c"
 UNIT = messages.UPDATE_UNIT
 S = messages.SESSION.pack(5)
+TORN = ("0", "1", "2")  # where the power goes, a word or page is: as before, half done, half done the other way
 
 
 def lstm_model(seed: int, units: int = 3, n_in: int = 2, mode: str = "carry") -> Model:
@@ -130,7 +131,7 @@ def test_power_cut_at_every_operation(small_model, updates, tmp_path):
         done.ask(*update)
         seen = []
         for k in range(done.operations()):
-            for torn in ("0", "1"):
+            for torn in TORN:
                 cut = base.copy("cut")
                 cut.ask(*update, FLASH_CUT=str(k), FLASH_TORN=torn)
                 assert cut.operations() == k
@@ -141,7 +142,29 @@ def test_power_cut_at_every_operation(small_model, updates, tmp_path):
         counts[version] = len(seen)
         base = done
     print(f"power cuts: {counts}, {sum(counts.values())} in all")
-    assert sum(counts.values()) > 600
+    assert sum(counts.values()) > 900
+
+
+def test_two_power_cuts_in_a_row(small_model, updates, tmp_path):
+    """The second one while what the first one left is erased and written again; both slots have had their turn."""
+    program = host_program(small_model, tmp_path / "program", FLASH, *UPDATES, "-O1")
+    models, base = dict(enumerate([small_model, *updates])), Board(program, tmp_path / "flash")
+    for version in (1, 2):
+        base.ask(*messages_of(make_update(models[version], version)))
+    base, update = base.copy("base"), messages_of(make_update(models[3], 3))
+    whole = base.copy("whole")
+    whole.ask(*update)
+    last, rng, cuts = whole.operations() - 1, np.random.default_rng(7), 0
+    for k in (0, 1, 7, 8, last // 2, last - 8, last - 7, last - 6):  # erasures, words, the three of the header
+        first = base.copy("first")
+        first.ask(*update, FLASH_CUT=str(k), FLASH_TORN=rng.choice(TORN))
+        for j in (0, 1, 8, rng.integers(last), last - 6):
+            second = first.copy("second")
+            second.ask(*update, FLASH_CUT=str(j), FLASH_TORN=rng.choice(TORN))
+            cuts += second.operations() == j
+            answers = second.ask(*PROBE, *update, *PROBE)
+            assert runs(answers[:3], models) in (2, 3) and runs(answers[-3:], models) == 3
+    assert cuts == 40
 
 
 def test_each_refusal(board, small_model, updates):

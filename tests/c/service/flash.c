@@ -1,6 +1,7 @@
 /* flash.c - NOR flash in the file FLASH_FILE: a write may only clear bits of words that are still erased.  The file
  * ends with the number of operations so far, word writes and page erasures.  FLASH_CUT=k: the power goes at operation
- * k, which is not done, or with FLASH_TORN=1 half done. */
+ * k, which is not done, or half done: with FLASH_TORN=1 the first half of a page or the even bits of a word stay
+ * behind, with FLASH_TORN=2 the others. */
 #include "board.h"
 
 #include <fcntl.h>
@@ -41,13 +42,13 @@ static int setting(const char *name)
     return text ? atoi(text) : -1;
 }
 
-/* Counts an operation; -1: do it, or where the power goes: 0 not at all, 1 half, and then it is over. */
+/* Counts an operation; -1: do it, or where the power goes: 0 not at all, 1 or 2 one half, and then it is over. */
 static int power(void)
 {
     uint32_t *n = (uint32_t *)(void *)(content() + BOARD_UPDATE_BYTES);
 
     if (setting("FLASH_CUT") == (int)*n) {
-        return setting("FLASH_TORN") == 1;
+        return setting("FLASH_TORN");
     }
     (*n)++;
     return -1;
@@ -61,14 +62,17 @@ static void refuse(const char *what, uint32_t at)
 
 int board_flash_erase(uint32_t page)
 {
-    uint8_t *p = content() + page * BOARD_UPDATE_PAGE_BYTES;
+    uint8_t *p    = content() + page * BOARD_UPDATE_PAGE_BYTES;
+    size_t   half = BOARD_UPDATE_PAGE_BYTES / 2;
     int      cut;
 
     if ((page + 1) * BOARD_UPDATE_PAGE_BYTES > BOARD_UPDATE_BYTES) {
         refuse("erasing outside", page);
     }
     cut = power();
-    memset(p, 0xFF, cut < 0 ? BOARD_UPDATE_PAGE_BYTES : cut ? BOARD_UPDATE_PAGE_BYTES / 2 : 0);
+    if (cut != 0) {
+        memset(p + (cut == 1 ? half : 0), 0xFF, cut < 0 ? 2 * half : half);
+    }
     if (cut >= 0) {
         exit(0);
     }
@@ -85,7 +89,7 @@ static void write_word(uint32_t at, const uint8_t *data)
             refuse("writing what is not erased", at);
         }
         if (cut != 0) {
-            p[k] = cut < 0 ? data[k] : data[k] | 0x55; /* every second bit */
+            p[k] = cut < 0 ? data[k] : data[k] | (cut == 1 ? 0x55 : 0xAA);
         }
     }
     if (cut >= 0) {
