@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import ROOT, random_dense, random_lstm, random_sequences
 from elftools.elf.elffile import ELFFile
@@ -16,7 +17,7 @@ from stepwell import convert, load
 from stepwell.boards import LABELS, Board, board_names, flags, load_board, parse_facts
 from stepwell.build import NAME, build, flash_bytes, image_board, intel_hex, why_not
 from stepwell.emit import emit, lean_flags
-from stepwell.errors import BuildError
+from stepwell.errors import BuildError, WrongUse
 from stepwell.graph import Graph
 from stepwell.info import describe
 from stepwell.link.qemu import ICOUNT_SHIFT
@@ -220,9 +221,33 @@ def test_missing_compilers_are_named_with_the_install_line(small_model, tmp_path
         build(small_model, "microbit", tmp_path)
     with pytest.raises(BuildError, match="ziglang is not installed: pip install ziglang"):
         build(small_model, "microbit", tmp_path, "zig")
-    with pytest.raises(BuildError, match="unknown compiler 'icc'; there are: gcc, zig"):
+    with pytest.raises(WrongUse, match="unknown compiler 'icc'; there are: gcc, zig"):
         build(small_model, "microbit", tmp_path, "icc")
     assert not list(tmp_path.iterdir())
+
+
+def test_snapshot_too_large_for_the_link(small_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("stepwell.build.MOST_SNAPSHOT", small_model.info()["snapshot_bytes"] - 1)
+    with pytest.raises(
+        BuildError, match=r"the model's snapshot has \d+ bytes; the test program's link carries at most"
+    ):
+        build(small_model, "microbit", tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damaged_elf_files_are_refused(seed, small_model, tmp_path):
+    """Whatever is wrong with them, the error names the file; what is not damaged enough is read."""
+    need("gcc")
+    elf = build(small_model, "microbit", tmp_path, "gcc").elf
+    content, rng = bytearray(elf.read_bytes()), np.random.default_rng(seed)
+    for at in rng.integers(4, 400 if seed % 2 else len(content), 12):
+        content[at] = rng.integers(256)
+    elf.write_bytes(content)
+    for read in (image_board, flash_bytes):
+        try:
+            read(elf)
+        except BuildError as error:
+            assert str(elf) in str(error)
 
 
 def test_model_that_does_not_fit_leaves_no_files(tmp_path, rng_model):

@@ -23,6 +23,22 @@ IDF = {  # declarations of ESP-IDF, as its documentation gives them
 }
 
 
+def test_esp_idf_component_configures(tmp_path):
+    """ESP-IDF reads each component's CMakeLists.txt in script mode first, to know its requirements."""
+    if shutil.which("cmake") is None:
+        pytest.skip("cmake is not installed: apt-get install cmake")
+    component = tmp_path / "motor"
+    shutil.copytree(ROOT / "examples" / "esp-idf" / "components" / "motor", component)
+    emit(stepwell.load(ROOT / "tests" / "golden" / "two_lstm_three_dense.stw"), component / "src", "motor")
+    (tmp_path / "requirements.cmake").write_text(
+        'macro(idf_component_register)\n  message("registered: ${ARGN}")\n  return()\nendmacro()\n'
+        f"include({component / 'CMakeLists.txt'})\n"
+    )
+    done = subprocess.run(["cmake", "-P", tmp_path / "requirements.cmake"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "stepwell.c" in done.stderr and "motor.c" in done.stderr and "main.c" not in done.stderr
+
+
 def test_esp_idf_component_compiles(tmp_path):
     if shutil.which(GCC) is None:
         assert not os.environ.get("STEPWELL_NO_SKIP"), GCC

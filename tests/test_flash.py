@@ -14,7 +14,7 @@ from bootloaders import Optiboot, Stm32
 from stepwell import flash
 from stepwell.boards import Board, board_names, load_board
 from stepwell.build import COMPILERS, INSTALL, build, why_not
-from stepwell.errors import BuildError
+from stepwell.errors import BuildError, WrongUse
 
 FACTS = {
     "FLASH_ORIGIN": "0x08000000",
@@ -264,7 +264,7 @@ def test_runner_is_chosen_or_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(flash, "mounted_drive", lambda label: tmp_path / "absent")
     with pytest.raises(BuildError, match="none of the programs that flash microbit is installed"):
         flash.choose(microbit, None)
-    with pytest.raises(BuildError, match="cannot be flashed by 'st-flash'; it can by: pyocd, openocd, drive"):
+    with pytest.raises(WrongUse, match="cannot be flashed by 'st-flash'; it can by: pyocd, openocd, drive"):
         flash.choose(microbit, "st-flash")
     with pytest.raises(BuildError, match="is an emulator's: there is nothing to flash"):
         flash.choose(load_board("mps2-an386"), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import select
 import socket
 import threading
@@ -11,7 +12,7 @@ import time
 import numpy as np
 import pytest
 from stepwell.errors import LinkError
-from stepwell.link import HostLink, Link, connect, messages
+from stepwell.link import HostLink, Link, connect, messages, urls
 from stepwell.link.frame import Frame, FrameReader, encode
 from stepwell.link.messages import Error, Message
 
@@ -237,9 +238,49 @@ def test_answers_of_a_wrong_size():
 
 def test_wrong_shape_never_reaches_the_board():
     peer = Peer()
-    with pytest.raises(LinkError, match=r"shape \[2, 4\], the board's model takes \[n, 3\]"):
+    with pytest.raises(LinkError, match=r"expected int16 codes of shape \[..., 3\], got int16 \[2, 4\]"):
         link_to(peer).step(np.zeros((2, 4), np.int16))
-    assert [f.type for f in peer.requests] == [Message.INFO]
+    for codes in ([[1, 2, 40000]], [[0.5, 1, 2]], [[np.nan, 1, 2]]):
+        with pytest.raises(LinkError, match="expected int16 codes"):
+            link_to(peer).step(np.array(codes))
+        with pytest.raises(LinkError, match="expected int16 codes"):
+            link_to(peer).probe(0, np.array(codes[0]))
+    with pytest.raises(LinkError, match="a snapshot of the board's model has 30 bytes, this one 29"):
+        link_to(peer).set_state(bytes(29))
+    assert {f.type for f in peer.requests} == {Message.INFO}
+
+
+class Nonsense(Peer):
+    """Sound frames with numbers that cannot be."""
+
+    def answer(self, frame: Frame) -> bytes:
+        if frame.type == Message.BLOB_STATUS:
+            return messages.BLOB_STATUS_REPLY.pack(0, 0, 0, 0, messages.NO_SLOT, 7)
+        head = messages.INFO_REPLY.pack(messages.PROTOCOL, messages.MTU, 0, 200, 15, 0, *[0] * 8)
+        return head + b"fake"
+
+
+def test_nonsense_is_named():
+    link = link_to(Nonsense())
+    with pytest.raises(LinkError, match="INFO makes no sense: a model with 0 inputs, 200 outputs"):
+        link.info()
+    with pytest.raises(LinkError, match="packing 7, which this stepwell does not know"):
+        link.update_status()
+
+
+class OldRefusal(Peer):
+    """Before each answer comes an error that was meant for the request before."""
+
+    def on_frame(self, frame: Frame) -> None:
+        cause = messages.ERROR_REPLY.pack(Error.SESSION, 0, frame.type)
+        self.send(Frame(messages.ERROR, (frame.seq - 1) % 256, cause))
+        super().on_frame(frame)
+
+
+def test_refusal_of_an_older_request_is_not_taken():
+    link = link_to(OldRefusal())
+    link.reset()
+    assert len(link.step(np.zeros((2, N_IN), np.int16))) == 2
 
 
 class HangsUp(Peer):
@@ -271,8 +312,25 @@ def test_ports_that_cannot_be_opened(small_model):
         connect("sim:microbit")
     with pytest.raises(LinkError, match="no image nowhere"):
         connect("sim:microbit", image="nowhere.elf")
-    with pytest.raises(LinkError, match="host: needs a model"):
+    with pytest.raises(LinkError, match="host: is the engine of this process: it needs a model"):
         connect("host:")
+    with pytest.raises(LinkError, match="0 is no baud rate"):
+        connect("host:", model=small_model, baud=0)
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a pseudo terminal")
+def test_a_device_has_one_user():
+    master, slave = os.openpty()
+    name = os.ttyname(slave)
+    try:
+        first = urls._open(name, 115200)
+        with pytest.raises(LinkError, match=f"{name}: cannot be opened: .*lock"):
+            urls._open(name, 115200)
+        first.close()
+        urls._open(name, 115200).close()
+    finally:
+        os.close(master)
+        os.close(slave)
 
 
 def test_host_link_has_the_methods_of_a_link(small_model):

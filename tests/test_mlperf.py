@@ -13,7 +13,7 @@ import serial
 from hil.conftest import need
 from stepwell.boards import load_board
 from stepwell.build import build
-from stepwell.link.urls import EMULATORS
+from stepwell.link.emulators import EMULATORS
 from test_service import SANITISED, host_program
 
 READY = "m-ready"
@@ -147,7 +147,7 @@ def test_a_runner_gets_the_bits_of_the_host(port, turbofan, tmp_path):
     need(port)
     kind, _, board = port.partition(":")
     x_q = turbofan.quantize(np.sin(np.arange(60 * turbofan.n_in)).reshape(60, -1)).astype("<i2")
-    emulator = EMULATORS[kind](load_board(board), build(turbofan, board, tmp_path, mlperf=True).elf)
+    emulator = EMULATORS[kind].start(load_board(board), build(turbofan, board, tmp_path, mlperf=True).elf)
     runner = Runner(emulator.url)
     try:
         assert runner.wait() == ["m-init-done"] and runner.send("name") == [f"m-name-dut-[{board}]"]

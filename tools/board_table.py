@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What each board was built and run with, as a table in docs/boards.md: build, emulators, cost of a step, flash programs.
+"""What each board was built and run with, as a table in docs/boards.md: sizes, emulators, cost of a step, flash programs.
 
     python tools/board_table.py
 
@@ -18,7 +18,8 @@ from stepwell.boards import Board, board_names, load_board
 from stepwell.build import COMPILERS, Image, build, why_not
 from stepwell.errors import StepwellError
 from stepwell.hil import run_hil
-from stepwell.link import connect, qemu, sim, simavr
+from stepwell.link import connect
+from stepwell.link.emulators import EMULATORS
 from stepwell.model import Model
 from stepwell.samples import load_samples
 
@@ -26,7 +27,6 @@ ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "python" / "stepwell" / "demo"
 PAGE = ROOT / "docs" / "boards.md"
 BEGIN, END = "<!-- boards:begin -->\n", "<!-- boards:end -->"
-EMULATORS = {"qemu": qemu.why_not, "sim": sim.why_not, "simavr": simavr.why_not}
 STEPS = 60
 
 
@@ -42,7 +42,7 @@ def built(board: Board, compiler: str, model: Model, folder: Path) -> Image | st
 
 def emulated(board: Board, emulator: str, image: Image, model: Model, x: list) -> tuple[str, str]:
     """What a run says, and the cost of a step."""
-    if EMULATORS[emulator](board):
+    if EMULATORS[emulator].why_not(board):
         return "", ""
     with connect(f"{emulator}:{board.name}", model=model, image=image.elf) as link:
         report = run_hil(link, model, x)
@@ -56,20 +56,22 @@ def line(name: str, model: Model, x: list) -> str:
         image = next((found for found in images.values() if isinstance(found, Image)), None)
         runs = [emulated(board, emulator, image, model, x) for emulator in EMULATORS] if image else []
     ran, costs = ([cell for cell in column if cell] for column in zip(*runs, strict=True)) if runs else ([], [])
+    stack = f"{image.step_stack} B" if image and image.step_stack else ""
     sizes = f"{image.sizes.flash / 1000:.1f} kB, {image.sizes.ram} B" if image else ""
     compilers = ", ".join(
         compiler if isinstance(found, Image) else found for compiler, found in images.items() if found
     )
-    cells = [name, board.label, compilers, sizes, ", ".join(ran), ", ".join(dict.fromkeys(costs))]
-    return "| " + " | ".join([*cells, " ".join(board.words("FLASH_RUNNERS")) or "-"]) + " |"
+    cells = [name, board.label, compilers, sizes, stack, ", ".join(ran), ", ".join(dict.fromkeys(costs))]
+    cells += ["yes" if board.has_update_area else "-", " ".join(board.words("FLASH_RUNNERS")) or "-"]
+    return "| " + " | ".join(cells) + " |"
 
 
 def main() -> int:
     model = convert(DEMO / "turbofan.onnx", DEMO / "turbofan_calib.npz")
     x = [load_samples(DEMO / "turbofan_test.npz", model.n_in).sequences[0][:STEPS]]
     lines = [
-        "| board | label | built by | flash, RAM | emulated | a step | flash programs |",
-        "|---|---|---|---|---|---|---|",
+        "| board | label | built by | flash, RAM | stack of a step | hil, emulated | a step | updates | flash programs |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name in board_names():
         print(name, file=sys.stderr, flush=True)

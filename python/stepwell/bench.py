@@ -11,8 +11,9 @@ import numpy as np
 from stepwell import cost
 from stepwell.boards import Board, board_names, load_board
 from stepwell.build import COMPILERS, why_not
-from stepwell.errors import BuildError, LinkError, StepwellError
-from stepwell.link import connect, qemu, sim
+from stepwell.errors import BuildError, LinkError, WrongUse
+from stepwell.link import connect
+from stepwell.link.emulators import EMULATORS, emulator_for
 from stepwell.model import Model
 
 LIKELY_CPI = 1.5  # cycles for an instruction: cores differ, and flash with wait states makes it more
@@ -56,11 +57,11 @@ class Deadline:
 def bench(
     model: Model, cores: Iterable[str] | None = None, progress: Callable[[str], object] = lambda core: None
 ) -> list[Figure]:
-    """The cost of one step of ``model`` on ``cores`` (default: all that are known). StepwellError for an unknown core."""
+    """The cost of one step of ``model`` on ``cores`` (default: all that are known). WrongUse for an unknown core."""
     wanted = list(cores or cost.cores())
     for core in wanted:
         if core not in cost.cores():
-            raise StepwellError(f"unknown core '{core}'; there are: {', '.join(cost.cores())}")
+            raise WrongUse(f"unknown core '{core}'; there are: {', '.join(cost.cores())}")
     figures = []
     for core in wanted:
         progress(core)
@@ -86,7 +87,7 @@ def _emulated(core: str) -> tuple[Board | None, str]:
             continue
         reasons = [why_not(compiler, board) for compiler in COMPILERS]
         missing = None if None in reasons else reasons[0]
-        missing = missing or (qemu.why_not(board) and sim.why_not(board))
+        missing = missing or (EMULATORS["qemu"].why_not(board) if emulator_for(board) is None else None)
         if missing is None:
             return board, ""
         reason = missing
@@ -94,7 +95,7 @@ def _emulated(core: str) -> tuple[Board | None, str]:
 
 
 def _measured(model: Model, core: str, board: Board) -> Figure:
-    url = f"{'sim' if qemu.why_not(board) else 'qemu'}:{board.name}"
+    url = f"{emulator_for(board)}:{board.name}"
     with connect(url, model=model) as link:
         link.reset()
         link.step(np.zeros((STEPS, model.n_in), np.int16))

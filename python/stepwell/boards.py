@@ -17,13 +17,17 @@ LABELS = ("emulated", "built only", "seen on hardware")
 def parse_facts(path: Path) -> dict[str, str]:
     """The assignments of a .mk file. BuildError, with file and line, on anything that is no comment and no ``KEY = value``."""
     facts = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        text = line.split("#", 1)[0].strip()
-        if not text:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BuildError(f"{path}: not UTF-8 text: {error}") from error
+    for number, line in enumerate(text.splitlines(), start=1):
+        fact = line.split("#", 1)[0].strip()
+        if not fact:
             continue
-        match = re.fullmatch(r"([A-Z][A-Z0-9_]*)\s*=\s*(.*)", text)
+        match = re.fullmatch(r"([A-Z][A-Z0-9_]*)\s*=\s*(.*)", fact)
         if match is None:
-            raise BuildError(f"{path} line {number}: expected KEY = value, got {text!r}")
+            raise BuildError(f"{path} line {number}: expected KEY = value, got {fact!r}")
         facts[match[1]] = match[2].strip()
     return facts
 
@@ -60,7 +64,11 @@ class Board:
 
     @cached_property
     def label(self) -> str:
-        return self.text("LABEL")
+        """One of LABELS; BuildError when board.mk claims something else."""
+        label = self.text("LABEL")
+        if label not in LABELS:
+            raise BuildError(f"board {self.name}: LABEL = {label}: say one of {', '.join(LABELS)}")
+        return label
 
     @property
     def core(self) -> str:
@@ -71,7 +79,7 @@ class Board:
     @property
     def has_update_area(self) -> bool:
         """Whether an image can be built that takes other models over the link (docs/update.md)."""
-        return int(self.facts.get("UPDATE_BYTES", "0"), 0) > 0
+        return "UPDATE_BYTES" in self.facts and self.number("UPDATE_BYTES") > 0
 
     def without_update_area(self) -> Board:
         """The board for an image that keeps its model: all flash and RAM for that one."""

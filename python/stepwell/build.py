@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
+from intelhex import IntelHex
 
 from stepwell import stack
 from stepwell.boards import Board, flags, load_board
 from stepwell.emit import emit, lean_flags
-from stepwell.errors import BuildError
+from stepwell.errors import BuildError, WrongUse
 from stepwell.files import write_whole
-from stepwell.link.messages import MOST_IN, MOST_OUT
+from stepwell.info import ram_bytes
+from stepwell.link.messages import MOST_IN, MOST_OUT, MOST_SNAPSHOT
 from stepwell.model import Model
 from stepwell.sources import firmware
 
+MOST_FLASH = 1 << 28  # bytes between the first and the last one of an image
 NAME = "app_model"  # C name of the model in an image
 BOARD_SECTION = ".stepwell.board"  # holds the board's name; in the ELF alone, not in flash
 COMPILERS = ("gcc", "zig")
@@ -147,7 +151,13 @@ def _graph_flags(kind: str, board: Board) -> tuple[str, ...]:
 
 
 def _check_fits_link(model: Model) -> None:
-    """One step must fit a frame; service.c refuses to compile otherwise."""
+    """One step must fit a frame, or service.c refuses to compile; places in a snapshot have 16 bits on the line."""
+    snapshot = ram_bytes(model)["snapshot"]
+    if snapshot > MOST_SNAPSHOT:
+        raise BuildError(
+            f"the model's snapshot has {snapshot} bytes; the test program's link carries at most {MOST_SNAPSHOT}: "
+            "use `stepwell emit` and your own program"
+        )
     if model.n_in > MOST_IN or model.n_out > MOST_OUT:
         raise BuildError(
             f"the model has {model.n_in} inputs and {model.n_out} outputs; the test program's link carries at most "
@@ -157,12 +167,14 @@ def _check_fits_link(model: Model) -> None:
 
 def why_not(compiler: str, board: Board | None = None) -> str | None:
     """The reason why ``compiler`` cannot be used (for ``board``), with what to install; None when it can."""
-    if compiler not in COMPILERS:
-        return f"unknown compiler '{compiler}'; there are: {', '.join(COMPILERS)}"
     if compiler == "gcc":
         program = _facts(board)["GCC"]
-        return None if shutil.which(program) else f"{program} is not installed: apt-get install {PACKAGES[program]}"
+        return None if shutil.which(program) else f"{program} is not installed: {_install(program)}"
     return None if importlib.util.find_spec("ziglang") else "ziglang is not installed: pip install ziglang"
+
+
+def _install(program: str) -> str:
+    return f"apt-get install {PACKAGES[program]}" if program in PACKAGES else f"install {program}"
 
 
 def _facts(board: Board | None) -> dict[str, str]:
@@ -172,6 +184,8 @@ def _facts(board: Board | None) -> dict[str, str]:
 
 def _pick(compiler: str | None, board: Board) -> str:
     if compiler is not None:
+        if compiler not in COMPILERS:
+            raise WrongUse(f"unknown compiler '{compiler}'; there are: {', '.join(COMPILERS)}")
         reason = why_not(compiler, board)
         if reason:
             raise BuildError(reason)
@@ -179,8 +193,8 @@ def _pick(compiler: str | None, board: Board) -> str:
     for candidate in COMPILERS:
         if why_not(candidate, board) is None:
             return candidate
-    package = PACKAGES[_facts(board)["GCC"]]
-    raise BuildError(f"no compiler for {board.name}: apt-get install {package}, or pip install ziglang")
+    how = _install(_facts(board)["GCC"])
+    raise BuildError(f"no compiler for {board.name}: {how}, or pip install ziglang")
 
 
 def _driver(kind: str, board: Board) -> list[str]:
@@ -249,11 +263,19 @@ def image_sizes(elf: Path, board: Board) -> Sizes:
 
 def image_board(elf: Path) -> str | None:
     """The board that an ELF was built for, by its own words; None when it does not say. BuildError: no ELF file."""
+    with _damage_named(elf), elf.open("rb") as file:
+        section = ELFFile(file).get_section_by_name(BOARD_SECTION)
+        return section.data().decode() if section else None
+
+
+@contextmanager
+def _damage_named(elf: Path) -> Iterator[None]:
+    """pyelftools raises whatever a damaged file leads it to."""
     try:
-        with elf.open("rb") as file:
-            section = ELFFile(file).get_section_by_name(BOARD_SECTION)
-            return section.data().decode() if section else None
-    except (ELFError, FileNotFoundError) as error:
+        yield
+    except OSError as error:
+        raise BuildError(f"{elf}: {error.strerror}: run `stepwell build` first") from error
+    except Exception as error:
         raise BuildError(f"{elf}: no ELF file that `stepwell build` wrote") from error
 
 
@@ -274,28 +296,23 @@ def _uf2(binary: bytes, origin: int, family: int) -> bytes:
 
 
 def flash_bytes(elf: Path) -> bytes:
-    """Flash contents from the first stored byte on, gaps filled with 0xFF."""
-    with elf.open("rb") as file:
-        stored = [(s["p_paddr"], s.data()) for s in ELFFile(file).iter_segments("PT_LOAD") if s["p_filesz"]]
-    start, end = min(at for at, _ in stored), max(at + len(data) for at, data in stored)
-    flash = bytearray(b"\xff" * (end - start))
-    for at, data in stored:
-        flash[at - start : at - start + len(data)] = data
-    return bytes(flash)
+    """Flash contents from the first stored byte on, gaps filled with 0xFF. BuildError: damaged, or nothing is for flash."""
+    flash = IntelHex()
+    flash.padding = 0xFF
+    with _damage_named(elf), elf.open("rb") as file:
+        for segment in ELFFile(file).iter_segments("PT_LOAD"):
+            if segment["p_filesz"]:
+                flash.puts(segment["p_paddr"], segment.data())
+    if not len(flash) or flash.maxaddr() - flash.minaddr() > MOST_FLASH:
+        raise BuildError(
+            f"{elf}: nothing in it, or more than any flash holds: not an ELF file that `stepwell build` wrote"
+        )
+    return flash.tobinstr()
 
 
 def intel_hex(data: bytes, origin: int) -> str:
-    """``data`` at ``origin`` as Intel HEX, 16 bytes a line."""
-    lines, upper = [], None
-    for offset in range(0, len(data), 16):
-        address = origin + offset
-        if address >> 16 != upper:
-            upper = address >> 16
-            lines.append(_hex_record(0, 4, upper.to_bytes(2, "big")))
-        lines.append(_hex_record(address & 0xFFFF, 0, data[offset : offset + 16]))
-    return "\n".join([*lines, _hex_record(0, 1, b""), ""])
-
-
-def _hex_record(address: int, kind: int, data: bytes) -> str:
-    record = bytes([len(data), address >> 8, address & 0xFF, kind]) + data
-    return ":" + (record + bytes([-sum(record) & 0xFF])).hex().upper()
+    """``data`` at ``origin`` as Intel HEX."""
+    flash, text = IntelHex(), io.StringIO()
+    flash.puts(origin, data)
+    flash.write_hex_file(text)
+    return text.getvalue()

@@ -79,13 +79,11 @@ def emulator_at_hand() -> str | None:
     """ "sim" (unicorn) or "qemu", whichever can run here together with a compiler for boards; None when neither can."""
     from stepwell.boards import load_board
     from stepwell.build import COMPILERS, why_not
-    from stepwell.link import qemu, sim
+    from stepwell.link.emulators import EMULATORS
 
     if all(why_not(compiler) for compiler in COMPILERS):
         return None
-    if sim.why_not(load_board(BOARD)) is None:
-        return "sim"
-    return "qemu" if qemu.why_not(load_board(BOARD)) is None else None
+    return next((name for name in ("sim", "qemu") if EMULATORS[name].why_not(load_board(BOARD)) is None), None)
 
 
 def _board(

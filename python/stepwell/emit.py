@@ -92,8 +92,8 @@ def emit(model: Model, folder: str | Path, name: str | None = None, target: str 
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise StepwellError(f"{folder} is a file: give a folder")
-    folder.mkdir(parents=True, exist_ok=True)
     facts = _facts(model, name, target)
+    folder.mkdir(parents=True, exist_ok=True)
     environment = Environment(
         loader=PackageLoader("stepwell"),
         undefined=StrictUndefined,

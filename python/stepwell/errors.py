@@ -21,12 +21,16 @@ class ModelError(StepwellError):
     """A .stw file or a state snapshot is damaged, foreign, or of another format."""
 
 
+class WrongUse(StepwellError):
+    """A word that is none of those there are, or options that do not go together; the command line exits with 2."""
+
+
 class BuildError(StepwellError):
     """A board image could not be built: unknown board, no compiler, model too large, compiler error."""
 
 
-class UnknownBoard(BuildError):
-    """There is no board of that name; on the command line that is wrong use."""
+class UnknownBoard(BuildError, WrongUse):
+    """There is no board of that name."""
 
 
 class LinkError(StepwellError):

@@ -15,12 +15,7 @@ def write_whole(path: str | Path, content: bytes | str) -> Path:
     """
     path = Path(path)
     data = content.encode() if isinstance(content, str) else content
-    if path.is_dir():
-        raise IsADirectoryError(EISDIR, "is a folder", str(path))
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:  # name what was asked for, not the temporary file
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    handle, temporary = _beside(path)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -30,6 +25,23 @@ def write_whole(path: str | Path, content: bytes | str) -> Path:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+def check_can_write(path: str | Path) -> None:
+    """Raises the OSError that ``write_whole`` would, before long work that ends in it."""
+    handle, temporary = _beside(Path(path))
+    os.close(handle)
+    Path(temporary).unlink()
+
+
+def _beside(path: Path) -> tuple[int, str]:
+    """A temporary file: handle and name."""
+    if path.is_dir():
+        raise IsADirectoryError(EISDIR, "is a folder", str(path))
+    try:
+        return tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:  # name what was asked for, not the temporary file
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _umask() -> int:

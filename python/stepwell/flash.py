@@ -15,7 +15,7 @@ from pathlib import Path
 
 from stepwell.boards import Board
 from stepwell.build import image_board, image_files
-from stepwell.errors import BuildError
+from stepwell.errors import BuildError, WrongUse
 
 
 @dataclass(frozen=True)
@@ -171,11 +171,11 @@ def runners(board: Board) -> list[str]:
 
 
 def choose(board: Board, runner: str | None) -> str:
-    """The runner to use: as asked, else the board's first that is installed. BuildError names what to install."""
+    """The runner to use: as asked, else the board's first that is installed. WrongUse when it is not the board's, BuildError."""
     known = runners(board)
     if runner is not None:
         if runner not in known:
-            raise BuildError(f"board {board.name} cannot be flashed by '{runner}'; it can by: {', '.join(known)}")
+            raise WrongUse(f"board {board.name} cannot be flashed by '{runner}'; it can by: {', '.join(known)}")
         return runner
     usable = next((name for name in known if is_usable(board, name)), None)
     if usable is None:

@@ -7,6 +7,7 @@ reference: the report names the layer, gate and unit that went wrong first, with
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +19,7 @@ import numpy as np
 from stepwell.errors import LinkError, SampleError, StepwellError
 from stepwell.link import HostLink, Link, Unit
 from stepwell.model import Model, Part, RecurrentLayer, state_parts
-from stepwell.reference import Reference, check_input
+from stepwell.reference import Reference
 
 SNAPSHOT_HEADER = 8  # magic, model id
 COMES_AND_GOES = "a second run was right: the fault comes and goes, look at power, clock and memory"
@@ -115,7 +116,7 @@ def run_hil(
     if not sequences or not all(len(sequence) for sequence in sequences):
         raise SampleError("no steps to stream: give at least one sequence, and none that is empty")
     info = link.connect(model)
-    codes = [model.quantize(check_input(sequence, model.n_in)) for sequence in sequences]
+    codes = [Reference(model).codes(sequence) for sequence in sequences]
     total, done = sum(map(len, codes)), 0
     mismatches, first = 0, None
     stream = model.stream()
@@ -182,6 +183,9 @@ def run_side_by_side(
             return runs[index](count)
         except StepwellError as error:
             return error
+        except Exception as error:  # one board's surprise must not take the others' results along
+            traceback.print_exc()
+            return LinkError(f"{type(error).__name__}: {error}")
 
     with ThreadPoolExecutor(max(1, len(runs))) as threads:
         futures = [threads.submit(one, index) for index in range(len(runs))]

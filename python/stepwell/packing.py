@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stepwell.errors import StepwellError
+from stepwell.errors import WrongUse
 from stepwell.model import GruLayer, IntLayer, LstmLayer, RecurrentLayer, Rows
 
 PACKINGS = ("plain", "pairs")  # STW_PLAIN, STW_PAIRS
@@ -19,9 +19,9 @@ PAIRS_ROW = np.dtype([("bias", "<i4", 4), ("kx", "i1", 4), ("mult", "<i4", 4)])
 
 
 def packing_for(target: str) -> str:
-    """The packing that ``target`` is fastest with. StepwellError for an unknown one."""
+    """The packing that ``target`` is fastest with. WrongUse for an unknown one."""
     if target not in TARGETS:
-        raise StepwellError(f"unknown target '{target}'; there are: {', '.join(TARGETS)}")
+        raise WrongUse(f"unknown target '{target}'; there are: {', '.join(TARGETS)}")
     return TARGETS[target]
 
 

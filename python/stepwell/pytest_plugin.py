@@ -45,14 +45,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="RUNNER",
         help="First build --hil-model for --hil-board and flash it ('auto': first runner)",
     )
+    group.addoption("--hil-flash-port", metavar="PORT", help="Port or probe for the runner (default: --hil-port)")
     group.addoption("--hil-required", action="store_true", help="Missing --hil-port is an error, not a skip")
     group.addoption("--hil-log", metavar="FILE", help="Append the board's own messages to this file")
     group.addoption("--hil-html", metavar="FILE", help="Write the results of the tests on the board as a page")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    from stepwell.files import check_can_write
+
     config.addinivalue_line("markers", "hil: needs a board or emulator (--hil-port)")
     if config.getoption("--hil-html") and not hasattr(config, "workerinput"):  # with xdist: not in its workers
+        try:
+            check_can_write(config.getoption("--hil-html"))
+        except OSError as error:
+            raise pytest.UsageError(f"--hil-html {error.filename}: {error.strerror}") from error
         config.pluginmanager.register(_Page(config))
 
 
@@ -118,13 +125,13 @@ def hil_model(request: pytest.FixtureRequest) -> Model | None:
     return stepwell.load(path) if path else None
 
 
-def _flash(model: Model | None, board: str | None, runner: str) -> None:
+def _flash(model: Model | None, board: str | None, runner: str, port: str, flash_port: str | None) -> None:
     """Build the model's image and write it to the board; the port that is opened next must then run it."""
     import tempfile
 
     from stepwell.boards import load_board
     from stepwell.build import build
-    from stepwell.flash import Files, choose, flash
+    from stepwell.flash import NEED_PORT, Files, choose, flash
 
     if model is None or board is None:
         raise pytest.UsageError("--hil-flash needs --hil-model and --hil-board")
@@ -132,7 +139,7 @@ def _flash(model: Model | None, board: str | None, runner: str) -> None:
     with tempfile.TemporaryDirectory(prefix="stepwell-") as folder:
         image = build(model, facts, folder)
         chosen = choose(facts, None if runner == "auto" else runner)
-        flash(facts, Files(image.elf), chosen)
+        flash(facts, Files(image.elf), chosen, flash_port or (port if chosen in NEED_PORT else None))
 
 
 @pytest.fixture(scope="session")
@@ -144,7 +151,7 @@ def hil_link(request: pytest.FixtureRequest, hil_model: Model | None) -> Iterato
     option = request.config.getoption
     port = _port(request.config)
     if option("--hil-flash"):
-        _flash(hil_model, option("--hil-board"), option("--hil-flash"))
+        _flash(hil_model, option("--hil-board"), option("--hil-flash"), port, option("--hil-flash-port"))
     log = open(option("--hil-log"), "a", encoding="utf-8") if option("--hil-log") else None  # noqa: SIM115 - closed below
     try:
         with connect(port, model=hil_model, image=option("--hil-image"), baud=option("--hil-baud"), log=log) as link:

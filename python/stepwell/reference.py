@@ -475,11 +475,13 @@ class Reference:
 
     def run(self, x: Array) -> Array:
         """float [..., T, n_in] -> float64 [..., T, n_out]; state carries on."""
+        return self.model.dequantize(self.run_q(self.codes(x)))
+
+    def codes(self, x: Array) -> Array:
+        """float [..., T, n_in] -> int16 codes, what is missing held or filled. SampleError on a wrong width or value."""
         x = check_input(x, self.model.n_in, missing=self.model.scaler.missing != "refuse")
         codes = self.model.quantize(x)
-        if self.model.scaler.missing == "hold":
-            codes = self._held_codes(codes, np.isnan(x))
-        return self.model.dequantize(self.run_q(codes))
+        return self._held_codes(codes, np.isnan(x)) if self.model.scaler.missing == "hold" else codes
 
     def _held_codes(self, codes: Array, missing: Array) -> Array:
         """``codes`` [..., T, n_in] with the last code of the channel where a sample is missing; fill codes before the first."""

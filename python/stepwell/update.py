@@ -47,10 +47,10 @@ class Updated:
 
 
 def make_update(model: Model, version: int, packing: str = "plain", sign: Sign | None = None) -> Update:
-    """The update that makes a board with cores of ``packing`` run ``model`` as ``version`` (1 .. 2^32 - 1).
+    """The update that makes a board with cores of ``packing`` run ``model`` as ``version`` (1 .. 2^32 - 2).
 
-    ``sign`` gets the bytes to sign, manifest and blob, and gives the signature. It is called twice when the length of the
-    signature, which the manifest holds, is another than at first; StepwellError when it changes again.
+    ``sign`` gets the bytes to sign, manifest and blob, and gives the signature. It is called again when the length of the
+    signature, which the manifest holds, is another than before; StepwellError when it is another each time.
     """
     if not 1 <= version <= MOST_VERSION:
         raise StepwellError(f"version {version}: give 1 .. {MOST_VERSION} (0 is the model inside the image)")

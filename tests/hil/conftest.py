@@ -10,21 +10,20 @@ import pytest
 from conftest import DEMO
 from stepwell.boards import load_board
 from stepwell.build import COMPILERS, INSTALL, Image, build, why_not
-from stepwell.link import messages, qemu, sim, simavr
+from stepwell.link import messages, sim
 from stepwell.link.emulator import Emulator
+from stepwell.link.emulators import EMULATORS
 from stepwell.link.frame import Frame, FrameReader, encode
 from stepwell.samples import load_samples
 
 BOARDS = ("mps2-an386", "microbit", "netduinoplus2")
-EMULATORS = ("qemu", "sim")  # of each of them
-WHY_NOT = {"qemu": qemu.why_not, "sim": sim.why_not, "simavr": simavr.why_not}
-PORTS = [f"{emulator}:{board}" for board in BOARDS for emulator in EMULATORS]
+PORTS = [f"{emulator}:{board}" for board in BOARDS for emulator in ("qemu", "sim")]
 
 
 def need(port: str) -> None:
     """Skip, with the reason and the install line, when the emulator of ``port`` or every compiler is missing."""
     emulator, _, board = port.partition(":")
-    reason = WHY_NOT[emulator](load_board(board))
+    reason = EMULATORS[emulator].why_not(load_board(board))
     if reason is None and all(why_not(compiler, load_board(board)) for compiler in COMPILERS):
         reason = f"no compiler for {board}: {INSTALL}"
     if reason and os.environ.get("STEPWELL_NO_SKIP"):

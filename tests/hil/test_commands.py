@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+import time
 
 import numpy as np
 import pytest
+import stepwell
 from click.testing import CliRunner
-from conftest import ROOT
+from conftest import ROOT, random_dense, random_lstm, random_sequences
 from stepwell.boards import board_names, load_board
 from stepwell.cli import cli
-from stepwell.errors import StepwellError
+from stepwell.errors import SampleError, StepwellError
+from stepwell.graph import Graph
+from stepwell.hil import run_side_by_side
 from stepwell.link import sim
 
 from .conftest import need
@@ -26,6 +31,13 @@ def folder(tmp_path, small_model, monkeypatch):
     small_model.save("m.stw")
     np.savez("test.npz", x=np.sin(np.arange(2 * 40 * small_model.n_in)).reshape(2, 40, -1))
     return tmp_path
+
+
+@pytest.fixture
+def small_graph_data(small_model):
+    """A graph with as many inputs as small_model, and sequences for it."""
+    rng, n_in = np.random.default_rng(5), small_model.n_in
+    return Graph((random_lstm(rng, n_in, 4), random_dense(rng, 4, 1))), random_sequences(rng, 6, 20, n_in)
 
 
 def run(*arguments: str, code: int = 0) -> str:
@@ -120,6 +132,74 @@ def test_several_boards_side_by_side(folder, images, small_model):
     assert json.loads(run("hil", *ports[2:4], *ports[2:4], *options))["equal"]
     image = images(small_model, "microbit").elf
     assert "--image is for one --port" in run("hil", *ports, *options, "--image", str(image), code=2)
+
+
+def test_side_by_side_is_at_once():
+    """Each run waits for the other one: one after the other they would wait for ever."""
+    meeting = threading.Barrier(3, timeout=20)
+    results = run_side_by_side([lambda tick: meeting.wait()] * 3)
+    assert sorted(results) == [0, 1, 2]
+
+
+def test_interrupted_side_by_side_ends_the_threads():
+    ended = []
+
+    def run(tick):
+        try:
+            while True:
+                tick(1, 2)
+                time.sleep(0.01)
+        finally:
+            ended.append(True)
+
+    def interrupt(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_side_by_side([run, run], interrupt)
+    assert len(ended) == 2
+
+
+def test_surprise_on_one_board_leaves_the_others(capsys):
+    def fail(tick):
+        raise ZeroDivisionError("surprise")
+
+    results = run_side_by_side([fail, lambda tick: "fine"])
+    assert str(results[0]) == "ZeroDivisionError: surprise" and results[1] == "fine"
+
+
+def test_ports_that_cannot_be(folder):
+    rest = ("m.stw", "--data", "test.npz")
+    assert "is given twice" in run("hil", "--port", "/dev/ttyX", "--port", "/dev/ttyX", *rest, code=2)
+    assert "is not in the range" in run("hil", "--port", "host:", "--baud", "0", *rest, code=2)
+
+
+def test_page_that_cannot_be_written_costs_no_run(folder):
+    with pytest.raises(OSError, match="No such file or directory"):
+        run("hil", "--port", "/dev/no-such-port", "m.stw", "--data", "test.npz", "--html", "absent/page.html")
+    assert "cannot be opened" in run("hil", "--port", "/dev/no-such-port", "m.stw", "--data", "test.npz", code=1)
+
+
+def test_data_with_gaps(folder, small_graph_data):
+    """A model that holds what is missing takes such data on a board, too."""
+    need("sim:microbit")
+    graph, x = small_graph_data
+    stepwell.convert(graph, x, scaler={"missing": "hold"}).save("gaps.stw")
+    x = np.array(x[:2])
+    x[0, 3:9, 1] = x[1, 0, :] = np.nan
+    np.savez("gaps.npz", x=x)
+    for port in ("host:", "sim:microbit"):
+        report = json.loads(run("hil", "--port", port, "gaps.stw", "--data", "gaps.npz", "--json"))
+        assert report["equal"] and report["steps"] == x.shape[0] * x.shape[1]
+    with pytest.raises(SampleError, match="nan"):
+        run("hil", "--port", "host:", "m.stw", "--data", "gaps.npz")
+
+
+def test_emulator_is_given_an_image_of_its_board(folder, images, small_model):
+    need("sim:microbit")
+    image = images(small_model, "microbit").elf
+    text = run("hil", "--port", "sim:mps2-an386", "m.stw", "--data", "test.npz", "--image", str(image), code=1)
+    assert "microbit.elf is built for microbit, not for mps2-an386" in text
 
 
 def test_soak_repeats_the_data(folder):

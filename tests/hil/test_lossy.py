@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from stepwell.boards import load_board
 from stepwell.link import connect, sim
-from stepwell.link.urls import EMULATORS
+from stepwell.link.emulators import EMULATORS
 
 from .conftest import need
 
@@ -78,7 +78,7 @@ def test_each_step_happens_once(port, images, turbofan, flights):
     need(port)
     kind, _, board = port.partition(":")
     x_q = np.concatenate([turbofan.quantize(flight) for flight in flights])[:1200]
-    emulator = EMULATORS[kind](load_board(board), images(turbofan, board).elf)
+    emulator = EMULATORS[kind].start(load_board(board), images(turbofan, board).elf)
     proxy = LossyProxy(emulator.port, seed=11)
     try:
         with connect(f"socket://127.0.0.1:{proxy.port}", model=turbofan) as link:

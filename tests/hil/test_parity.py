@@ -6,7 +6,9 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +21,13 @@ from stepwell.errors import LinkError
 from stepwell.graph import Graph
 from stepwell.hil import run_hil, snapshot_parts
 from stepwell.link import connect, messages
+from stepwell.link.emulator import wait_until
+from stepwell.link.emulators import EMULATORS
 from stepwell.link.messages import Error, Message
 from stepwell.model import LstmLayer, RecurrentLayer
 from stepwell.reference import Reference
 
-from .conftest import BOARDS, EMULATORS, PORTS, need
+from .conftest import BOARDS, PORTS, need
 
 
 @pytest.fixture(params=PORTS)
@@ -209,7 +213,7 @@ def test_every_step_takes_the_same_instructions(board, images, turbofan, flights
 def test_both_emulators_count_the_same_instructions(board, images, turbofan, flights):
     """Two independent counters: QEMU's virtual clock and the hook in unicorn."""
     costs = []
-    for emulator in EMULATORS:
+    for emulator in ("qemu", "sim"):
         need(f"{emulator}:{board}")
         with connect(f"{emulator}:{board}", model=turbofan, image=images(turbofan, board).elf) as link:
             link.reset()
@@ -317,6 +321,37 @@ def test_emulators_end_with_their_parent(port, end, images, small_model):
     while (left := processes_with(image)) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not left
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for QEMU in /proc")
+def test_qemu_ends_with_its_leash(images, small_model):
+    need("qemu:microbit")
+    image = images(small_model, "microbit").elf
+    emulator = EMULATORS["qemu"].start(load_board("microbit"), image)
+    assert len(processes_with(str(image))) == 2
+    emulator._process.terminate()
+    emulator.wait(5)
+    try:
+        assert wait_until(lambda: not processes_with(str(image)), 5)
+    finally:
+        emulator.close()
+
+
+def test_avr_boards_side_by_side(images, small_model, turbofan):
+    """Each runs its own image, and nothing is left behind."""
+    need("simavr:arduino-mega")
+    before = set(Path(tempfile.gettempdir()).glob("stepwell-simavr-*"))
+    models = [small_model, turbofan] * 2
+
+    def run(model):
+        with connect("simavr:arduino-mega", model=model, image=images(model, "arduino-mega").elf) as link:
+            return link.info().model_id
+
+    for model in models[:2]:
+        images(model, "arduino-mega")
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(run, models)) == [model.id for model in models]
+    assert set(Path(tempfile.gettempdir()).glob("stepwell-simavr-*")) <= before
 
 
 def processes_with(argument: str) -> list[str]:

@@ -11,7 +11,7 @@ from stepwell.boards import load_board
 from stepwell.errors import LinkError
 from stepwell.hil import run_hil
 from stepwell.link import HostLink, connect, qemu
-from stepwell.link.urls import EMULATORS
+from stepwell.link.emulators import EMULATORS
 
 from .conftest import need
 from .test_commands import run
@@ -26,7 +26,7 @@ def running(images, small_model):
     def start(port: str):
         need(port)
         kind, _, board = port.partition(":")
-        started.append(EMULATORS[kind](load_board(board), images(small_model, board, updates=True).elf))
+        started.append(EMULATORS[kind].start(load_board(board), images(small_model, board, updates=True).elf))
         return started[-1]
 
     yield start

@@ -8,7 +8,7 @@ import sys
 import click
 
 from stepwell._version import __version__
-from stepwell.errors import StepwellError, UnknownBoard
+from stepwell.errors import StepwellError, WrongUse
 
 # command -> (module, function): modules are imported when their command runs, so that --help stays fast
 COMMANDS = {
@@ -69,7 +69,7 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         code = 1
-    except UnknownBoard as error:
+    except WrongUse as error:
         click.echo(f"stepwell: {error}", err=True)
         code = 2
     except (StepwellError, OSError) as error:

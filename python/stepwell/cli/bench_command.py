@@ -8,14 +8,14 @@ import click
 
 import stepwell
 from stepwell.cli.output import examples, json_option, print_json
-from stepwell.errors import StepwellError
+from stepwell.errors import WrongUse
 
 UNITS = {"": 1.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "Hz": 1.0, "kHz": 1e3, "MHz": 1e6, "GHz": 1e9}
 MISSED = 1
 
 
 def quantity(text: str, option: str, units: tuple[str, ...]) -> float:
-    """ "5ms" -> 0.005. StepwellError when it is no positive number with one of ``units``."""
+    """ "5ms" -> 0.005. WrongUse when it is no positive number with one of ``units``."""
     match = re.fullmatch(r"([0-9.]+(?:e-?[0-9]+)?)\s*([a-zA-Z]*)", text.strip())
     try:
         if match is None or match[2] not in units:
@@ -24,7 +24,7 @@ def quantity(text: str, option: str, units: tuple[str, ...]) -> float:
         if not value > 0:
             raise ValueError
     except ValueError:
-        raise StepwellError(
+        raise WrongUse(
             f"{option} {text}: expected a positive number and one of {', '.join(filter(None, units))}"
         ) from None
     return value
@@ -51,7 +51,7 @@ def bench(model_file: str, core: str | None, deadline: str | None, clock: str | 
     from stepwell.bench import bench as run
 
     if (deadline is None) != (clock is None):
-        raise StepwellError("--deadline and --clock go together: 5ms at 64MHz, say")
+        raise WrongUse("--deadline and --clock go together: 5ms at 64MHz, say")
     limit = None
     if deadline and clock:
         seconds = quantity(deadline, "--deadline", ("s", "ms", "us"))

@@ -160,7 +160,7 @@ def flash(board: str, image: str | None, runner: str | None, port: str | None, d
 @click.option("--data", required=True, help="Test sequences: .npz (x), .npy or .csv.")
 @columns_option
 @click.option("--image", help="ELF for the emulator (default: built from MODEL, in a temporary folder).")
-@click.option("--baud", default=115200, show_default=True, help="Baud rate of a serial port.")
+@click.option("--baud", type=click.IntRange(min=1), default=115200, show_default=True, help="Of a serial port.")
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
@@ -185,34 +185,50 @@ def hil(
 
     On a difference: the first wrong step, layer, gate and unit, and exit code 1.
     """
+    from stepwell.files import check_can_write
     from stepwell.hil import run_hil, run_side_by_side
     from stepwell.hil_page import run_of, write_page
     from stepwell.link import connect
     from stepwell.samples import load_samples
 
-    if image and len(ports) > 1:
-        raise click.UsageError("--image is for one --port")
+    _check_ports(ports, image)
+    if html:
+        check_can_write(html)
     model = stepwell.load(model_file)
-    sequences = as_many_steps(load_samples(data, model.n_in, columns=split_columns(columns)).sequences, steps)
+    may_miss = model.scaler.missing != "refuse"
+    samples = load_samples(data, model.n_in, columns=split_columns(columns), may_miss=may_miss)
+    sequences = as_many_steps(samples.sequences, steps)
 
     def run(port: str, tick: Callable[[int, int], object]) -> HilReport:
         with connect(port, model=model, image=image, baud=baud, log=log) as link:
             return run_hil(link, model, sequences, tick)
 
     with progress(", ".join(ports), quiet=as_json) as tick:
-        if len(ports) == 1:
-            results: list[HilReport | StepwellError] = [run(ports[0], tick)]
-        else:
-            results = run_side_by_side([partial(run, port) for port in ports], tick)
-    if html:
-        write_page(html, f"{model.name} on {len(ports)} board{'s'[: len(ports) > 1]}", map(run_of, ports, results))
+        results = run_side_by_side([partial(run, port) for port in ports], tick)
     if as_json:
         _print_json(ports, results)
     else:
         for port, result in zip(ports, results, strict=True):
-            click.echo(f"{port}: {result}") if isinstance(result, StepwellError) else _print_report(result)
+            _print_error(port, result) if isinstance(result, StepwellError) else _print_report(result)
+    if html:
+        write_page(html, f"{model.name} on {len(ports)} board{'s'[: len(ports) > 1]}", map(run_of, ports, results))
     if not all(_passed(result) for result in results):
         raise SystemExit(MISMATCH)
+
+
+def _check_ports(ports: Sequence[str], image: str | None) -> None:
+    """What can be said before anything runs: UsageError, or UnknownBoard."""
+    from stepwell.boards import load_board
+    from stepwell.link.emulators import EMULATORS
+
+    if image and len(ports) > 1:
+        raise click.UsageError("--image is for one --port")
+    for port in ports:
+        kind, _, name = port.partition(":")
+        if kind in EMULATORS:
+            load_board(name)
+        elif ports.count(port) > 1 and kind != "host":
+            raise click.UsageError(f"--port {port} is given twice: a board has one line")
 
 
 def _passed(result: HilReport | StepwellError) -> bool:
@@ -240,6 +256,11 @@ def as_many_steps(sequences: Sequence[np.ndarray], steps: int | None) -> list[np
         kept.append(sequence[:steps])
         steps -= len(sequence)
     return kept
+
+
+def _print_error(port: str, error: StepwellError) -> None:
+    text = str(error)
+    click.echo(f"stepwell: {text}" if text.startswith(port) else f"stepwell: {port}: {text}", err=True)
 
 
 def _print_report(report: HilReport) -> None:
@@ -283,7 +304,7 @@ def _print_report(report: HilReport) -> None:
     "--sign", metavar="COMMAND", help="Program that reads the update on stdin and writes its signature to stdout."
 )
 @click.option("--image", help="ELF for an emulator, which runs another model.")
-@click.option("--baud", default=115200, show_default=True, help="Baud rate of a serial port.")
+@click.option("--baud", type=click.IntRange(min=1), default=115200, show_default=True, help="Of a serial port.")
 @click.option("--log", type=click.File("a"), help="Append the board's own messages to this file.")
 @json_option
 def update(

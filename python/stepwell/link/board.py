@@ -10,13 +10,14 @@ from typing import Protocol, TextIO
 
 import numpy as np
 
-from stepwell.errors import LinkError
+from stepwell.errors import LinkError, SampleError
 from stepwell.link import messages
 from stepwell.link.emulator import Emulator
 from stepwell.link.frame import Frame, FrameReader, encode
 from stepwell.link.messages import PAYLOAD_BYTES, Error, Message
 from stepwell.model import Model
 from stepwell.packing import PACKINGS
+from stepwell.reference import check_codes
 from stepwell.update import Sign, Update, Updated, make_update
 
 WAIT_FIRST = 0.3  # seconds for an answer when nothing is known about the line yet
@@ -207,6 +208,8 @@ class Link:
         protocol, mtu, n_in, n_out, y_frac, status, *rest = messages.INFO_REPLY.unpack_from(payload)
         if status:
             raise LinkError(f"{self.url}: the board cannot run its model: {_status_text(status)}")
+        if not (1 <= n_in <= messages.MOST_IN and 1 <= n_out <= messages.MOST_OUT):
+            raise LinkError(f"{self.url}: the board's INFO makes no sense: a model with {n_in} inputs, {n_out} outputs")
         name = payload[messages.INFO_REPLY.size :].decode("ascii", "replace")
         self._info = Info(name, protocol, mtu, n_in, n_out, y_frac, *rest)
         return self._info
@@ -223,7 +226,7 @@ class Link:
         ``progress`` is called with the number of steps done. Call ``reset`` first.
         """
         info = self._known()
-        x_q = _codes(x_q, info.n_in)
+        x_q = self._codes(x_q, info.n_in)
         y_q = np.empty((len(x_q), info.n_out), np.int32)
         batch = self.steps_in_a_frame()
         for start in range(0, len(x_q), batch):
@@ -257,11 +260,14 @@ class Link:
 
     def set_state(self, snapshot: bytes) -> None:
         """Load a snapshot. LinkError when it is damaged or of another model; then the state is unchanged."""
+        total = self._known().snapshot_bytes
+        if len(snapshot) != total:  # the board takes it when its last byte comes
+            raise LinkError(f"{self.url}: a snapshot of the board's model has {total} bytes, this one {len(snapshot)}")
         self._send_pieces(Message.SET_STATE, bytes(snapshot), 1)
 
     def probe(self, layer: int, x_q: np.ndarray, first: int = 0, n: int | None = None) -> list[Unit]:
         """What units ``first`` .. of a recurrent layer would do next for the layer's input ``x_q`` (int16); the state stays."""
-        codes = np.asarray(x_q)
+        codes = self._codes([x_q], np.size(x_q))
         self._send_pieces(Message.PROBE_INPUT, codes.astype("<i2").tobytes(), 2)
         units: list[Unit] = []
         most = PAYLOAD_BYTES // messages.UNIT.size
@@ -304,6 +310,8 @@ class Link:
         payload = self._request(Message.BLOB_STATUS)
         self._expect(payload, messages.BLOB_STATUS_REPLY.size, Message.BLOB_STATUS)
         room, version, ram, received, slot, packing = messages.BLOB_STATUS_REPLY.unpack(payload)
+        if packing >= len(PACKINGS):
+            raise LinkError(f"{self.url}: the board wants packing {packing}, which this stepwell does not know")
         return UpdateStatus(room, version, ram, received, None if slot == messages.NO_SLOT else slot, PACKINGS[packing])
 
     def update(
@@ -333,12 +341,21 @@ class Link:
             if sent > info.update_bytes:
                 raise LinkError(f"{self.url}: the update has {sent} bytes, a slot of {info.board} {info.update_bytes}")
             resumed_at = self._send_update(update, progress)
-            self._request(Message.BLOB_COMMIT)
-            self.connect(model)
+            self._commit(model, wanted)
         seconds = round(time.monotonic() - started, 3)
         identity = f"{model.id:08x}"
         retries = self.retries - retries
         return Updated(info.board, self.url, model.name, identity, wanted, sent, resumed_at, retries, seconds)
+
+    def _commit(self, model: Model, version: int) -> None:
+        """A board that restarts after its last write and before its answer runs the new model all the same."""
+        try:
+            self._request(Message.BLOB_COMMIT)
+        except LinkError:
+            info = self.info()
+            if (info.model_id, info.version) != (model.id, version):
+                raise
+        self.connect(model)
 
     def _send_update(self, update: Update, progress: Callable[[int, int], object]) -> int:
         """All of it but the commit; the byte at which it went on."""
@@ -383,6 +400,16 @@ class Link:
 
     def _known(self) -> Info:
         return self._info or self.info()
+
+    def _codes(self, x_q: np.ndarray, n_in: int) -> np.ndarray:
+        """int16 [n, n_in]; LinkError for any other shape and anything but integers of 16 bits."""
+        try:
+            codes = check_codes(x_q, n_in)
+        except SampleError as error:
+            raise LinkError(f"{self.url}: {error}") from error
+        if codes.ndim != 2:
+            raise LinkError(f"{self.url}: input codes have shape {list(codes.shape)}, the board takes [n, {n_in}]")
+        return codes
 
     def _send_pieces(self, message: Message, data: bytes, unit_bytes: int) -> None:
         """``data`` in messages that begin with session and offset, counted in units of ``unit_bytes``."""
@@ -474,13 +501,6 @@ class Link:
         if self._log:
             self._log.write(f"{self.url}: {text.decode('utf-8', 'replace')}\n")
             self._log.flush()
-
-
-def _codes(x_q: np.ndarray, n_in: int) -> np.ndarray:
-    codes = np.asarray(x_q)
-    if codes.ndim != 2 or codes.shape[1] != n_in:
-        raise LinkError(f"input codes have shape {list(codes.shape)}, the board's model takes [n, {n_in}]")
-    return codes
 
 
 def _status_text(status: int) -> str:

@@ -68,15 +68,22 @@ def _stop(process: subprocess.Popen, errors) -> None:
     try:
         process.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
-        process.kill()
+        process.terminate()  # not SIGKILL, which would leave QEMU alone
         process.wait()
     process.stdout.close()
     errors.close()
 
 
 def module_command(module: str, *arguments: str | Path) -> list[str]:
-    """``python -m module arguments`` with this interpreter."""
-    return [sys.executable, "-m", module, *(str(argument) for argument in arguments)]
+    """``python -m module arguments`` with this interpreter; runpy need not say that the package knows the module already."""
+    return [
+        sys.executable,
+        "-W",
+        "ignore::RuntimeWarning:runpy",
+        "-m",
+        module,
+        *(str(argument) for argument in arguments),
+    ]
 
 
 def failed(emulator: Emulator, what: str) -> LinkError:

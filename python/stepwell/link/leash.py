@@ -7,6 +7,7 @@ QEMU does not watch its stdin: it runs under ``python -m stepwell.link.leash PRO
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -27,5 +28,6 @@ def exit_with_parent(before: Callable[[], object] = lambda: None) -> None:
 
 if __name__ == "__main__":
     child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+    signal.signal(signal.SIGTERM, lambda *_: child.kill())
     exit_with_parent(child.kill)
     sys.exit(child.wait())

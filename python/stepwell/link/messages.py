@@ -88,6 +88,7 @@ NO_SLOT = 255  # the image's own model runs
 # what one frame carries of one step
 MOST_IN = (PAYLOAD_BYTES - STEP_REQUEST.size) // 2
 MOST_OUT = (PAYLOAD_BYTES - STEP_REPLY.size) // 4
+MOST_SNAPSHOT = 0xFFFF  # bytes: CHUNK's offset has 16 bits
 
 
 def c_header() -> str:

@@ -22,7 +22,11 @@ def why_not(board: Board) -> str | None:
         other = next((name for name, key in (("sim", "SIM_CPU"), ("simavr", "SIMAVR_MCU")) if board.words(key)), None)
         return f"QEMU has no machine for {board.name}" + (f": use {other}:{board.name}" if other else "")
     program = board.words("QEMU")[0]
-    return None if shutil.which(program) else f"{program} is not installed: apt-get install {PACKAGES[program]}"
+    return (
+        None
+        if shutil.which(program)
+        else f"{program} is not installed: apt-get install {PACKAGES.get(program, program)}"
+    )
 
 
 def start_qemu(board: Board, image: Path, *more: str) -> Emulator:

@@ -259,6 +259,16 @@ class Machine:
         self.gone = True
         self.uc.emu_stop()
 
+    @property
+    def fault(self) -> type[Exception]:
+        """What ``run`` raises when the guest goes wrong."""
+        return self._unicorn.UcError
+
+    @property
+    def counter(self) -> int:
+        """The program counter."""
+        return self.uc.reg_read(self._arm.UC_ARM_REG_PC)
+
     def run(self) -> None:
         """Until the client goes away. Raises unicorn.UcError when the guest touches what is not there."""
         try:
@@ -336,7 +346,11 @@ def serve(board: Board, elf: Path) -> None:
             raise TimeoutError("nobody connected")
         client, _ = server.accept()
     with client:
-        Machine(board, elf, Line(client)).run()
+        machine = Machine(board, elf, Line(client))
+        try:
+            machine.run()
+        except machine.fault as error:
+            sys.exit(f"the image of {board.name} stopped at {machine.counter:#010x}: {error}")
 
 
 if __name__ == "__main__":

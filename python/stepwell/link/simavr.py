@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import shutil
 import subprocess
 import tempfile
-from functools import cache
 from pathlib import Path
 
 from stepwell.boards import Board
@@ -23,8 +21,12 @@ def why_not(board: Board) -> str | None:
     """The reason why simavr cannot run ``board`` here, with what to install; None when it can."""
     if not board.words("SIMAVR_MCU"):
         return f"{board.name} is no AVR: simavr cannot run it"
-    found = any((Path(folder) / HEADER).is_file() for folder in INCLUDES)
-    return None if found and shutil.which("cc") else f"simavr is not installed: {INSTALL}"
+    return None if is_installed() else f"simavr is not installed: {INSTALL}"
+
+
+def is_installed() -> bool:
+    """Its library, and a compiler for the program around it."""
+    return any((Path(folder) / HEADER).is_file() for folder in INCLUDES) and shutil.which("cc") is not None
 
 
 def start_simavr(board: Board, image: Path) -> Emulator:
@@ -34,29 +36,21 @@ def start_simavr(board: Board, image: Path) -> Emulator:
         raise LinkError(reason)
     from stepwell.build import flash_bytes
 
-    flash = Path(_folder()) / f"{image.stem}.bin"
-    flash.write_bytes(flash_bytes(image))
-    arguments = [_program(), board.text("SIMAVR_MCU"), board.text("CPU_HZ"), flash]
-    emulator = Emulator(module_command("stepwell.link.leash", *arguments), ticks_per_unit=1.0, unit="cycles")
-    line = emulator.read_line().split()
+    with tempfile.TemporaryDirectory(prefix="stepwell-simavr-") as folder:  # what runs no longer needs its file
+        flash = Path(folder) / "flash.bin"
+        flash.write_bytes(flash_bytes(image))
+        arguments = [_compiled(Path(folder)), board.text("SIMAVR_MCU"), board.text("CPU_HZ"), flash]
+        emulator = Emulator(module_command("stepwell.link.leash", *arguments), ticks_per_unit=1.0, unit="cycles")
+        line = emulator.read_line().split()
     if not line:
         raise failed(emulator, f"simavr for {board.name}")
     emulator.port = int(line[1])
     return emulator
 
 
-@cache
-def _folder() -> str:
-    """Of this process; it goes with it."""
-    folder = tempfile.mkdtemp(prefix="stepwell-simavr-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-@cache
-def _program() -> Path:
-    """The compiled runner. LinkError with the compiler's words."""
-    program = Path(_folder()) / "simavr"
+def _compiled(folder: Path) -> Path:
+    """The runner. LinkError with the compiler's words."""
+    program = folder / "simavr"
     command = ["cc", "-O2", firmware() / "emulators" / "simavr.c", "-o", program, "-lsimavr", "-lelf"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

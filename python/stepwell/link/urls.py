@@ -12,13 +12,10 @@ import serial
 from stepwell.boards import Board, load_board
 from stepwell.errors import LinkError
 from stepwell.link.board import POLL, Link
+from stepwell.link.emulators import EMULATORS
 from stepwell.link.host import HostLink
-from stepwell.link.qemu import start_qemu
-from stepwell.link.sim import start_sim
-from stepwell.link.simavr import start_simavr
 from stepwell.model import Model
 
-EMULATORS = {"qemu": start_qemu, "sim": start_sim, "simavr": start_simavr}
 WRITE_SECONDS = 5
 
 
@@ -39,15 +36,17 @@ def connect(
     Raises LinkError (no such port, silent board, another model, no emulator) or BuildError.
     """
     kind, _, name = url.partition(":")
+    if baud < 1:
+        raise LinkError(f"{url}: {baud} is no baud rate")
     if kind == "host":
         if model is None:
-            raise LinkError("host: needs a model")
+            raise LinkError("host: is the engine of this process: it needs a model, and takes no update")
         return HostLink(model, url)
     with ExitStack() as on_error, tempfile.TemporaryDirectory(prefix="stepwell-") as folder:  # images are loaded late
         emulator = None
         if kind in EMULATORS:
             board = load_board(name)
-            emulator = EMULATORS[kind](board, _image(board, image, model, folder))
+            emulator = EMULATORS[kind].start(board, _image(board, image, model, folder))
             on_error.callback(emulator.close)
         port = _open(emulator.url if emulator else url, baud)
         on_error.callback(port.close)
@@ -60,23 +59,27 @@ def connect(
 
 def _image(board: Board, image: str | Path | None, model: Model | None, folder: str) -> Path:
     """The image to run: as given, or built from the model into ``folder``."""
+    from stepwell.build import build, image_board
+
     if image is not None:
         if not Path(image).is_file():
             raise LinkError(f"no image {image}")
         if Path(image).read_bytes()[:4] != b"\x7fELF":
             raise LinkError(f"{image} is no ELF file: give the .elf that `stepwell build` wrote")
+        built_for = image_board(Path(image))
+        if built_for not in (None, board.name):
+            raise LinkError(f"{image} is built for {built_for}, not for {board.name}")
         return Path(image)
     if model is None:
         raise LinkError(f"an emulated {board.name} needs an image, or a model to build one from")
-    from stepwell.build import build
-
     return build(model, board, folder).elf
 
 
 def _open(url: str, baud: int) -> serial.SerialBase:
     # pyserial's rfc2217 has no write_timeout, and raises TypeError without a port number
     write_timeout = None if url.startswith("rfc2217:") else WRITE_SECONDS
+    alone = None if "://" in url else True  # two programs at one device would take each other's answers
     try:
-        return serial.serial_for_url(url, baudrate=baud, timeout=POLL, write_timeout=write_timeout)
+        return serial.serial_for_url(url, baudrate=baud, timeout=POLL, write_timeout=write_timeout, exclusive=alone)
     except (OSError, ValueError, TypeError) as error:
         raise LinkError(f"{url}: cannot be opened: {error}") from error
