@@ -26,14 +26,16 @@ from stepwell.importer import import_file
 from stepwell.link import messages
 from stepwell.link.frame import Frame, encode
 from stepwell.link.messages import Message
+from stepwell.update import make_update
 
 SECONDS = int(os.environ.get("FUZZ_SECONDS", "4"))
 KEEP = bool(os.environ.get("FUZZ_KEEP"))
 KEPT_BYTES = 60_000  # of each harness, packed
-FLAGS = "-std=gnu99 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -DBOARD_NAME=host".split()
+FLAGS = "-std=gnu99 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -DSTW_CHECKED -DBOARD_NAME=host".split()
 UPDATES = ["-DBOARD_UPDATE_BYTES=8192", "-DBOARD_UPDATE_PAGE_BYTES=256", "-DBOARD_UPDATE_RAM_BYTES=4096"]
 FUZZ, APP = ROOT / "tests" / "fuzz", ROOT / "firmware" / "app"
 GOLDEN = ROOT / "tests" / "golden"
+UPDATE_MODELS = ("lstm", "gru", "dense_lstm_dense")
 ONNX = sorted((ROOT / "tests" / "data" / "onnx").glob("*.onnx"))
 
 
@@ -124,9 +126,33 @@ def test_serial_line(engine, model, tmp_path):
         (Message.BLOB_WRITE, messages.OFFSET.pack(64) + bytes(32)),
         (Message.BLOB_COMMIT, b""),
     ]
-    frames = [bytes([2 + len(payload), int(kind), seq]) + payload for seq, (kind, payload) in enumerate(said)]
-    sources = [*UPDATES, *(APP / name for name in ("service.c", "update.c", "frame.c"))]
-    fuzz(engine, tmp_path, "service", [b"".join(frames), *frames, b"\x80\xff\x81"], *sources)
+    frames = line(said)
+    seeds = [
+        b"".join(frames),
+        *frames,
+        b"\x80\xff\x81",
+        *(b"".join(line(update_of(golden))) for golden in UPDATE_MODELS),
+    ]
+    fuzz(engine, tmp_path, "service", seeds, *UPDATES, APP / "update.c", APP / "frame.c")
+
+
+def line(said: list[tuple[int, bytes]]) -> list[bytes]:
+    """Messages as the harness takes them: length, type, seq, payload."""
+    return [bytes([2 + len(payload), int(kind), seq]) + payload for seq, (kind, payload) in enumerate(said)]
+
+
+def update_of(golden: str) -> list[tuple[int, bytes]]:
+    """All of an update to that model, and a step of it; the commit has an odd number, so that its sums stay right."""
+    model, session = stepwell.load(GOLDEN / f"{golden}.stw"), messages.SESSION.pack(5)
+    update = make_update(model, 1)
+    pieces = [
+        (Message.BLOB_WRITE, messages.OFFSET.pack(at) + update.body[at : at + 96])
+        for at in range(0, len(update.body), 96)
+    ]
+    filler = [(Message.STAT, b"")] * (len(pieces) % 2)
+    step = messages.STEP_REQUEST.pack(5, 1) + bytes(2 * model.n_in)
+    head, tail = [(Message.BLOB_BEGIN, update.manifest)], [(Message.RESET, session), (Message.STEP, step)]
+    return [*head, *pieces, *filler, (Message.BLOB_COMMIT, b""), *tail]
 
 
 def test_frames(engine, tmp_path):

@@ -2,22 +2,7 @@
  * run, be saved and be loaded. */
 #include "fuzz.h"
 
-enum { HEADER = 40, LAYERS = 16, RAM_MOST = 1 << 18 };
-
-/* Magic, format, length and both checksums. */
-static void make_right(uint8_t *p, size_t n)
-{
-    uint32_t device_bytes;
-
-    memcpy(p, "STW1", 4);
-    stw_put16(p + 4, STW_MODEL_FORMAT);
-    stw_put32(p + 8, (uint32_t)n);
-    device_bytes = stw_get32(p + 12);
-    if (p[27] == STW_PLAIN && device_bytes >= HEADER && device_bytes <= n - 4) {
-        stw_put32(p + 16, stw_crc32(0, p + 20, device_bytes - 20));
-    }
-    stw_put32(p + n - 4, stw_crc32(0, p, n - 4));
-}
+enum { LAYERS = 16, RAM_MOST = 1 << 18 };
 
 static void step_it(const stw_model *model)
 {
@@ -58,13 +43,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
     stw_model model;
     uint8_t  *blob;
 
-    if (n < HEADER + 4) {
+    if (n < BLOB_LEAST) {
         return 0;
     }
     blob = (uint8_t *)room(n);
     memcpy(blob, data, n);
     if (n & 1u) { /* some keep their sums, which are wrong */
-        make_right(blob, n);
+        make_blob_right(blob, n);
     }
     if (stw_blob_open(&model, layers, LAYERS, blob, n) == STW_OK && stw_ram_bytes(&model) <= RAM_MOST) {
         step_it(&model);

@@ -29,4 +29,21 @@ static inline void *room(size_t n)
     return p;
 }
 
+enum { BLOB_HEADER = 40, BLOB_LEAST = BLOB_HEADER + 4 };
+
+/* Magic, format, length and both checksums of a blob of n >= BLOB_LEAST bytes. */
+static inline void make_blob_right(uint8_t *p, size_t n)
+{
+    uint32_t device_bytes;
+
+    memcpy(p, "STW1", 4);
+    stw_put16(p + 4, STW_MODEL_FORMAT);
+    stw_put32(p + 8, (uint32_t)n);
+    device_bytes = stw_get32(p + 12);
+    if (p[27] == STW_PLAIN && device_bytes >= BLOB_HEADER && device_bytes <= n - 4) {
+        stw_put32(p + 16, stw_crc32(0, p + 20, device_bytes - 20));
+    }
+    stw_put32(p + n - 4, stw_crc32(0, p, n - 4));
+}
+
 #endif /* FUZZ_H */
