@@ -70,11 +70,6 @@ static int writes_output(const stw_model *m, const stw_layer *l)
     return l + 1 == m->layers + m->n_layers && (computes_values(l) || l->kind == STW_ARG_MAX);
 }
 
-static size_t round_up_2(size_t n)
-{
-    return (n + 1u) & ~(size_t)1u;
-}
-
 static size_t round_up_4(size_t n)
 {
     return (n + 3u) & ~(size_t)3u;
@@ -97,7 +92,7 @@ static size_t layer_scratch(const stw_model *m, const stw_layer *l)
     if (writes_output(m, l) || (l->kind == STW_WINDOW && lives_in_state(m, l))) {
         return 0;
     }
-    return round_up_2(l->n_out * stw_chunk(m)) + stw_temporary(l);
+    return stw_even(l->n_out * stw_chunk(m)) + stw_temporary(l);
 }
 
 int stw_has_clock(const stw_model *m)
@@ -113,11 +108,19 @@ static size_t cells_before(const stw_model *m)
     return m->mode != STW_CARRY ? 1u : 0u;
 }
 
-static size_t hidden_before(const stw_model *m)
+static size_t window_values(const stw_model *m)
 {
-    size_t window = m->mode == STW_SLIDE ? m->window : 0u, last = m->missing == STW_MISSING_HOLD ? 1u : 0u;
+    return m->mode == STW_SLIDE ? (size_t)m->window * m->n_in : 0u;
+}
 
-    return (window + last) * m->n_in;
+size_t stw_hidden_before(const stw_model *m)
+{
+    return window_values(m) + (m->missing == STW_MISSING_HOLD ? m->n_in : 0u);
+}
+
+int16_t *stw_held_codes(const stw_stream *s)
+{
+    return s->h + window_values(s->model);
 }
 
 stw_layout stw_model_layout(const stw_model *m)
@@ -125,19 +128,19 @@ stw_layout stw_model_layout(const stw_model *m)
     stw_layout plan = {1, 0, 0, 0, 0, 0};
 
     plan.cells_before  = cells_before(m);
-    plan.hidden_before = hidden_before(m);
+    plan.hidden_before = stw_even(stw_hidden_before(m));
     plan.cells_each    = stw_has_clock(m) ? 1u : 0u;
     for (size_t i = 0; i < m->n_layers; i++) {
         const stw_layer *l    = m->layers + i;
         size_t           used = layer_scratch(m, l), place = l->out * stw_chunk(m);
 
         plan.cells_each += stw_n_cells(l);
-        plan.hidden_each += stw_n_hidden(l);
+        plan.hidden_each += stw_even(stw_n_hidden(l));
         if (used && plan.n_scratch < place + used) {
             plan.n_scratch = place + used;
         }
     }
-    plan.n_scratch += m->channels ? m->n_in : 0u; /* the codes that stw_step_raw makes */
+    plan.n_scratch += m->channels ? stw_even(m->n_in) : 0u; /* the codes that stw_step_raw makes */
     if (m->mode == STW_STAGGER) {
         plan.n_copies = 0;
         for (size_t steps = 0; steps < m->window; steps += m->stride) {
@@ -221,7 +224,7 @@ stw_copy stw_copy_of(const stw_stream *s, size_t copy)
     int32_t         *cells = s->c + cells_before(m);
     stw_copy         found;
 
-    found.h = s->h + hidden_before(m);
+    found.h = s->h + stw_even(stw_hidden_before(m));
     if (copy) {
         stw_layout plan = stw_model_layout(m);
 
@@ -263,7 +266,7 @@ void stw_copy_reset(const stw_stream *s, stw_copy to)
     for (const stw_layer *l = m->layers; l < m->layers + m->n_layers; l++) {
         layer_reset(l, to.c, to.h);
         to.c += stw_n_cells(l);
-        to.h += stw_n_hidden(l);
+        to.h += stw_even(stw_n_hidden(l));
     }
 }
 
@@ -277,7 +280,7 @@ void stw_reset(stw_stream *s)
         stw_copy_reset(s, stw_copy_of(s, k));
     }
     for (size_t k = 0; s->model->missing == STW_MISSING_HOLD && k < s->model->n_in; k++) {
-        s->h[plan.hidden_before - s->model->n_in + k] = s->model->channels ? s->model->channels[k].fill : 0;
+        stw_held_codes(s)[k] = s->model->channels ? s->model->channels[k].fill : 0;
     }
 }
 
@@ -549,7 +552,7 @@ static const int16_t *source_at(const walk *w, size_t value, size_t t)
         return w->x + t * w->m->n_in;
     }
     for (; l < w->m->layers + value - 1; l++) {
-        h += stw_n_hidden(l);
+        h += stw_even(stw_n_hidden(l));
     }
     return value_at(w, l, h, t);
 }
@@ -570,7 +573,7 @@ static void remember(const walk *w, const stw_layer *l, const int16_t *x, int16_
 static int layer_at(const walk *w, const stw_layer *l, int32_t *c, int16_t *h, size_t t, int32_t *y)
 {
     int16_t       *out   = place_at(w, l, t);
-    int16_t       *spare = place_at(w, l, 0) + round_up_2(l->n_out * w->n_steps);
+    int16_t       *spare = place_at(w, l, 0) + stw_even(l->n_out * w->n_steps);
     const int16_t *in[3];
 
     for (int j = 0; j < 3; j++) {
@@ -636,7 +639,7 @@ int stw_run_layers(const stw_stream *s, stw_copy state, const int16_t *x, int32_
     for (const stw_layer *l = m->layers; l <= last; l++) {
         fresh = run_layer(&w, l, state.c, state.h, l == last ? y : 0);
         state.c += stw_n_cells(l);
-        state.h += stw_n_hidden(l);
+        state.h += stw_even(stw_n_hidden(l));
     }
     if (state.clock) {
         *state.clock = (int32_t)clock_after(m, t);

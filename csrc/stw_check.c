@@ -273,14 +273,14 @@ static int mode_fits(const stw_model *m)
 /* Whether all sizes stay far from 32 bits. */
 static int sizes_fit(const stw_model *m)
 {
-    uint64_t chunk = stw_chunk(m), each = 1, scratch = 0, before = (uint64_t)m->window * m->n_in + m->n_in;
+    uint64_t chunk = stw_chunk(m), each = 1, scratch = 0, before = (uint64_t)m->window * m->n_in + m->n_in + 1u;
     uint64_t copies = m->mode == STW_STAGGER ? m->window : 1u;
 
     for (size_t i = 0; i < m->n_layers; i++) {
         const stw_layer *l    = m->layers + i;
         uint64_t         used = ((uint64_t)l->out + l->n_out + 2u) * chunk + stw_temporary(l);
 
-        each += 2u * (uint64_t)stw_n_cells(l) + stw_n_hidden(l);
+        each += 2u * (uint64_t)stw_n_cells(l) + stw_even(stw_n_hidden(l));
         scratch = used > scratch ? used : scratch;
         if (each > STATE_LIMIT || scratch > SCRATCH_LIMIT) {
             return 0;

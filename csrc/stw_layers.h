@@ -91,6 +91,12 @@ size_t stw_n_rows(const stw_layer *l);
 size_t stw_n_cells(const stw_layer *l);
 size_t stw_n_hidden(const stw_layer *l);
 
+/* The next even number: int16 values begin at multiples of 4 bytes, which the kernels of Cortex-M4, M7 and M33 need. */
+static inline size_t stw_even(size_t n)
+{
+    return (n + 1u) & ~(size_t)1u;
+}
+
 /* Numbers of c that count: they stay below this limit; 0 for layers that have none. */
 static inline int32_t stw_counter_limit(const stw_layer *l)
 {
@@ -102,16 +108,20 @@ size_t stw_temporary(const stw_layer *l);
 
 /* State of the model as a whole: for each copy of the state (stagger has several, others one) a clock, if a layer has a
  * stride or a warm-up, and the layers' cells; before them the mode's counter.  h likewise, before them the input window
- * of STW_SLIDE and the last codes of STW_MISSING_HOLD. */
+ * of STW_SLIDE and the last codes of STW_MISSING_HOLD; each layer's begins at an even place. */
 typedef struct stw_layout {
     size_t n_copies;
-    size_t cells_before, cells_each; /* c[cells_before + copy * cells_each + ...]: clock, layers */
-    size_t hidden_before, hidden_each;
-    size_t n_scratch; /* int16 values */
+    size_t cells_before, cells_each;   /* c[cells_before + copy * cells_each + ...]: clock, layers */
+    size_t hidden_before, hidden_each; /* with the gaps */
+    size_t n_scratch;                  /* int16 values */
 } stw_layout;
 
 stw_layout stw_model_layout(const stw_model *m);
-int        stw_has_clock(const stw_model *m);
+
+/* Values in front of the layers' state, without a gap; where the last codes of STW_MISSING_HOLD stand. */
+size_t   stw_hidden_before(const stw_model *m);
+int16_t *stw_held_codes(const stw_stream *s);
+int      stw_has_clock(const stw_model *m);
 
 /* Steps that the layers run over at once: the window for STW_SLIDE, else 1. */
 static inline size_t stw_chunk(const stw_model *m)

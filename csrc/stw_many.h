@@ -78,7 +78,7 @@ void stw_many_step(const stw_stream *streams, size_t n, const int16_t *x, int32_
                 run_layer(w + i, l, c[i], h[i], l == last ? y + i * m->n_out : 0);
             }
             c[i] += stw_n_cells(l);
-            h[i] += stw_n_hidden(l);
+            h[i] += stw_even(stw_n_hidden(l));
         }
     }
 }

@@ -13,7 +13,7 @@ int stw_probe(const stw_stream *s, size_t layer, const int16_t *x, size_t unit, 
     state = stw_copy_of(s, 0);
     for (l = s->model->layers; l < s->model->layers + layer; l++) {
         state.c += stw_n_cells(l);
-        state.h += stw_n_hidden(l);
+        state.h += stw_even(stw_n_hidden(l));
     }
     if (!stw_is_recurrent(l) || unit >= l->p[0]) {
         return STW_E_ARG;

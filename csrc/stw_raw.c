@@ -23,7 +23,7 @@ int stw_raw_codes(stw_stream *s, const int32_t *raw, int16_t *x)
             return STW_E_MISSING;
         }
     }
-    held = m->missing == STW_MISSING_HOLD ? s->h + stw_model_layout(m).hidden_before - m->n_in : 0;
+    held = m->missing == STW_MISSING_HOLD ? stw_held_codes(s) : 0;
     for (size_t k = 0; k < m->n_in; k++) {
         if (raw[k] != INT32_MIN) {
             x[k] = code_of(m->channels + k, raw[k]);
@@ -45,7 +45,7 @@ int stw_step_raw(stw_stream *s, const int32_t *raw, int32_t *y)
     if (!s || !s->model || !raw || !y || !s->model->channels) {
         return STW_E_ARG;
     }
-    x      = s->scratch + stw_model_layout(s->model).n_scratch - s->model->n_in;
+    x      = s->scratch + stw_model_layout(s->model).n_scratch - stw_even(s->model->n_in);
     status = stw_raw_codes(s, raw, x);
     return status == STW_OK ? stw_step(s, x, y) : status;
 }

@@ -16,9 +16,40 @@ static size_t n_cells(const stw_model *m)
 
 static size_t n_hidden(const stw_model *m)
 {
-    stw_layout plan = stw_model_layout(m);
+    size_t each = 0;
 
-    return plan.hidden_before + plan.n_copies * plan.hidden_each;
+    for (const stw_layer *l = m->layers; l < m->layers + m->n_layers; l++) {
+        each += stw_n_hidden(l);
+    }
+    return stw_hidden_before(m) + stw_model_layout(m).n_copies * each;
+}
+
+/* Goes over the n_hidden values of a stream without the gaps between them. */
+typedef struct hidden_walk {
+    const stw_model *m;
+    const stw_layer *next; /* behind it */
+    int16_t         *h;
+    size_t           left, gap;
+} hidden_walk;
+
+static hidden_walk hidden_first(const stw_stream *s)
+{
+    size_t      before = stw_hidden_before(s->model);
+    hidden_walk walk   = {s->model, s->model->layers, s->h, before, before & 1u};
+
+    return walk;
+}
+
+static int16_t *hidden_next(hidden_walk *walk)
+{
+    while (walk->left == 0) {
+        walk->h += walk->gap;
+        walk->left = stw_n_hidden(walk->next);
+        walk->gap  = walk->left & 1u;
+        walk->next = walk->next + 1 == walk->m->layers + walk->m->n_layers ? walk->m->layers : walk->next + 1;
+    }
+    walk->left--;
+    return walk->h++;
 }
 
 size_t stw_snapshot_bytes(const stw_model *m)
@@ -28,8 +59,9 @@ size_t stw_snapshot_bytes(const stw_model *m)
 
 int stw_save(const stw_stream *s, void *buf, size_t buf_bytes)
 {
-    uint8_t *p = (uint8_t *)buf;
-    size_t   n, n_h, n_bytes;
+    uint8_t    *p = (uint8_t *)buf;
+    size_t      n, n_h, n_bytes;
+    hidden_walk walk;
 
     if (!s || !s->model || !buf) {
         return STW_E_ARG;
@@ -40,6 +72,7 @@ int stw_save(const stw_stream *s, void *buf, size_t buf_bytes)
     if (buf_bytes < n_bytes) {
         return STW_E_SPACE;
     }
+    walk = hidden_first(s);
     stw_put32(p, SNAPSHOT_MAGIC);
     stw_put32(p + 4, s->model->id);
     p += HEADER_BYTES;
@@ -47,7 +80,7 @@ int stw_save(const stw_stream *s, void *buf, size_t buf_bytes)
         stw_put32(p, (uint32_t)s->c[u]);
     }
     for (size_t u = 0; u < n_h; u++, p += 2) {
-        stw_put16(p, (uint16_t)s->h[u]);
+        stw_put16(p, (uint16_t)*hidden_next(&walk));
     }
     stw_put32(p, stw_crc32(0, buf, n_bytes - CRC_BYTES));
     return STW_OK;
@@ -107,6 +140,7 @@ int stw_load(stw_stream *s, const void *buf, size_t buf_bytes)
 {
     const uint8_t *p = (const uint8_t *)buf;
     size_t         n, n_h;
+    hidden_walk    walk;
     int            status;
 
     if (!s || !s->model || !buf) {
@@ -116,14 +150,15 @@ int stw_load(stw_stream *s, const void *buf, size_t buf_bytes)
     if (status != STW_OK) {
         return status;
     }
-    n   = n_cells(s->model);
-    n_h = n_hidden(s->model);
+    n    = n_cells(s->model);
+    n_h  = n_hidden(s->model);
+    walk = hidden_first(s);
     p += HEADER_BYTES;
     for (size_t u = 0; u < n; u++, p += 4) {
         s->c[u] = (int32_t)stw_get32(p);
     }
     for (size_t u = 0; u < n_h; u++, p += 2) {
-        s->h[u] = (int16_t)stw_get16(p);
+        *hidden_next(&walk) = (int16_t)stw_get16(p);
     }
     return STW_OK;
 }
@@ -138,16 +173,17 @@ static uint32_t fnv1a(uint32_t hash, const uint8_t *p, size_t n)
 
 uint32_t stw_digest(const stw_stream *s)
 {
-    uint32_t hash = 2166136261u;
-    size_t   n = n_cells(s->model), n_h = n_hidden(s->model);
-    uint8_t  bytes[4];
+    uint32_t    hash = 2166136261u;
+    size_t      n = n_cells(s->model), n_h = n_hidden(s->model);
+    hidden_walk walk = hidden_first(s);
+    uint8_t     bytes[4];
 
     for (size_t u = 0; u < n; u++) {
         stw_put32(bytes, (uint32_t)s->c[u]);
         hash = fnv1a(hash, bytes, 4);
     }
     for (size_t u = 0; u < n_h; u++) {
-        stw_put16(bytes, (uint16_t)s->h[u]);
+        stw_put16(bytes, (uint16_t)*hidden_next(&walk));
         hash = fnv1a(hash, bytes, 2);
     }
     return hash;
