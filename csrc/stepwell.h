@@ -199,8 +199,10 @@ int stw_init_shared(stw_stream *s, const stw_model *model, void *state, size_t s
 
 void stw_reset(stw_stream *s); /* a new sequence starts from the initial state (zeros, if the model has no other) */
 
-/* One timestep: x[n_in] codes -> y[n_out] in Q(y_frac).  No loop and no branch depends on the data (but softmax's
- * search for the largest logit, where a compiler may branch): the number of instructions depends on the model only. y
+/* One timestep: x[n_in] codes -> y[n_out] in Q(y_frac).  In LSTM, GRU, RNN and dense layers no loop and no
+ * branch depends on the data: they take the same number of instructions each time (LayerNorm, a softmax's search for
+ * the largest logit, and attention until its memory is full do not).  Cortex-M4, M7 and M33 need x at a multiple of 4
+ * bytes for their dual multiplies; elsewhere it may be at any even place there, too, and takes three times as long.  y
  * may not overlap x.  STW_HOLD when a model with strides, a warm-up or a window mode makes no output at this step: y is
  * left alone.  STW_E_ARG on a null pointer, then nothing has changed. */
 int stw_step(stw_stream *s, const int16_t *x, int32_t *y);

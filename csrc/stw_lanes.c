@@ -8,9 +8,10 @@
 #include "stw_dot.h"
 #include "stw_fix.h"
 
-int stw_kernel = -1;
+/* Of the process, which has one kind of CPU; -1: not asked yet.  Whoever asks finds the same, in whatever order. */
+static int chosen = -1;
 
-int stw_kernel_up_to(int wanted)
+static int best_up_to(int wanted)
 {
     if (!__builtin_cpu_supports("avx2")) {
         return STW_PORTABLE;
@@ -24,6 +25,21 @@ int stw_kernel_up_to(int wanted)
     }
 #endif
     return wanted < STW_AVX2 ? wanted : STW_AVX2;
+}
+
+int stw_kernel_up_to(int wanted)
+{
+    int found = best_up_to(wanted);
+
+    __atomic_store_n(&chosen, found, __ATOMIC_RELAXED);
+    return found;
+}
+
+int stw_kernel(void)
+{
+    int found = __atomic_load_n(&chosen, __ATOMIC_RELAXED);
+
+    return found < 0 ? stw_kernel_up_to(STW_AVX512_VNNI) : found;
 }
 
 int stw_lanes_can(const stw_layer *l)
@@ -169,7 +185,7 @@ AVX2 void halves_apart(uint8_t *const *rows, const int32_t *table, size_t width,
 
 void stw_lanes_step(const stw_layer *l, const stw_block *block, void *work)
 {
-    switch (stw_kernel) {
+    switch (stw_kernel()) {
     case STW_AVX512_VNNI:
         step_avx512_vnni(l, block, work);
         break;

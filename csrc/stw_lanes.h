@@ -11,11 +11,13 @@
 #define STW_LANES    32 /* streams of a block, at most */
 #define STW_MANY_MIN 4  /* fewer go faster one by one */
 
-/* The instructions that the kernels use, from few to many; -1: not asked yet. */
+/* The instructions that the kernels use, from few to many. */
 enum { STW_PORTABLE = 0, STW_AVX2 = 1, STW_AVX_VNNI = 2, STW_AVX512_VNNI = 3 };
-extern int stw_kernel;
 
-/* The best of these that this CPU has and that is at most `wanted`. */
+/* What the process uses: the best that this CPU has, or what stw_kernel_up_to chose. */
+int stw_kernel(void);
+
+/* Use, from now on, the best of these that this CPU has and that is at most `wanted`; gives it. */
 int stw_kernel_up_to(int wanted);
 
 /* What a layer reads and writes, for each stream. */
@@ -33,6 +35,7 @@ int stw_lanes_can(const stw_layer *l);
 /* Bytes of working memory for a step, aligned to 64. */
 size_t stw_lanes_bytes(const stw_layer *l);
 
+/* Only where stw_kernel() is STW_AVX2 or more; stw_many_step likewise. */
 void stw_lanes_step(const stw_layer *l, const stw_block *block, void *work);
 
 /* Whether a model has such a layer and its streams step alike; working memory in bytes. */

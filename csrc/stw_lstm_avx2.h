@@ -6,10 +6,7 @@
 
 static int avx2_is_on(void)
 {
-    if (stw_kernel < 0) {
-        stw_kernel = stw_kernel_up_to(STW_AVX512_VNNI);
-    }
-    return stw_kernel >= STW_AVX2;
+    return stw_kernel() >= STW_AVX2;
 }
 
 /* The first n of 16 weights, n < 16, without a look behind `end`, the end of the array. */

@@ -20,7 +20,7 @@ stw_row stw_pairs_row(const stw_layer *l, size_t r)
         mult >>= 1;
     }
     row.bias = rows->bias[r & 3u];
-    row.mult = mult > 32767 ? 0 : (int16_t)mult; /* 0: no row of the exporter's; the checks refuse it */
+    row.mult = mult < 1 || mult > 32767 ? 0 : (int16_t)mult; /* 0: no row of the exporter's; the checks refuse it */
     row.kx   = rows->kx[r & 3u];
     return row;
 }

@@ -33,6 +33,10 @@ def includes(tmp_path_factory) -> list[str]:
     return [f"-I{path}" for path in (CSRC, folder, APP, APP.parent, ROOT / "tests" / "c" / "service")]
 
 
+# what of the device's program is for boards that take updates
+UPDATES = ["-DBOARD_UPDATE_BYTES=8192", "-DBOARD_UPDATE_PAGE_BYTES=256", "-DBOARD_UPDATE_RAM_BYTES=4096"]
+
+
 def need(program: str, package: str) -> None:
     if not shutil.which(program):
         pytest.skip(f"{program} is not installed: apt-get install {package}")
@@ -43,10 +47,11 @@ def assert_clean(*command: str | Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_cppcheck(includes):
+@pytest.mark.parametrize("update", [[], UPDATES], ids=["", "updates"])
+def test_cppcheck(update, includes):
     need("cppcheck", "cppcheck")
     checks = ["--enable=warning,performance,portability", *(f"--suppress={name}" for name in SUPPRESSED)]
-    options = ["--std=c99", "-q", "--error-exitcode=1", "-USTW_CHECKED", "-DBOARD_NAME=host", "-j2"]
+    options = ["--std=c99", "-q", "--error-exitcode=1", "-USTW_CHECKED", "-DBOARD_NAME=host", "-j2", *update]
     assert_clean("cppcheck", *checks, *options, *includes, *SOURCES)
 
 
@@ -54,7 +59,7 @@ def test_cppcheck(includes):
 def test_clang_tidy(half, includes):
     """.clang-tidy lists the checks, and why some are off."""
     need("clang-tidy", "clang-tidy")
-    flags = ["-std=gnu99", "-DBOARD_NAME=host", "-DSTW_WITH_AVX2=1", *includes]
+    flags = ["-std=gnu99", "-DBOARD_NAME=host", "-DSTW_WITH_AVX2=1", *UPDATES, *includes]
     assert_clean("clang-tidy", "--quiet", *SOURCES[half::2], "--", *flags)
 
 

@@ -307,3 +307,16 @@ def test_headers_of_packed_blobs_are_checked(tmp_path: Path):
     content[27] = 2  # a packing that does not exist
     with pytest.raises(ModelError):
         stepwell.loads(bytes(content))
+
+
+@pytest.mark.parametrize("mult", [-5, 5 - 3 * 65536, 0, -(2**31)])
+def test_multipliers_of_packed_rows_are_checked(mult, tmp_path_factory):
+    """They have 32 bits there; what is below 1 is no multiplier of a row that was proved."""
+    blob = bytearray(pack(sized(4, 5), "pairs"))
+    rows = struct.unpack_from("<I", blob, 40 + 32)[0]  # of the first layer
+    right = bytes(blob)
+    struct.pack_into("<i", blob, rows + 20, mult)  # behind four biases and four kx
+    wrong = bytes(blob[:-4]) + struct.pack("<I", zlib.crc32(blob[:-4]))
+    program = compiled(CPUS["host checked"], tmp_path_factory.mktemp("mult"), "hostile.c")
+    fed = b"".join(struct.pack("<I", len(b)) + b for b in (right, wrong))
+    assert subprocess.run([program], input=fed, capture_output=True).stdout == b"+-"

@@ -98,7 +98,7 @@ def runs(answers: list[Frame], candidates: dict[int, Model]) -> int:
     """The version that a board runs by its answers to PROBE, whose outputs must be that model's in every bit."""
     info, _, step = answers
     *_, model_id, _, _, room, version = messages.INFO_REPLY.unpack_from(info.payload)
-    assert room == AREA // 2 - 2 * UNIT
+    assert room == AREA // 2 - 3 * UNIT
     model = candidates[version]
     assert model_id == model.id
     y_q = np.frombuffer(step.payload, "<i4", offset=messages.STEP_REPLY.size).reshape(len(X_Q), -1)
@@ -155,16 +155,65 @@ def test_two_power_cuts_in_a_row(small_model, updates, tmp_path):
     whole = base.copy("whole")
     whole.ask(*update)
     last, rng, cuts = whole.operations() - 1, np.random.default_rng(7), 0
-    for k in (0, 1, 7, 8, last // 2, last - 8, last - 7, last - 6):  # erasures, words, the three of the header
+    for k in (0, 1, 7, 8, last // 2, last - 16, last - 15, last - 14):  # erasures, words, the three of the header
         first = base.copy("first")
         first.ask(*update, FLASH_CUT=str(k), FLASH_TORN=rng.choice(TORN))
-        for j in (0, 1, 8, rng.integers(last), last - 6):
+        for j in (0, 1, 8, rng.integers(last - 16), last - 14):
             second = first.copy("second")
             second.ask(*update, FLASH_CUT=str(j), FLASH_TORN=rng.choice(TORN))
             cuts += second.operations() == j
             answers = second.ask(*PROBE, *update, *PROBE)
             assert runs(answers[:3], models) in (2, 3) and runs(answers[-3:], models) == 3
     assert cuts == 40
+
+
+def test_word_that_reads_well_once(small_model, updates, tmp_path):
+    """The power goes in the header; its last word reads well at one start and not at the next, when the other slot is erased."""
+    program = host_program(small_model, tmp_path / "program", FLASH, *UPDATES, "-O1")
+    models, board = dict(enumerate([small_model, *updates])), Board(program, tmp_path / "flash")
+    board.ask(*messages_of(make_update(models[1], 1)))
+    update = messages_of(make_update(models[2], 2))
+    whole = board.copy("whole")
+    whole.ask(*update)
+    header_bytes, crc_at = 12, AREA // 2 + 8
+    board = board.copy("cut")
+    board.ask(*update, FLASH_CUT=str(whole.operations() - 2 * UNIT // 4 + header_bytes // 4))
+    assert runs(board.ask(*PROBE), models) == 2  # it read well
+    flash = bytearray(board.flash.read_bytes())
+    flash[crc_at] |= 0x55
+    flash[crc_at + 1] |= 0xAA
+    board.flash.write_bytes(flash)
+    next_update = messages_of(make_update(models[3], 3))
+    board = board.copy("second")
+    board.ask(*next_update, FLASH_CUT="5")
+    assert board.operations() == 5
+    answers = board.ask(*PROBE, *next_update, *PROBE)
+    assert runs(answers[:3], models) == 2 and runs(answers[-3:], models) == 3
+
+
+@pytest.mark.parametrize("fault", ["FLASH_FAIL", "FLASH_STUCK"])
+def test_flash_that_does_not_work(fault, small_model, updates, tmp_path):
+    """An operation fails, or does nothing and says nothing: the host is told, the old model goes on; the next update arrives.
+
+    One that fails behind the header's last word is told, too, and the next start finds the slot whole: old or new.
+    """
+    program = host_program(small_model, tmp_path / "program", FLASH, *UPDATES, "-O1")
+    models, base = dict(enumerate([small_model, *updates])), Board(program, tmp_path / "flash")
+    base.ask(*messages_of(make_update(models[1], 1)), *messages_of(make_update(models[2], 2)))
+    base, update = base.copy("base"), messages_of(make_update(models[3], 3))
+    whole = base.copy("whole")
+    whole.ask(*update)
+    told = 0
+    for k in range(0, whole.operations(), 3):
+        board = base.copy("board")
+        answers = board.ask(*update, *PROBE, **{fault: str(k)})
+        refused = Error.FLASH in map(error_of, answers)
+        told += refused
+        assert runs(answers[-3:], models) == (2 if refused else 3)  # not: a word of ones, or one of the seal
+        started_again = runs(board.ask(*PROBE), models)
+        assert started_again == (2 if refused else 3) or (refused and k > whole.operations() - 2 * UNIT // 4 + 2)
+        assert runs(board.ask(*update, *PROBE)[-3:], models) == 3
+    assert told > 0.8 * whole.operations() / 3
 
 
 def test_each_refusal(board, small_model, updates):
@@ -180,7 +229,7 @@ def test_each_refusal(board, small_model, updates):
     def write(offset: int, data: bytes) -> tuple[int, bytes]:
         return Message.BLOB_WRITE, messages.OFFSET.pack(offset) + data
 
-    room = AREA // 2 - 2 * UNIT
+    room = AREA // 2 - 3 * UNIT
     cases = [
         (commit, Error.ORDER),
         (writes[0], Error.ORDER),
@@ -339,7 +388,7 @@ def test_state_of_the_old_model_is_refused(board, small_model, updates):
 
 
 def test_damage_in_the_running_slot_falls_back(board, small_model, updates):
-    """To the other slot, then to the image's own model; any bit of header, manifest or blob will do."""
+    """To the other slot, then to the image's own model; any bit of both headers, of manifest or blob will do."""
     models = dict(enumerate([small_model, *updates]))
     for version in (1, 2):
         board.ask(*messages_of(make_update(models[version], version)))
@@ -352,13 +401,21 @@ def test_damage_in_the_running_slot_falls_back(board, small_model, updates):
             file.seek(-1, 1)
             file.write(bytes([byte ^ 8]))
 
-    for at in (0, 4, 9, UNIT, UNIT + 4, UNIT + 9, 2 * UNIT, 2 * UNIT + 200):
+    for header in (0, 4, 9, UNIT, UNIT + 4, UNIT + 9):
+        damage(2, header)
+        assert runs(board.ask(*PROBE), models) == 2
+        other = (header + UNIT) % (2 * UNIT)
+        damage(2, other)
+        assert runs(board.ask(*PROBE), models) == 1
+        damage(2, header)
+        damage(2, other)
+    for at in (2 * UNIT, 2 * UNIT + 4, 2 * UNIT + 9, 3 * UNIT, 3 * UNIT + 200):
         damage(2, at)
         assert runs(board.ask(*PROBE), models) == 1
         damage(2, at)
         assert runs(board.ask(*PROBE), models) == 2
-    damage(2, 2 * UNIT + 60)
-    damage(1, 2 * UNIT + 60)
+    damage(2, 3 * UNIT + 60)
+    damage(1, 3 * UNIT + 60)
     assert runs(board.ask(*PROBE), models) == 0
     answers = board.ask(*messages_of(make_update(updates[2], 3)), *PROBE)
     assert runs(answers[-3:], models) == 3

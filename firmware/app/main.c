@@ -5,10 +5,12 @@
 #include "mlperf.h"
 #define app_init mlperf_init
 #define app_byte mlperf_byte
+#define app_idle mlperf_idle
 #else
 #include "service.h"
-#define app_init service_init
-#define app_byte service_byte
+#define app_init   service_init
+#define app_byte   service_byte
+#define app_idle() ((void)0)
 #endif
 
 int main(void)
@@ -19,6 +21,8 @@ int main(void)
         int byte = board_getc();
         if (byte >= 0) {
             app_byte((uint8_t)byte);
+        } else {
+            app_idle();
         }
     }
 }

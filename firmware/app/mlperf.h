@@ -6,5 +6,6 @@
 
 void mlperf_init(void);
 void mlperf_byte(uint8_t byte); /* one received byte; a command ends with %, its answer with the line m-ready */
+void mlperf_idle(void);         /* now and then, before the board's counter comes round */
 
 #endif /* MLPERF_H */

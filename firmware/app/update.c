@@ -26,8 +26,9 @@
 #define SLOT_BYTES  (BOARD_UPDATE_BYTES / N_SLOTS)
 #define SLOT_PAGES  (SLOT_BYTES / BOARD_UPDATE_PAGE_BYTES)
 #define UNIT        LINK_UPDATE_UNIT
-#define MANIFEST_AT UNIT
-#define BLOB_AT     (2u * UNIT)
+#define SEAL_AT     UNIT
+#define MANIFEST_AT (2u * UNIT)
+#define BLOB_AT     (3u * UNIT)
 #define ROOM        (SLOT_BYTES - BLOB_AT)
 #define MAGIC       0x55575453u /* "STWU" */
 #define HEADER_USED 12u
@@ -137,11 +138,30 @@ static void make_header(const uint8_t *slot, uint8_t header[UNIT])
 
 static int is_whole(size_t slot)
 {
-    uint8_t header[UNIT];
-    int     status;
+    const uint8_t *p = slot_at(slot);
+    uint8_t        header[UNIT];
+    int            status;
 
-    make_header(slot_at(slot), header);
-    return memcmp(slot_at(slot), header, HEADER_USED) == 0 && content_check(slot, &status) == 0;
+    make_header(p, header);
+    return (memcmp(p, header, HEADER_USED) == 0 || memcmp(p + SEAL_AT, header, HEADER_USED) == 0) &&
+           content_check(slot, &status) == 0;
+}
+
+/* The header once more.  A word whose write was cut may read as it should at one start and not at the next: a slot that
+ * was found whole stays it. */
+static void seal(size_t slot)
+{
+    const uint8_t *p = slot_at(slot) + SEAL_AT;
+    uint8_t        header[UNIT];
+    size_t         erased = 0;
+
+    while (erased < UNIT && p[erased] == 0xFF) {
+        erased++;
+    }
+    if (erased == UNIT) {
+        make_header(slot_at(slot), header);
+        (void)board_flash_write((uint32_t)(slot * SLOT_BYTES) + SEAL_AT, header, UNIT); /* else at the next start */
+    }
 }
 
 static void run_slot(size_t slot)
@@ -161,6 +181,9 @@ void update_init(void)
         if (is_whole(slot) && manifest_at(slot_at(slot) + MANIFEST_AT).version > running_version) {
             run_slot(slot);
         }
+    }
+    if (running_slot != LINK_NO_SLOT) {
+        seal(running_slot);
     }
 }
 
@@ -269,6 +292,7 @@ int update_commit(int *status)
     }
     if (error == 0) {
         run_slot(slot);
+        seal(slot);
     }
     return error;
 }

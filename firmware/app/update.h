@@ -2,6 +2,7 @@
  *
  * The board's update area is two slots.  A slot holds, each at a multiple of LINK_UPDATE_UNIT bytes:
  *   header      magic u32, id of the image's own model u32, CRC-32 of these and the manifest u32; written last
+ *   seal        the header once more, written when that one has been read; either makes the slot count
  *   manifest    as BLOB_BEGIN brings it: blob bytes u32, model id u32, version u32, signature bytes u32, zeros
  *   blob        the model (csrc/stw_blob.c), and right behind it its signature
  * A slot without a sound header is empty, whatever else is in it.  Results are 0 or LINK_ERROR_*.

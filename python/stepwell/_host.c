@@ -176,7 +176,7 @@ static size_t block_of(const stw_session *s, size_t n)
 {
     size_t block = n < STW_LANES ? n : STW_LANES;
 
-    return s->many && stw_kernel > STW_PORTABLE && block >= STW_MANY_MIN ? block : 0;
+    return s->many && stw_kernel() > STW_PORTABLE && block >= STW_MANY_MIN ? block : 0;
 }
 #else
 size_t stw_session_many_bytes(const stw_session *s)
@@ -228,8 +228,7 @@ int64_t stw_session_unusable(const stw_session *s, int64_t n, const double *x)
 int stw_host_kernel(int wanted)
 {
 #if STW_WITH_AVX2
-    stw_kernel = stw_kernel_up_to(wanted);
-    return stw_kernel;
+    return stw_kernel_up_to(wanted);
 #else
     (void)wanted;
     return 0;

@@ -69,8 +69,7 @@ static void check_many(const stw_model *m, const int16_t *codes, uint32_t n_step
 static void check_kernels(const stw_model *m, const int16_t *codes, uint32_t n_steps, const int32_t *y, uint32_t digest)
 {
     for (int kernel = STW_AVX2; stw_many_can(m) && kernel <= STW_AVX512_VNNI; kernel++) {
-        stw_kernel = stw_kernel_up_to(kernel);
-        if (stw_kernel == kernel) {
+        if (stw_kernel_up_to(kernel) == kernel) {
             check_many(m, codes, n_steps, y, digest);
         }
     }

@@ -57,7 +57,7 @@ uint32_t board_cpu_hz(void)
 /* The blob in the slot that does not run, and its id in the manifest (update.h). */
 static void make_update_right(void)
 {
-    uint8_t *manifest = flash + (update_get().slot == 0 ? BOARD_UPDATE_BYTES / 2 : 0) + LINK_UPDATE_UNIT;
+    uint8_t *manifest = flash + (update_get().slot == 0 ? BOARD_UPDATE_BYTES / 2 : 0) + 2 * LINK_UPDATE_UNIT;
     uint8_t *blob     = manifest + LINK_UPDATE_UNIT;
     uint32_t n        = stw_get32(manifest);
 

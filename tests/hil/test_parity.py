@@ -157,18 +157,24 @@ def test_avr(golden, board, images):
         assert 0 < bench.stack_bytes < memory.stack_used < memory.stack_size
 
 
-@pytest.mark.parametrize("board", OTHER_CORES)
+SIZED = [f"qemu:{board}" for board in (*OTHER_CORES, "microbit")] + ["simavr:arduino-mega"]
+
+
+@pytest.mark.parametrize("port", SIZED)
 @pytest.mark.parametrize(
     ("n_in", "n_units", "precision", "gain"),
-    [(3, 7, "w8a16", 2.0), (17, 22, "w8x16h8", 2.0), (5, 16, "w8a16", 60.0)],  # odd, narrow, saturating
+    [  # odd, narrow, saturating, long
+        (3, 7, "w8a16", 2.0),
+        (17, 22, "w8x16h8", 2.0),
+        (5, 16, "w8a16", 60.0),
+        (67, 35, "w8a16", 2.0),
+    ],
 )
-def test_lstm_sizes_on_other_cores(n_in, n_units, precision, gain, board, images):
+def test_lstm_sizes_on_other_cores(n_in, n_units, precision, gain, port, images):
     """What is vectorised or in assembly, with and without a rest."""
     rng = np.random.default_rng(n_in)
     graph = Graph((random_lstm(rng, n_in, n_units, gain), random_dense(rng, n_units, 2)))
-    assert_same_on(
-        f"qemu:{board}", stepwell.convert(graph, random_sequences(rng, 2, 30, n_in), precision=precision), images
-    )
+    assert_same_on(port, stepwell.convert(graph, random_sequences(rng, 2, 30, n_in), precision=precision), images)
 
 
 VL_DISCOVERY = "stm32vldiscovery"  # another M3: its own peripherals are what is to be tried

@@ -1,7 +1,7 @@
 /* flash.c - NOR flash in the file FLASH_FILE: a write may only clear bits of words that are still erased.  The file
  * ends with the number of operations so far, word writes and page erasures.  FLASH_CUT=k: the power goes at operation
  * k, which is not done, or half done: with FLASH_TORN=1 the first half of a page or the even bits of a word stay
- * behind, with FLASH_TORN=2 the others. */
+ * behind, with FLASH_TORN=2 the others.  FLASH_FAIL=k: operation k fails and says so; FLASH_STUCK=k: it does not. */
 #include "board.h"
 
 #include <fcntl.h>
@@ -42,16 +42,21 @@ static int setting(const char *name)
     return text ? atoi(text) : -1;
 }
 
-/* Counts an operation; -1: do it, or where the power goes: 0 not at all, 1 or 2 one half, and then it is over. */
+enum { WORKS = -1, FAILS = -2, STUCK = -3 };
+
+/* Counts an operation and says how it goes; 0 and above: the power goes, 0 not done at all, 1 or 2 one half. */
 static int power(void)
 {
     uint32_t *n = (uint32_t *)(void *)(content() + BOARD_UPDATE_BYTES);
 
     if (setting("FLASH_CUT") == (int)*n) {
-        return setting("FLASH_TORN");
+        return setting("FLASH_TORN") > 0 ? setting("FLASH_TORN") : 0;
     }
     (*n)++;
-    return -1;
+    if (setting("FLASH_FAIL") == (int)*n - 1) {
+        return FAILS;
+    }
+    return setting("FLASH_STUCK") == (int)*n - 1 ? STUCK : WORKS;
 }
 
 static void refuse(const char *what, uint32_t at)
@@ -70,16 +75,16 @@ int board_flash_erase(uint32_t page)
         refuse("erasing outside", page);
     }
     cut = power();
-    if (cut != 0) {
+    if (cut == WORKS || cut > 0) {
         memset(p + (cut == 1 ? half : 0), 0xFF, cut < 0 ? 2 * half : half);
     }
     if (cut >= 0) {
         exit(0);
     }
-    return 0;
+    return cut == FAILS;
 }
 
-static void write_word(uint32_t at, const uint8_t *data)
+static int write_word(uint32_t at, const uint8_t *data)
 {
     uint8_t *p   = content() + at;
     int      cut = power();
@@ -88,13 +93,14 @@ static void write_word(uint32_t at, const uint8_t *data)
         if (p[k] != 0xFF) {
             refuse("writing what is not erased", at);
         }
-        if (cut != 0) {
+        if (cut == WORKS || cut > 0) {
             p[k] = cut < 0 ? data[k] : data[k] | (cut == 1 ? 0x55 : 0xAA);
         }
     }
     if (cut >= 0) {
         exit(0);
     }
+    return cut == FAILS;
 }
 
 int board_flash_write(uint32_t offset, const uint8_t *data, size_t n)
@@ -103,7 +109,9 @@ int board_flash_write(uint32_t offset, const uint8_t *data, size_t n)
         refuse("writing outside, or no whole units", offset);
     }
     for (size_t k = 0; k < n; k += WORD) {
-        write_word(offset + (uint32_t)k, data + k);
+        if (write_word(offset + (uint32_t)k, data + k) != 0) {
+            return -1;
+        }
     }
     return 0;
 }
