@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,20 @@ from stepwell.graph import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
+NO_SKIP = bool(os.environ.get("STEPWELL_NO_SKIP"))
+# What may be missing all the same: packages without a build for some Python, and files that stand outside of the repository.
+MAY_BE_MISSING = ("torch", "keras", "onnxruntime", "onnxscript", "sklearn", "ml_dtypes", "not part of the repository")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """With STEPWELL_NO_SKIP=1 a skip is a failure: where every tool is installed it would be a proof that is missing."""
+    report = (yield).get_result()
+    reason = str(call.excinfo.value) if report.skipped and call.excinfo else ""
+    if NO_SKIP and reason and not any(word in reason.lower() for word in MAY_BE_MISSING):
+        report.outcome, report.longrepr = "failed", f"STEPWELL_NO_SKIP is set, but: {reason}"
+
+
 DEMO = ROOT / "python" / "stepwell" / "demo"
 
 

@@ -20,6 +20,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ CORES = {
 }
 SIZES = ["4x16", "8x32", "16x64", "32x128", "40x256"]
 RECORDED_RUNS = [("m4", "4x16", "w8a16", "lstm"), ("m4", "16x64", "w8a8", "lstm"), ("m4", "16x64", "w8a16", "gru")]
-RECORDED_RUNS += [(core, "16x64", "w8a16", "lstm") for core in ("m0", "m3", "m4", "m33", "m55", "rv32")]
+RECORDED_RUNS += [(core, "16x64", "w8a16", "lstm") for core in ("m0", "m3", "m4", "m7", "m33", "m55", "rv32")]
 # CMSIS-NN's LSTM s8, counted the same way: QEMU, gcc 12.2 -O2, one step at a time, memory without wait states
 CMSIS_NN = {
     ("m4", "4x16"): 13_313,
@@ -98,13 +99,18 @@ def run(board: Board, elf: Path) -> list[tuple[str, int]]:
     options = ["-nographic", "-monitor", "none", "-serial", "stdio", "-icount", f"shift={qemu.ICOUNT_SHIFT}"]
     command = [*board.words("QEMU"), *options, "-kernel", str(elf)]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
+        watch = threading.Timer(SECONDS, process.kill)
+        watch.start()
         lines = []
         for line in process.stdout:
             word, number = line.split()
             lines.append((word, int(number, 16)))
             if word == "done":
                 break
+        watch.cancel()
         process.kill()
+    if not lines or lines[-1][0] != "done":
+        raise CounterError(f"{board.name}: the image did not come to its end within {SECONDS} s")
     return lines
 
 
@@ -220,8 +226,8 @@ def check(update: bool) -> int:
     for core, size, precision, cell in RECORDED_RUNS:
         name = f"{core} {cell} {size} {precision}"
         fresh[name] = measure(core, size, precision, cell)["instructions_per_step"]
-        before = kept.get(name, fresh[name])
-        verdict = "too many" if fresh[name] > MAY_RISE * before else "ok"
+        before = fresh[name] if update else kept.get(name, 0)
+        verdict = "not recorded" if not before else "too many" if fresh[name] > MAY_RISE * before else "ok"
         bad += verdict != "ok"
         print(f"{name:<22} {fresh[name]:>8} instructions a step, recorded {before:>8}: {verdict}", flush=True)
     if update:
