@@ -212,6 +212,29 @@ def test_makefile_builds_the_same_image_without_warnings(name, compiler, small_m
     assert flash_bytes(tmp_path / f"{name}.elf") == image.bin.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("UPDATE_BYTES = lots", "UPDATE_BYTES = lots is no number"),
+        ("LABEL = great", "LABEL = great: say one of emulated, built only"),
+        ("GCC = icc-for-arm", "icc-for-arm is not installed: install icc-for-arm"),
+        ("what", "line 1: expected KEY = value, got 'what'"),
+        ("TITLE = caf\xe9", "not UTF-8 text"),
+    ],
+)
+def test_wrong_facts_of_a_board_are_named(line, said, small_model, tmp_path):
+    own = tmp_path / "own"
+    own.mkdir()
+    facts = (load_board("netduinoplus2").folder / "board.mk").read_bytes()
+    key = line.split()[0].encode()
+    kept = b"\n".join(row for row in facts.split(b"\n") if row.split()[:1] != [key])
+    (own / "board.mk").write_bytes(line.encode("latin-1") + b"\n" + kept)
+    with pytest.raises(BuildError, match=re.escape(said)):
+        board = load_board(f"{own}/")
+        assert board.label
+        build(small_model, board, tmp_path, "gcc", updates=line.startswith("UPDATE"))
+
+
 def test_missing_compilers_are_named_with_the_install_line(small_model, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda program: None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

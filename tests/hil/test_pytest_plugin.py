@@ -137,3 +137,26 @@ def test_example_project_works_elsewhere(turbofan, tmp_path):
     counts, output = example.run("--hil-port", "sim:microbit", "--hil-html", "hil.html")
     assert (counts["tests"], counts["skipped"], counts["failures"], counts["errors"]) == ("4", "0", "0", "0"), output
     assert "<b>3</b>passed" in (folder / "hil.html").read_text()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the program that stands in is a script")
+@pytest.mark.parametrize("options", [[], ["--hil-flash-port", "/dev/ttyBOOT"]])
+def test_serial_bootloaders_are_given_a_port(options, project, saved, tmp_path, monkeypatch):
+    """A program that writes down how it was called stands in for stm32loader."""
+    need("sim:netduinoplus2")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    script = tools / "stm32loader"
+    script.write_text(f'#!/bin/sh\necho "$@" > {tools}/called\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+    board = ["--hil-model", saved, "--hil-board", "netduinoplus2", "--hil-flash", "stm32loader"]
+    counts, output = project.run("--hil-port", "sim:netduinoplus2", *board, *options)
+    assert (counts["failures"], counts["errors"], counts["skipped"]) == ("0", "0", "0"), output
+    port = options[-1] if options else "sim:netduinoplus2"
+    assert f"--port {port} --family F4" in (tools / "called").read_text()
+
+
+def test_page_that_cannot_be_written_is_wrong_use(project, saved):
+    _, output = project.run("--hil-port", "host:", "--hil-model", saved, "--hil-html", "absent/page.html")
+    assert "--hil-html absent/page.html: No such file or directory" in output and "passed" not in output
