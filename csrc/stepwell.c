@@ -125,7 +125,7 @@ int16_t *stw_held_codes(const stw_stream *s)
 
 stw_layout stw_model_layout(const stw_model *m)
 {
-    stw_layout plan = {1, 0, 0, 0, 0, 0};
+    stw_layout plan = {1, 0, 0, 0, 0, 0, 0};
 
     plan.cells_before  = cells_before(m);
     plan.hidden_before = stw_even(stw_hidden_before(m));
@@ -147,19 +147,15 @@ stw_layout stw_model_layout(const stw_model *m)
             plan.n_copies++;
         }
     }
+    plan.n_cells = plan.cells_before + plan.n_copies * plan.cells_each;
     return plan;
-}
-
-static size_t n_cells(const stw_layout *plan)
-{
-    return plan->cells_before + plan->n_copies * plan->cells_each;
 }
 
 size_t stw_state_bytes(const stw_model *m)
 {
     stw_layout plan = stw_model_layout(m);
 
-    return round_up_4(n_cells(&plan) * sizeof(int32_t) +
+    return round_up_4(plan.n_cells * sizeof(int32_t) +
                       (plan.hidden_before + plan.n_copies * plan.hidden_each) * sizeof(int16_t));
 }
 
@@ -194,7 +190,7 @@ int stw_init_shared(stw_stream *s, const stw_model *m, void *state, size_t state
     }
     s->model   = m;
     s->c       = (int32_t *)state;
-    s->h       = (int16_t *)(void *)(s->c + n_cells(&plan));
+    s->h       = (int16_t *)(void *)(s->c + plan.n_cells);
     s->scratch = (int16_t *)scratch;
     stw_reset(s);
     return STW_OK;

@@ -98,7 +98,7 @@ typedef enum stw_activation {
 /* How the rows of a recurrent layer stand in memory: p[1] / 256.  The bits of all results are the same. */
 typedef enum stw_packing {
     STW_PLAIN = 0, /* as below */
-    STW_PAIRS = 1  /* stw_pairs.h: LSTM without extra, for cores with dual 16-bit multiplies */
+    STW_PAIRS = 1  /* stw_pairs.h: LSTM and GRU without extra, for cores with dual 16-bit multiplies */
 } stw_packing;
 
 /* What attention compares: scores given, query . key, or weight . tanh(query + key). */

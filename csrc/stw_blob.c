@@ -244,15 +244,28 @@ static int row_is_safe(const stw_row *row, uint64_t sum_x, uint64_t sum_h)
     return bound <= 0x7FFFFFFFu && (bound * (uint64_t)row->mult) >> row->shift <= 0x7FFF0000u;
 }
 
-/* Sum of |w| of n int8 weights, or more than any proof allows when one is -128. */
+#define TOO_MUCH 0x80000000u /* more than any proof allows */
+
+/* |w|, and TOO_MUCH for the weight that has no opposite: no quantiser writes it. */
+static uint64_t magnitude(int32_t w, int32_t without_opposite)
+{
+    return w == without_opposite ? TOO_MUCH : (uint64_t)(w < 0 ? -w : w);
+}
+
+static uint64_t no_more_than_too_much(uint64_t sum)
+{
+    return sum < TOO_MUCH ? sum : TOO_MUCH;
+}
+
+/* Sum of |w| of n int8 weights. */
 static uint64_t sum_abs8(const int8_t *w, size_t n)
 {
     uint64_t sum = 0;
 
     for (size_t j = 0; j < n; j++) {
-        sum += w[j] == -128 ? 0x80000000u : (uint64_t)(w[j] < 0 ? -w[j] : w[j]);
+        sum += magnitude(w[j], -128);
     }
-    return sum < 0x80000000u ? sum : 0x80000000u;
+    return no_more_than_too_much(sum);
 }
 
 #if STW_WITH_PAIRS
@@ -262,11 +275,9 @@ static uint64_t sum_abs_paired(const int8_t *w, size_t n, size_t g)
     uint64_t sum = 0;
 
     for (size_t j = 0; j < n; j++) {
-        int32_t v = stw_pairs_weight(w, n, j, g);
-
-        sum += v == -128 ? 0x80000000u : (uint64_t)(v < 0 ? -v : v);
+        sum += magnitude(stw_pairs_weight(w, n, j, g), -128);
     }
-    return sum < 0x80000000u ? sum : 0x80000000u;
+    return no_more_than_too_much(sum);
 }
 #endif
 
@@ -287,11 +298,9 @@ static uint64_t sum_abs_row(const stw_layer *l, const int8_t *w, size_t unit, si
         return sum_abs8(w, n);
     }
     for (size_t j = 0; j < n; j++) {
-        int v = j & 1u ? w[j / 2] >> 4 : ((w[j / 2] & 15) ^ 8) - 8;
-
-        sum += v == -8 ? 0x80000000u : (uint64_t)(v < 0 ? -v : v);
+        sum += magnitude(j & 1u ? w[j / 2] >> 4 : ((w[j / 2] & 15) ^ 8) - 8, -8);
     }
-    return sum < 0x80000000u ? sum : 0x80000000u;
+    return no_more_than_too_much(sum);
 }
 
 static uint64_t sum_abs16(const int16_t *w, size_t n)
@@ -299,9 +308,9 @@ static uint64_t sum_abs16(const int16_t *w, size_t n)
     uint64_t sum = 0;
 
     for (size_t j = 0; j < n; j++) {
-        sum += (uint64_t)(w[j] < 0 ? -(int32_t)w[j] : w[j]);
+        sum += magnitude(w[j], INT32_MIN);
     }
-    return sum < 0x80000000u ? sum : 0x80000000u;
+    return no_more_than_too_much(sum);
 }
 
 /* Sums of |w| of the weights that row record r of a recurrent layer scales: over the inputs and over the hidden state.
@@ -427,12 +436,10 @@ static int has_pairs(const stw_model *m)
 
 /* ---- machines with the other order ---- */
 
-/* Turns n words of `bytes` bytes each from the place stored in field on.  Arrays must follow each other: `from` is
- * where the last one ended.  0 when they overlap; with `dry` nothing is turned. */
 typedef struct turning {
     uint8_t *blob;
-    uint32_t from;
-    int      dry;
+    uint32_t from; /* where the last array ended */
+    int      dry;  /* nothing is turned */
 } turning;
 
 static void turn(uint8_t *p, size_t bytes)
@@ -445,7 +452,8 @@ static void turn(uint8_t *p, size_t bytes)
     }
 }
 
-/* `record` lists the sizes of the words of a record, ending with 0. */
+/* Turns the words of n records from the place stored in field on; `record` lists the sizes of a record's words, ending
+ * with 0.  Arrays must follow each other: 0 when they overlap. */
 static int turn_array(turning *at, const uint8_t *field, uint64_t n, const uint8_t *record)
 {
     uint32_t offset = stw_get32(field);

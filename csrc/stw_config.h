@@ -47,7 +47,7 @@
 #define STW_WITH_W4 1
 #endif
 
-/* LSTM layers that are packed in pairs (stw_pairs.h). */
+/* LSTM and GRU layers that are packed in pairs (stw_pairs.h). */
 #ifndef STW_WITH_PAIRS
 #ifdef __AVR__
 #define STW_WITH_PAIRS 0

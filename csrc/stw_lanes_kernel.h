@@ -1,6 +1,7 @@
 /* stw_lanes_kernel.h - the step of stw_lanes.h for one set of instructions; included by stw_lanes.c with these set:
  *   ISA its name, TARGET the compiler's attribute, WIDTH the int32 lanes of a vector, MM(op) and WIDE the intrinsics'
- *   prefix and type, DOT(sum, x, w) sum + the products of two int16 halves in each lane. */
+ *   prefix and type, DOT(sum, x, w) sum + the products of two int16 halves in each lane, GATHER(k) entries k of the
+ *   sigmoid's table. */
 
 #define V    NAME(lanes_, ISA)
 #define F(f) NAME(NAME(f, _), ISA)

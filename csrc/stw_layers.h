@@ -111,9 +111,9 @@ size_t stw_temporary(const stw_layer *l);
  * of STW_SLIDE and the last codes of STW_MISSING_HOLD; each layer's begins at an even place. */
 typedef struct stw_layout {
     size_t n_copies;
-    size_t cells_before, cells_each;   /* c[cells_before + copy * cells_each + ...]: clock, layers */
-    size_t hidden_before, hidden_each; /* with the gaps */
-    size_t n_scratch;                  /* int16 values */
+    size_t cells_before, cells_each, n_cells; /* c[cells_before + copy * cells_each + ...]: clock, layers */
+    size_t hidden_before, hidden_each;        /* with the gaps */
+    size_t n_scratch;                         /* int16 values */
 } stw_layout;
 
 stw_layout stw_model_layout(const stw_model *m);
@@ -168,10 +168,10 @@ void stw_gru_before_reset(const stw_layer *l, const stw_cell *cell, const int16_
 void stw_recurrent_unit(const stw_layer *l, const stw_cell *cell, const int16_t *x, const int16_t *h,
                         const int16_t *reset, int32_t c, size_t u, stw_unit *out);
 
-/* Row r of a projection of y[units], row records from l->rows on: a hidden state. */
 /* Row `row` of a layer whose gates are computed one by one: input sum, hidden sum and bias joined. */
 int32_t stw_joined_row(const stw_layer *l, size_t row, const int16_t *x, const int16_t *h);
 
+/* Row r of a projection of y[units], row records from l->rows on: a hidden state. */
 int16_t stw_project(const stw_layer *l, const stw_cell *cell, const int16_t *y, size_t r);
 
 /* A row of weights over x before the activation, in the layer's output format; bounded by the overflow proof. */

@@ -7,13 +7,6 @@
 #define HEADER_BYTES   8u
 #define CRC_BYTES      4u
 
-static size_t n_cells(const stw_model *m)
-{
-    stw_layout plan = stw_model_layout(m);
-
-    return plan.cells_before + plan.n_copies * plan.cells_each;
-}
-
 static size_t n_hidden(const stw_model *m)
 {
     size_t each = 0;
@@ -54,7 +47,7 @@ static int16_t *hidden_next(hidden_walk *walk)
 
 size_t stw_snapshot_bytes(const stw_model *m)
 {
-    return HEADER_BYTES + n_cells(m) * 4u + n_hidden(m) * 2u + CRC_BYTES;
+    return HEADER_BYTES + stw_model_layout(m).n_cells * 4u + n_hidden(m) * 2u + CRC_BYTES;
 }
 
 int stw_save(const stw_stream *s, void *buf, size_t buf_bytes)
@@ -66,7 +59,7 @@ int stw_save(const stw_stream *s, void *buf, size_t buf_bytes)
     if (!s || !s->model || !buf) {
         return STW_E_ARG;
     }
-    n       = n_cells(s->model);
+    n       = stw_model_layout(s->model).n_cells;
     n_h     = n_hidden(s->model);
     n_bytes = stw_snapshot_bytes(s->model);
     if (buf_bytes < n_bytes) {
@@ -150,7 +143,7 @@ int stw_load(stw_stream *s, const void *buf, size_t buf_bytes)
     if (status != STW_OK) {
         return status;
     }
-    n    = n_cells(s->model);
+    n    = stw_model_layout(s->model).n_cells;
     n_h  = n_hidden(s->model);
     walk = hidden_first(s);
     p += HEADER_BYTES;
@@ -174,7 +167,7 @@ static uint32_t fnv1a(uint32_t hash, const uint8_t *p, size_t n)
 uint32_t stw_digest(const stw_stream *s)
 {
     uint32_t    hash = 2166136261u;
-    size_t      n = n_cells(s->model), n_h = n_hidden(s->model);
+    size_t      n = stw_model_layout(s->model).n_cells, n_h = n_hidden(s->model);
     hidden_walk walk = hidden_first(s);
     uint8_t     bytes[4];
 

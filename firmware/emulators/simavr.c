@@ -3,10 +3,11 @@
  * Writes "port N" to stdout, waits for one client, and runs until that leaves.
  * Built on demand: cc simavr.c -lsimavr. */
 #include <arpa/inet.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include <simavr/avr_uart.h>
 #include <simavr/sim_avr.h>
@@ -22,7 +23,7 @@ static void on_output(struct avr_irq_t *irq, uint32_t value, void *unused)
 
     (void)irq;
     (void)unused;
-    if (write(client, &byte, 1) != 1) {
+    if (send(client, &byte, 1, MSG_NOSIGNAL) != 1) {
         exit(0);
     }
 }
@@ -42,12 +43,23 @@ static int open_port(int *listener)
     socklen_t          size = sizeof at;
 
     *listener = socket(AF_INET, SOCK_STREAM, 0);
-    if (bind(*listener, (struct sockaddr *)&at, sizeof at) || listen(*listener, 1) ||
+    if (*listener < 0 || bind(*listener, (struct sockaddr *)&at, sizeof at) || listen(*listener, 1) ||
         getsockname(*listener, (struct sockaddr *)&at, &size)) {
         perror("simavr");
         exit(1);
     }
     return ntohs(at.sin_port);
+}
+
+static void await_client(int listener)
+{
+    int no_delay = 1;
+
+    client = accept(listener, NULL, NULL);
+    if (client < 0 || setsockopt(client, IPPROTO_TCP, TCP_NODELAY, &no_delay, sizeof no_delay)) {
+        perror("simavr");
+        exit(1);
+    }
 }
 
 static avr_t *start(const char *mcu, const char *hz, const char *path)
@@ -78,7 +90,7 @@ static avr_irq_t *uart(avr_t *avr, int which)
 int main(int argc, char **argv)
 {
     avr_t *avr;
-    int    listener, no_delay = 1;
+    int    listener;
 
     if (argc != 4) {
         fprintf(stderr, "simavr MCU HZ FLASH.bin\n");
@@ -90,8 +102,7 @@ int main(int argc, char **argv)
     avr_irq_register_notify(uart(avr, UART_IRQ_OUT_XOFF), on_room, NULL);
     printf("port %d\n", open_port(&listener));
     fflush(stdout);
-    client = accept(listener, NULL, NULL);
-    setsockopt(client, IPPROTO_TCP, 1 /* TCP_NODELAY */, &no_delay, sizeof no_delay);
+    await_client(listener);
     for (;;) {
         uint8_t byte;
         ssize_t got = may_send ? recv(client, &byte, 1, MSG_DONTWAIT) : -1;

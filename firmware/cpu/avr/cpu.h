@@ -2,7 +2,7 @@
 #ifndef CPU_H
 #define CPU_H
 
-#include "../stack.h"
+#include "../ram.h"
 
 /* Inline: the caller's own frame is above the result.  The stack is not aligned to words here, SP stands one below it.
  */

@@ -6,8 +6,6 @@ void Reset_Handler(void);
 void cpu_start(void);
 void cpu_vectors(void);
 
-extern uint8_t cpu_data_end[];
-
 #define TEXT_OF(name) #name
 #define TEXT(name)    TEXT_OF(name)
 
@@ -55,7 +53,7 @@ __attribute__((naked, used)) void Reset_Handler(void)
 
 void cpu_start(void)
 {
-    for (uint8_t *to = cpu_data_end; to < (uint8_t *)cpu_data_top; to++) {
+    for (uint8_t *to = (uint8_t *)cpu_data_end; to < (uint8_t *)cpu_data_top; to++) {
         *to = 0;
     }
     cpu_paint_stack(cpu_stack_pointer());

@@ -4,8 +4,6 @@
 #define AIRCR (*(volatile uint32_t *)0xE000ED0Cu)
 #define CPACR (*(volatile uint32_t *)0xE000ED88u)
 
-extern uint32_t cpu_data_load[], cpu_data_end[];
-
 int  main(void);
 void Reset_Handler(void);
 
@@ -31,19 +29,11 @@ __attribute__((section(".vectors"), used)) static const vector vectors[16] = {
 
 void Reset_Handler(void)
 {
-    const uint32_t *from = cpu_data_load;
-    uint32_t       *to   = cpu_data_low;
-
 #if defined(__ARM_FP)
     CPACR |= 0xFu << 20; /* before anything else: compilers may use the FPU's registers for copies */
     __asm__ volatile("dsb\n isb");
 #endif
-    while (to < cpu_data_end) {
-        *to++ = *from++;
-    }
-    while (to < cpu_data_top) {
-        *to++ = 0;
-    }
+    cpu_fill_data();
     cpu_paint_stack(cpu_stack_pointer());
     (void)main();
     fault();

@@ -40,7 +40,7 @@ void *memmove(void *to, const void *from, size_t n)
     const uint8_t *s = (const uint8_t *)from;
 
     if (d <= s) {
-        return memcpy(to, from, n); /* forwards, byte by byte */
+        return memcpy(to, from, n); /* forwards: every word is read before it is overwritten */
     }
     while (n--) {
         d[n] = s[n];

@@ -2,7 +2,7 @@
 #ifndef CPU_H
 #define CPU_H
 
-#include "../stack.h"
+#include "../ram.h"
 
 /* Inline: the caller's own frame is above the result. */
 static inline uint32_t *cpu_stack_pointer(void)

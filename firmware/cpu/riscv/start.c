@@ -1,8 +1,6 @@
 /* start.c - reset of a RISC-V core in machine mode: stack, traps, .data, .bss, painted stack. */
 #include "cpu.h"
 
-extern uint32_t cpu_data_load[], cpu_data_end[];
-
 int  main(void);
 void Reset_Handler(void);
 void cpu_start(void);
@@ -26,15 +24,7 @@ __attribute__((naked, section(".vectors"), used)) void Reset_Handler(void)
 
 void cpu_start(void)
 {
-    const uint32_t *from = cpu_data_load;
-    uint32_t       *to   = cpu_data_low;
-
-    while (to < cpu_data_end) {
-        *to++ = *from++;
-    }
-    while (to < cpu_data_top) {
-        *to++ = 0;
-    }
+    cpu_fill_data();
     cpu_paint_stack(cpu_stack_pointer());
     (void)main();
     cpu_fault();

@@ -1,13 +1,27 @@
-/* stack.h - the painted stack, for the cpu.h of processors whose stack grows down in words. */
-#ifndef STACK_H
-#define STACK_H
+/* ram.h - what start.c fills: .data, .bss, and the painted stack, which grows down in words. */
+#ifndef RAM_H
+#define RAM_H
 
 #include <stdint.h>
 
 #define CPU_STACK_PAINT 0xA5C35A3Cu
 
 extern uint32_t cpu_stack_low[], cpu_stack_top[]; /* from the linker script; reset paints all of it */
-extern uint32_t cpu_data_low[], cpu_data_top[];   /* .data and .bss */
+extern uint32_t cpu_data_low[], cpu_data_end[];   /* .data, which is copied from where flash can be read */
+extern uint32_t cpu_data_load[], cpu_data_top[];  /* .bss goes on to cpu_data_top */
+
+static inline void cpu_fill_data(void)
+{
+    const uint32_t *from = cpu_data_load;
+    uint32_t       *to   = cpu_data_low;
+
+    while (to < cpu_data_end) {
+        *to++ = *from++;
+    }
+    while (to < cpu_data_top) {
+        *to++ = 0;
+    }
+}
 
 /* Inline: it runs on the caller's frame and may paint right up to it. */
 static inline void cpu_paint_stack(uint32_t *below)
@@ -28,4 +42,4 @@ static inline const uint32_t *cpu_deepest_stack(void)
     return (const uint32_t *)p;
 }
 
-#endif /* STACK_H */
+#endif /* RAM_H */
