@@ -49,6 +49,7 @@ class Peer(threading.Thread):
     """A board that answers as it should; subclasses spoil that. ``requests`` holds every frame that arrived."""
 
     protocol, status = messages.PROTOCOL, 0
+    step_ticks = 10
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -65,6 +66,9 @@ class Peer(threading.Thread):
                     self.on_frame(frame)
         except OSError:
             pass
+
+    def steps_asked(self) -> list[int]:
+        return [messages.STEP_REQUEST.unpack_from(f.payload)[1] for f in self.requests if f.type == Message.STEP]
 
     def send(self, frame: Frame) -> None:
         self.theirs.sendall(encode(frame))
@@ -85,7 +89,7 @@ class Peer(threading.Thread):
             return head + b"fake"
         if frame.type == Message.STEP:
             _, n = messages.STEP_REQUEST.unpack_from(frame.payload)
-            return messages.STEP_REPLY.pack(n, 10 * n) + np.arange(n * N_OUT, dtype="<i4").tobytes()
+            return messages.STEP_REPLY.pack(n, self.step_ticks * n) + np.arange(n * N_OUT, dtype="<i4").tobytes()
         return b""
 
 
@@ -98,16 +102,28 @@ def test_steps_arrive_in_order_and_costs_add_up():
     with link_to(peer) as link:
         link.reset()
         batch = link.steps_in_a_frame()
-        y = link.step(np.zeros((2 * batch + 1, N_IN), np.int16))
-    counts = [messages.STEP_REQUEST.unpack_from(f.payload)[1] for f in peer.requests if f.type == Message.STEP]
-    assert counts == [batch, batch, 1]
-    assert y.shape == (2 * batch + 1, N_OUT) and y[batch + 1].tolist() == [2, 3]
+        y = link.step(np.zeros((2 * batch + 2, N_IN), np.int16))
+    assert peer.steps_asked() == [1, batch, batch, 1]
+    assert y.shape == (2 * batch + 2, N_OUT) and y[batch + 2].tolist() == [2, 3]
     assert (link.cost_steps, link.cost_ticks, link.cost_per_step, link.retries) == (
-        2 * batch + 1,
-        10 * (2 * batch + 1),
+        2 * batch + 2,
+        10 * (2 * batch + 2),
         10,
         0,
     )
+
+
+class Slow(Peer):
+    step_ticks = 16_000_000 // 4
+
+
+def test_a_slow_model_gets_few_steps_a_frame():
+    peer = Slow()
+    with link_to(peer) as link:
+        link.reset()
+        assert link.steps_in_a_frame() > 10
+        link.step(np.zeros((11, N_IN), np.int16))
+    assert peer.steps_asked() == [1, 4, 4, 2]
 
 
 class Silent(Peer):
@@ -178,7 +194,7 @@ def test_lost_reply_repeats_the_very_same_request():
         link.info()
         link.reset()
         link.step(np.ones((3, N_IN), np.int16))
-    assert peer.steps == 3 and link.retries == 3
+    assert peer.steps == 3 and link.retries == 4
     assert peer.requests[::2] == peer.requests[1::2]
 
 
@@ -195,6 +211,7 @@ def test_late_double_and_cut_answers_do_no_harm():
     with link_to(Stammers()) as link:
         link.connect()
         link.reset()
+        link.step(np.zeros((1, N_IN), np.int16))
         assert link.step(np.zeros((4, N_IN), np.int16)).tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 

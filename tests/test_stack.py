@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 
@@ -59,6 +60,28 @@ def test_no_function_of_the_library_calls_itself(tmp_path):
     for function in CALLED_BY_USERS:
         deepest, path = graph.deepest(function)
         assert path[0] == function and deepest < MAY_TAKE
+
+
+def pushed_bytes(objdump: str, function: str) -> int:
+    """By every push of a function and what it takes off sp, as if nothing were popped in between."""
+    body = re.search(rf"^[0-9a-f]+ <{function}>:\n(.+?)(?:\n\n|\Z)", objdump, re.MULTILINE | re.DOTALL)
+    pushes = re.findall(r"\t(?:push|stmdb\tsp!,)\s+\{([^}]+)\}", body[1]) if body else []
+    taken = re.findall(r"\tsub\s+sp, (?:sp, )?#(\d+)", body[1]) if body else []
+    return sum(4 * len(registers.split(",")) for registers in pushes) + sum(map(int, taken))
+
+
+@pytest.mark.parametrize(
+    ("board", "functions"),
+    [("microbit", ["stw_dot4_v6m", "__aeabi_lmul"]), ("netduinoplus2", ["stw_pairs_dsp_unit", "stw_pairs_dsp_sums"])],
+)
+def test_assembly_pushes_what_the_bound_counts(board, functions, tmp_path):
+    if why := no_compiler("gcc", load_board(board)):
+        pytest.skip(why)
+    image = build(stepwell.load(GOLDEN / "gru_rnn_lstm_gru_w8a8.stw"), board, tmp_path, "gcc")
+    code = subprocess.run(["arm-none-eabi-objdump", "-d", image.elf], capture_output=True, text=True, check=True).stdout
+    for function in functions:
+        pushed, counted = pushed_bytes(code, function), stack.ASSEMBLY[function]
+        assert pushed == counted if function.startswith("stw") else 0 < pushed <= counted, function
 
 
 BROKEN = {

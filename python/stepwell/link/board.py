@@ -24,6 +24,7 @@ WAIT_FIRST = 0.3  # seconds for an answer when nothing is known about the line y
 WAIT_MOST = 2.0
 WAIT_LEAST = 0.1
 POLL = 0.02  # seconds that one read may block
+FRAME_SECONDS = 1  # that the steps of one frame may take
 NOISE_PAUSE = 0.003  # before asking again after a damaged frame
 
 CAUSES = {
@@ -228,12 +229,20 @@ class Link:
         info = self._known()
         x_q = self._codes(x_q, info.n_in)
         y_q = np.empty((len(x_q), info.n_out), np.int32)
-        batch = self.steps_in_a_frame()
-        for start in range(0, len(x_q), batch):
-            part = x_q[start : start + batch]
-            y_q[start : start + len(part)] = self._step_batch(part, info)
-            progress(start + len(part))
+        done = 0
+        while done < len(x_q):
+            part = x_q[done : done + self._steps_in_time(info)]
+            y_q[done : done + len(part)] = self._step_batch(part, info)
+            done += len(part)
+            progress(done)
         return y_q
+
+    def _steps_in_time(self, info: Info) -> int:
+        """Of the next frame: one as long as nothing is known of their cost, and so few that the board answers in time."""
+        if not self.cost_steps:
+            return 1
+        in_time = FRAME_SECONDS * info.tick_hz * self.cost_steps // max(1, self.cost_ticks)
+        return max(1, min(self.steps_in_a_frame(), in_time))
 
     def steps_in_a_frame(self) -> int:
         info = self._known()
