@@ -214,22 +214,27 @@ int stw_init(stw_stream *s, const stw_model *m, void *ram, size_t ram_bytes)
     return stw_init_shared(s, m, ram, state_bytes, (uint8_t *)ram + state_bytes, ram_bytes - state_bytes);
 }
 
-stw_copy stw_copy_of(const stw_stream *s, size_t copy)
+/* The copy of the state that lies so many cells and hidden states behind the first. */
+static stw_copy copy_at(const stw_stream *s, size_t cells_on, size_t hidden_on)
 {
     const stw_model *m     = s->model;
-    int32_t         *cells = s->c + cells_before(m);
+    int32_t         *cells = s->c + cells_before(m) + cells_on;
     stw_copy         found;
 
-    found.h = s->h + stw_even(stw_hidden_before(m));
-    if (copy) {
-        stw_layout plan = stw_model_layout(m);
-
-        cells += copy * plan.cells_each;
-        found.h += copy * plan.hidden_each;
-    }
+    found.h     = s->h + stw_even(stw_hidden_before(m)) + hidden_on;
     found.clock = stw_has_clock(m) ? cells : 0;
     found.c     = found.clock ? cells + 1 : cells;
     return found;
+}
+
+stw_copy stw_first_copy(const stw_stream *s)
+{
+    return copy_at(s, 0, 0);
+}
+
+stw_copy stw_copy_of(const stw_stream *s, const stw_layout *plan, size_t copy)
+{
+    return copy_at(s, copy * plan->cells_each, copy * plan->hidden_each);
 }
 
 /* The initial state of a layer: zeros, unless the model was trained with another. */
@@ -273,7 +278,7 @@ void stw_reset(stw_stream *s)
     memset(s->c, 0, plan.cells_before * sizeof *s->c);
     memset(s->h, 0, plan.hidden_before * sizeof *s->h);
     for (size_t k = 0; k < plan.n_copies; k++) {
-        stw_copy_reset(s, stw_copy_of(s, k));
+        stw_copy_reset(s, stw_copy_of(s, &plan, k));
     }
     for (size_t k = 0; s->model->missing == STW_MISSING_HOLD && k < s->model->n_in; k++) {
         stw_held_codes(s)[k] = s->model->channels ? s->model->channels[k].fill : 0;
@@ -653,7 +658,7 @@ int stw_step(stw_stream *s, const int16_t *x, int32_t *y)
         return stw_mode_step(s, x, y);
     }
 #endif
-    return stw_run_layers(s, stw_copy_of(s, 0), x, y) ? STW_OK : STW_HOLD;
+    return stw_run_layers(s, stw_first_copy(s), x, y) ? STW_OK : STW_HOLD;
 }
 
 #if STW_WITH_AVX2

@@ -139,7 +139,9 @@ typedef struct stw_copy {
     int16_t *h;
 } stw_copy;
 
-stw_copy stw_copy_of(const stw_stream *s, size_t copy);
+/* The layout counts its copies one by one: it is made once, not for each of them. */
+stw_copy stw_first_copy(const stw_stream *s);
+stw_copy stw_copy_of(const stw_stream *s, const stw_layout *plan, size_t copy);
 void     stw_copy_reset(const stw_stream *s, stw_copy to);
 
 /* Runs all layers over stw_chunk() steps of x; y may be null, then the output is not computed.  1 when y is new. */

@@ -7,7 +7,7 @@
 static int tumble(stw_stream *s, const int16_t *x, int32_t *y)
 {
     const stw_model *m     = s->model;
-    stw_copy         state = stw_copy_of(s, 0);
+    stw_copy         state = stw_first_copy(s);
     int32_t          step  = s->c[0];
     int              due   = m->stride == 1 || step + 1 == m->window;
 
@@ -22,7 +22,7 @@ static int tumble(stw_stream *s, const int16_t *x, int32_t *y)
 static int slide(stw_stream *s, const int16_t *x, int32_t *y)
 {
     const stw_model *m     = s->model;
-    stw_copy         state = stw_copy_of(s, 0);
+    stw_copy         state = stw_first_copy(s);
     size_t           n = m->n_in, older = (size_t)(m->window - 1) * n;
 
     memmove(s->h, s->h + n, older * sizeof *s->h);
@@ -41,11 +41,12 @@ static int slide(stw_stream *s, const int16_t *x, int32_t *y)
 static int stagger(stw_stream *s, const int16_t *x, int32_t *y)
 {
     const stw_model *m    = s->model;
+    stw_layout       plan = stw_model_layout(m);
     int32_t          step = s->c[0], start = 0;
     int              fresh = 0;
 
     for (size_t k = 0; start < m->window && start <= step; k++, start += m->stride) {
-        stw_copy state = stw_copy_of(s, k);
+        stw_copy state = stw_copy_of(s, &plan, k);
         int32_t  local = step - start;
         int      due;
 

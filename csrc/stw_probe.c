@@ -10,7 +10,7 @@ int stw_probe(const stw_stream *s, size_t layer, const int16_t *x, size_t unit, 
     if (!s || !s->model || !x || !out || layer >= s->model->n_layers) {
         return STW_E_ARG;
     }
-    state = stw_copy_of(s, 0);
+    state = stw_first_copy(s);
     for (l = s->model->layers; l < s->model->layers + layer; l++) {
         state.c += stw_n_cells(l);
         state.h += stw_even(stw_n_hidden(l));

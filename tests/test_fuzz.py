@@ -57,7 +57,9 @@ def engine(model, tmp_path_factory) -> Path:
 
 
 def fuzz(engine: Path, folder: Path, name: str, seeds: list[bytes], *more: str | Path) -> None:
-    """Build the harness ``name`` with ``more`` sources and flags, and run it on ``seeds``, kept ones, and what it makes of them."""
+    """Build the harness ``name`` with ``more`` sources and flags; run it on ``seeds``, kept ones, those that once broke
+    something (``found``), and what it makes of them.
+    """
     includes = [f"-I{path}" for path in (engine, FUZZ, ROOT / "tests" / "c" / "service", APP, APP.parent)]
     program, corpus, kept = folder / name, folder / "corpus", FUZZ / "seeds" / f"{name}.zip"
     files = [FUZZ / f"{name}.c", *more, *sorted(engine.glob("*.c"))]
@@ -67,6 +69,8 @@ def fuzz(engine: Path, folder: Path, name: str, seeds: list[bytes], *more: str |
         (corpus / f"seed{index}").write_bytes(seed)
     if kept.is_file():
         zipfile.ZipFile(kept).extractall(corpus)
+    for path in (FUZZ / "found" / name).glob("*"):
+        shutil.copy(path, corpus)
     options = [f"-max_total_time={SECONDS}", "-max_len=8192", "-timeout=20", "-print_final_stats=1", "-verbosity=0"]
     done = subprocess.run([program, *options, corpus], cwd=folder, capture_output=True, text=True, errors="replace")
     assert done.returncode == 0, done.stderr[-4000:]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 README = CSRC / "README.md"
+HEADERS = CSRC.parent / "firmware" / "cpu" / "freestanding"  # string.h, for a compiler without libc
 CORES = {"Cortex-M0": "-mcpu=cortex-m0", "Cortex-M4": "-mcpu=cortex-m4"}
 CORE = ["stepwell.c", "stw_check.c", "stw_cell.c", "stw_dense.c", "stw_table.c"]
 MORE = ["ACTIVATION", "SOFTMAX", "STRINGS", "MIX", "WINDOW", "NORM", "ATTENTION", "MODES", "VARIANTS", "PAIRS", "W4"]
@@ -37,7 +38,15 @@ BEGIN, END = "<!-- sizes:begin -->", "<!-- sizes:end -->"
 
 def code_bytes(source: str, cpu: str, off: list[str], folder: Path) -> int:
     """text + data of one object file compiled with -Os."""
-    flags = [cpu, "-mthumb", "-std=c99", "-Os", "-ffreestanding", *(f"-DSTW_WITH_{knob}=0" for knob in off)]
+    flags = [
+        cpu,
+        "-mthumb",
+        "-std=c99",
+        "-Os",
+        "-ffreestanding",
+        f"-I{HEADERS}",
+        *(f"-DSTW_WITH_{knob}=0" for knob in off),
+    ]
     target = folder / "x.o"
     subprocess.run(["arm-none-eabi-gcc", *flags, "-c", CSRC / source, "-o", target], check=True)
     row = subprocess.run(
