@@ -71,7 +71,7 @@ def _image(board: Board, image: str | Path | None, model: Model | None, folder: 
             raise LinkError(f"{image} is built for {built_for}, not for {board.name}")
         return Path(image)
     if model is None:
-        raise LinkError(f"an emulated {board.name} needs an image, or a model to build one from")
+        raise LinkError(f"an emulated {board.name} needs an image to run: give --image, or a model to build one from")
     return build(model, board, folder).elf
 
 
