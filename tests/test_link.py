@@ -325,7 +325,7 @@ def test_log_frames_go_to_the_log():
 def test_ports_that_cannot_be_opened(small_model):
     with pytest.raises(LinkError, match="/dev/no-such-port: cannot be opened"):
         connect("/dev/no-such-port")
-    with pytest.raises(LinkError, match="needs an image, or a model"):
+    with pytest.raises(LinkError, match="needs an image to run: give --image, or a model"):
         connect("sim:microbit")
     with pytest.raises(LinkError, match="no image nowhere"):
         connect("sim:microbit", image="nowhere.elf")
