@@ -1,4 +1,4 @@
-"""The stack of stw_step by gcc's call graph: a bound for every board, above what an emulated run has used; no recursion."""
+"""The stack of stw_step by gcc's frames and calls: a bound for every board, above what an emulated run has used; no recursion."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from click.testing import CliRunner
 from conftest import ROOT
 from stepwell import stack
 from stepwell.boards import load_board
-from stepwell.build import NAME, build, compile_image
+from stepwell.build import NAME, build, call_graph, compile_image, graph_flags
 from stepwell.build import why_not as no_compiler
 from stepwell.cli import cli
-from stepwell.emit import emit
+from stepwell.emit import emit, lean_flags
 from stepwell.errors import BuildError
-from stepwell.link import connect, qemu
+from stepwell.link import connect, qemu, simavr
 
 CALLED_BY_USERS = (
     "stw_init stw_init_shared stw_reset stw_step stw_step_raw stw_save stw_load stw_probe stw_blob_open".split()
 )
 MAY_TAKE = 1100  # bytes; the widest layer kinds of all, on any board here
+WORD = 4  # bytes: what is painted is counted in words
 GOLDEN = ROOT / "tests" / "golden"
 
 
@@ -49,15 +50,48 @@ def test_bound_is_above_what_a_run_paints(board, golden, tmp_path):
     assert f"of a step: at most {image.step_stack} B" in said.output
 
 
-def test_no_function_of_the_library_calls_itself(tmp_path):
-    board = load_board("mps2-an386")
-    if why := no_compiler("gcc", board):
+@pytest.mark.parametrize(
+    ("board", "golden"),
+    [
+        ("arduino-uno", "two_lstm_three_dense"),
+        ("arduino-uno", "one_unit_of_each"),
+        ("arduino-mega", "two_lstm_three_dense"),
+        ("arduino-mega", "coupled_peephole_clip_w4a16"),
+    ],
+)
+def test_bound_is_above_what_an_avr_paints(board, golden, tmp_path):
+    """There the clock's interrupt joins in, and what is painted starts above the function that times the step."""
+    facts = load_board(board)
+    if why := no_compiler("gcc", facts) or simavr.why_not(facts):
+        pytest.skip(why)
+    model = stepwell.load(GOLDEN / f"{golden}.stw")
+    emit(model, tmp_path / "model", NAME, facts.target)
+    elf = compile_image(facts, "gcc", tmp_path, None, *lean_flags(model, facts.target), *graph_flags("gcc", facts))
+    graph = call_graph("gcc", facts, tmp_path)
+    with connect(f"simavr:{board}", image=elf, model=model) as link:
+        link.reset()
+        painted = link.bench().stack_bytes
+    step = graph.deepest("stw_step")[0]
+    assert step < painted <= graph.deepest("timed_step")[0] + graph.deepest("board_tick")[0] + WORD
+    assert build(model, facts, tmp_path).step_stack == step < MAY_TAKE
+
+
+@pytest.mark.parametrize(
+    ("board", "not_linked"),
+    [
+        ("mps2-an386", []),
+        ("arduino-mega", ["stw_init_shared", "stw_step_raw", "stw_blob_open"]),
+    ],  # code alone tells of AVR
+)
+def test_no_function_of_the_library_calls_itself(board, not_linked, tmp_path):
+    facts = load_board(board)
+    if why := no_compiler("gcc", facts):
         pytest.skip(why)
     emit(stepwell.load(GOLDEN / "two_lstm_three_dense.stw"), tmp_path / "model", NAME)
-    compile_image(board, "gcc", tmp_path, None, *stack.FLAGS)
-    graph = stack.read_call_graph(tmp_path.glob("*.ci"))
+    compile_image(facts, "gcc", tmp_path, None, *graph_flags("gcc", facts))
+    graph = call_graph("gcc", facts, tmp_path)
     assert len(graph.frames) > 60
-    for function in CALLED_BY_USERS:
+    for function in [function for function in CALLED_BY_USERS if function not in not_linked]:
         deepest, path = graph.deepest(function)
         assert path[0] == function and deepest < MAY_TAKE
 
@@ -104,3 +138,32 @@ def test_what_has_no_bound_is_refused(reason, tmp_path):
     subprocess.run([compiler, *flags, "-c", "f.c"], cwd=tmp_path, check=True)
     with pytest.raises(BuildError, match=reason):
         stack.read_call_graph(tmp_path.glob("*.ci")).deepest("f")
+
+
+AVR_CODE = {  # as objdump writes it, from address 0 on
+    "is a recursion": """<f>:
+   0:\tcall\t0x4\t; 0x4 <g>
+   2:\tret
+
+00000004 <g>:
+   4:\trcall\t.-6\t; 0x0 <f>
+   6:\tret
+""",
+    "goes through a pointer": "<f>:\n   0:\teicall\n   2:\tret\n",
+    "was not compiled": "<f>:\n   0:\tjmp\t0x10\t; 0x10 <g+0x4>\n",
+    "has no fixed size": "<room>:\n   0:\tret\n\n00000002 <f>:\n   2:\tbreq\t.-4\t; 0x0 <room>\n   4:\tret\n",
+}
+
+
+@pytest.mark.parametrize("reason", AVR_CODE)
+def test_avr_code_without_a_bound_is_refused(reason, tmp_path):
+    (tmp_path / "f.su").write_text("f.c:3:5:room\t12\tdynamic\n")
+    graph = stack.read_avr_graph(tmp_path.glob("*.su"), f"00000000 {AVR_CODE[reason]}")
+    with pytest.raises(BuildError, match=reason):
+        graph.deepest("f")
+
+
+def test_avr_code_that_runs_on_into_the_next_function_takes_its_stack(tmp_path):
+    (tmp_path / "g.su").write_text("g.c:9:5:g\t7\tstatic\nother.c:2:1:g\t5\tstatic\n")
+    code = "00000000 <f>:\n   0:\tpush\tr28\n   2:\tpush\tr29\n\n00000004 <g.part.3>:\n   4:\tret\n"
+    assert stack.read_avr_graph(tmp_path.glob("*.su"), code).deepest("f") == (2 + 3 + 7, ["f", "g.part.3"])

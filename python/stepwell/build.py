@@ -30,6 +30,7 @@ from stepwell.sources import firmware
 
 MOST_FLASH = 1 << 28  # bytes between the first and the last one of an image
 NAME = "app_model"  # C name of the model in an image
+IMAGE = "image.elf"  # name of an image in the folder where it is made
 BOARD_SECTION = ".stepwell.board"  # holds the board's name; in the ELF alone, not in flash
 COMPILERS = ("gcc", "zig")
 INSTALL = "apt-get install gcc-arm-none-eabi, or pip install ziglang"
@@ -56,7 +57,8 @@ class Image:
     """A built image. ``elf`` for emulators and debuggers; ``bin`` (from the start of flash), ``hex`` and, where board.mk gives a
     UF2_FAMILY, ``uf2`` for flash tools.
 
-    ``step_stack``: bytes of stack that stw_step takes at most, by gcc's call graph; None where zig, or a gcc before 10, built it.
+    ``step_stack``: bytes of stack that stw_step takes at most, by gcc's frames and calls; None where zig built it, or a gcc
+    before 10 other than AVR's.
     """
 
     board: str
@@ -118,9 +120,8 @@ def build(
         options = ["-DAPP_MLPERF"] if mlperf else []
         if not updates:  # models to come may need what this one does without
             options += lean_flags(model, facts.target)
-        graph_flags = _graph_flags(kind, facts)
-        elf = compile_image(facts, kind, work, None, *options, *graph_flags)
-        step_stack = stack.read_call_graph(work.glob("*.ci")).deepest("stw_step")[0] if graph_flags else None
+        elf = compile_image(facts, kind, work, None, *options, *graph_flags(kind, facts))
+        graph = call_graph(kind, facts, work)
         sizes = image_sizes(elf, facts)
         stem = Path(out_dir) / facts.name
         stem.parent.mkdir(parents=True, exist_ok=True)
@@ -136,18 +137,30 @@ def build(
             hex=written[".hex"],
             uf2=written.get(".uf2"),
             sizes=sizes,
-            step_stack=step_stack,
+            step_stack=graph.deepest("stw_step")[0] if graph else None,
         )
 
 
-def _graph_flags(kind: str, board: Board) -> tuple[str, ...]:
-    """What makes the compiler write its call graph, if it can."""
+def graph_flags(kind: str, board: Board) -> tuple[str, ...]:
+    """What makes the compiler write its frames and, if it can, its call graph."""
     if kind != "gcc":
         return ()
-    version = subprocess.run(
-        [*_driver(kind, board), "-dumpversion"], capture_output=True, text=True, check=False
-    ).stdout
-    return stack.FLAGS if version.split(".")[0].isdigit() and int(version.split(".")[0]) >= 10 else ()
+    major = _printed(*_driver(kind, board), "-dumpversion").split(".")[0]
+    return stack.FLAGS if major.isdigit() and int(major) >= 10 else stack.FRAME_FLAGS
+
+
+def call_graph(kind: str, board: Board, work: Path) -> stack.CallGraph | None:
+    """Of the program that compile_image has put into ``work`` with graph_flags; None: this compiler does not tell."""
+    if files := list(work.glob("*.ci")):
+        return stack.read_call_graph(files)
+    if board.text("CPU") != "avr" or kind != "gcc":
+        return None
+    objdump = _printed(*_driver(kind, board), "-print-prog-name=objdump").strip()
+    return stack.read_avr_graph(work.glob("*.su"), _printed(objdump, "-d", "--no-show-raw-insn", str(work / IMAGE)))
+
+
+def _printed(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stdout
 
 
 def _check_fits_link(model: Model) -> None:
@@ -213,7 +226,7 @@ def compile_image(board: Board, kind: str, work: Path, program: Sequence[Path] |
     facts, root = _facts(board), firmware()
     cpu_dir = root / "cpu" / board.text("CPU")
     cpu = board.text(f"CPU_{kind.upper()}").split()
-    layout, elf = work / "link.ld", work / "image.elf"
+    layout, elf = work / "link.ld", work / IMAGE
     defines = _defines(board, facts["LD_FACTS"].split())
     _run([*_driver(kind, board), *cpu, "-E", "-P", "-x", "c", *defines, cpu_dir / "link.ld.in", "-o", layout], work)
     options = " ".join(facts[key] for key in ("CFLAGS", f"{kind.upper()}_FLAGS", "WARNINGS")).split()

@@ -1,6 +1,7 @@
-"""The deepest stack of a function, before anything has run: the longest path of frames in the call graph that gcc writes.
+"""The deepest stack of a function, before anything has run: the longest path of frames in the call graph.
 
-``-fcallgraph-info=su`` gives a .ci file for each source: nodes with the bytes of their frames, edges for calls.
+From gcc 10 on, ``-fcallgraph-info=su`` gives a .ci file for each source: nodes with the bytes of their frames, edges for calls.
+avr-gcc is older: ``-fstack-usage`` gives a .su file with the frames alone, and the calls are read from the image's code.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from stepwell.errors import BuildError
 
 FLAGS = ("-fcallgraph-info=su",)
+FRAME_FLAGS = ("-fstack-usage",)
 NODE = re.compile(r'^node: \{ title: "([^"]+)" label: "[^"]*?(?:\\n(\d+) bytes \(([^)]*)\)[^"]*)?"', re.MULTILINE)
 EDGE = re.compile(r'^edge: \{ sourcename: "([^"]+)" targetname: "([^"]+)"', re.MULTILINE)
 INDIRECT = "__indirect_call"
@@ -26,6 +28,14 @@ ASSEMBLY = {
     "__aeabi_llsr": 16,
     "__aeabi_lasr": 16,
 }
+
+FRAME = re.compile(r"^[^\t\n]*:(\w+)\t(\d+)\t(\S+)$", re.MULTILINE)
+AVR_FUNCTION = re.compile(r"^[0-9a-f]+ <([^>]+)>:\n((?:.+\n)*)", re.MULTILINE)
+AVR_JUMP = re.compile(r"\t(r?call|r?jmp|br\w\w)\t.*<([^>+]+)(\+0x[0-9a-f]+)?>$", re.MULTILINE)
+AVR_INDIRECT = re.compile(r"\te?i(?:call|jmp)\b")
+AVR_LAST = re.compile(r"\t(?:reti?|e?ijmp|r?jmp)\b[^\n]*\n\Z")
+AVR_SWITCH = "__tablejump2__"  # of libgcc: on to a case of the same function
+AVR_RETURN = 3  # bytes of a return address on the largest ones, 2 on others; frames in .su files hold theirs
 
 
 @dataclass
@@ -72,3 +82,38 @@ def read_call_graph(files: Iterable[Path]) -> CallGraph:
         for caller, called in EDGE.findall(text):
             graph.calls.setdefault(caller, set()).add(called)
     return graph
+
+
+def read_avr_graph(files: Iterable[Path], code: str) -> CallGraph:
+    """The graph of an AVR program from the .su files of all its sources and its disassembly by objdump.
+
+    Functions that no compiler made (libgcc's) take what they push and their return address. Of functions with the same name,
+    and of the parts that gcc makes of one, the largest frame counts.
+    """
+    graph, compiled = CallGraph(), _read_frames(files)
+    functions = AVR_FUNCTION.findall(code)
+    for (name, body), (behind, _) in zip(functions, [*functions[1:], ("the end", "")], strict=True):
+        frame, kind = compiled.get(name.split(".")[0], (body.count("\tpush\t") + AVR_RETURN, "static"))
+        graph.frames[name] = frame
+        if kind != "static":
+            graph.unbounded.add(name)
+        calls = {
+            called
+            for jump, called, inside in AVR_JUMP.findall(body)
+            if called not in (name, AVR_SWITCH) or (called == name and "call" in jump and not inside)
+        }
+        if AVR_INDIRECT.search(body) and name != AVR_SWITCH:
+            calls.add(INDIRECT)
+        if not AVR_LAST.search(body):
+            calls.add(behind)  # the code goes on there
+        graph.calls.setdefault(name, set()).update(calls)
+    return graph
+
+
+def _read_frames(files: Iterable[Path]) -> dict[str, tuple[int, str]]:
+    """Function -> bytes of its largest frame, and whether they are "static"."""
+    frames: dict[str, tuple[int, str]] = {}
+    for file in files:
+        for name, size, kind in FRAME.findall(file.read_text()):
+            frames[name] = max(frames.get(name, (0, "")), (int(size), kind))
+    return frames

@@ -60,6 +60,8 @@ def print_image_costs(image: Image) -> None:
         f"  RAM         {kilo(sizes.ram)}, of which the stream {sizes.stream_ram} B; {sizes.stack} B stack reserved"
     )
     if image.step_stack is None:
-        click.echo("  stack       of a step: not known, its bound needs the call graph of gcc 10 or later")
+        click.echo(
+            "  stack       of a step: not known, its bound needs the frames and calls that gcc tells (10 or later, and avr-gcc)"
+        )
     else:
-        click.echo(f"  stack       of a step: at most {image.step_stack} B, by gcc's call graph")
+        click.echo(f"  stack       of a step: at most {image.step_stack} B, by gcc's frames and calls")
