@@ -47,10 +47,9 @@ def test_board_facts_are_complete(name):
         assert (flags() | board.facts)[key]
     for key in ("FLASH_ORIGIN", "FLASH_BYTES", "RAM_ORIGIN", "RAM_BYTES", "STACK_BYTES", "CPU_HZ", "UART_BASE"):
         assert board.number(key) >= 0
-    if board.text("CPU") == "avr":
+    assert bool(board.emulators) == (board.label == "emulated")
+    if board.words("SIMAVR_MCU"):
         assert board.text("SIMAVR_MCU") == board.text("CPU_GCC").removeprefix("-mmcu=")
-    else:
-        assert bool(board.words("QEMU")) == (board.label == "emulated")
     if board.words("QEMU"):
         assert board.words("QEMU")[1:3] == ["-M", name if board.text("CPU") == "cortex_m" else "virt"]
         assert (board.number("QEMU_TIMER_HZ") << ICOUNT_SHIFT) * 1e-9 > 1  # an instruction moves the counter

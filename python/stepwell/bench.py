@@ -13,7 +13,7 @@ from stepwell.boards import Board, board_names, load_board
 from stepwell.build import COMPILERS, why_not
 from stepwell.errors import BuildError, LinkError, WrongUse
 from stepwell.link import connect
-from stepwell.link.emulators import EMULATORS, emulator_for
+from stepwell.link.emulators import EMULATORS, instruction_counter_for
 from stepwell.model import Model
 
 LIKELY_CPI = 1.5  # cycles for an instruction: cores differ, and flash with wait states makes it more
@@ -87,7 +87,7 @@ def _emulated(core: str) -> tuple[Board | None, str]:
             continue
         reasons = [why_not(compiler, board) for compiler in COMPILERS]
         missing = None if None in reasons else reasons[0]
-        missing = missing or (EMULATORS["qemu"].why_not(board) if emulator_for(board) is None else None)
+        missing = missing or (EMULATORS["qemu"].why_not(board) if instruction_counter_for(board) is None else None)
         if missing is None:
             return board, ""
         reason = missing
@@ -95,7 +95,7 @@ def _emulated(core: str) -> tuple[Board | None, str]:
 
 
 def _measured(model: Model, core: str, board: Board) -> Figure:
-    url = f"{emulator_for(board)}:{board.name}"
+    url = f"{instruction_counter_for(board)}:{board.name}"
     with connect(url, model=model) as link:
         link.reset()
         link.step(np.zeros((STEPS, model.n_in), np.int16))

@@ -12,6 +12,12 @@ from stepwell.packing import TARGETS
 from stepwell.sources import firmware
 
 LABELS = ("emulated", "built only", "seen on hardware")
+EMULATOR_KEYS = {
+    "qemu": "QEMU",
+    "sim": "SIM_CPU",
+    "simavr": "SIMAVR_MCU",
+    "rp2040js": "RP2040JS",
+}  # what makes one able to
 
 
 def parse_facts(path: Path) -> dict[str, str]:
@@ -75,6 +81,11 @@ class Board:
         """The core, as gcc names it: cortex-m0plus, rv32imac."""
         named = re.search(r"-m(?:cpu|arch|mcu)=([a-z0-9-]+)", self.facts.get("CPU_GCC", ""))
         return named[1] if named else self.text("CPU")
+
+    @property
+    def emulators(self) -> list[str]:
+        """The emulators that can run it, installed here or not, by the names that URLs give them."""
+        return [name for name, key in EMULATOR_KEYS.items() if self.words(key)]
 
     @property
     def has_update_area(self) -> bool:

@@ -11,7 +11,7 @@ from serial.tools import list_ports
 
 from stepwell import build, flash
 from stepwell.boards import Board, board_names, load_board
-from stepwell.link import qemu, sim, simavr
+from stepwell.link import qemu, rp2040js, sim, simavr
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ def tools() -> list[Tool]:
         *(("flash", program, how) for program, how in flash.INSTALL.items()),
     ]
     found = [Tool("emulator", "simavr", simavr.is_installed(), simavr.INSTALL)]
+    found += [Tool("emulator", "rp2040js", rp2040js.is_installed(), rp2040js.INSTALL)]
     found += [Tool(kind, name, importlib.util.find_spec(name) is not None, how) for kind, name, how in packages]
     found += [Tool(kind, name, shutil.which(name) is not None, how) for kind, name, how in programs]
     return sorted(found, key=lambda tool: ("compiler", "emulator", "flash").index(tool.kind))

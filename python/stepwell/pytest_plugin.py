@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from stepwell.link import HostLink, Link
     from stepwell.model import Model
 
-NO_PORT = "no board: give --hil-port URL, qemu:BOARD, sim:BOARD, simavr:BOARD or host: (or set HIL_PORT)"
+NO_PORT = (
+    "no board: give --hil-port URL, qemu:BOARD, sim:BOARD, simavr:BOARD, rp2040js:BOARD or host: (or set HIL_PORT)"
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -34,7 +36,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--hil-port",
         metavar="URL",
-        help="Serial port, pyserial URL, qemu:BOARD, sim:BOARD, simavr:BOARD or host: [HIL_PORT]",
+        help="Serial port, pyserial URL, qemu:BOARD, sim:BOARD, simavr:BOARD, rp2040js:BOARD or host: [HIL_PORT]",
     )
     group.addoption("--hil-baud", type=int, default=115200, help="Baud rate of a serial port (default: 115200)")
     group.addoption("--hil-board", metavar="NAME", help="The board must be this one, by its own words")

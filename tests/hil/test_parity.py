@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import pytest
 import stepwell
 from conftest import ROOT, random_dense, random_lstm, random_sequences
 from stepwell.boards import board_names, load_board
-from stepwell.build import build, why_not
+from stepwell.build import build, flash_bytes, why_not
 from stepwell.errors import LinkError
 from stepwell.graph import Graph
 from stepwell.hil import run_hil, snapshot_parts
@@ -177,13 +178,44 @@ def test_lstm_sizes_on_other_cores(n_in, n_units, precision, gain, port, images)
     assert_same_on(port, stepwell.convert(graph, random_sequences(rng, 2, 30, n_in), precision=precision), images)
 
 
-VL_DISCOVERY = "stm32vldiscovery"  # another M3: its own peripherals are what is to be tried
+# cores that others stand for: their clocks and peripherals are what is to be tried
+OWN_PERIPHERALS = {
+    "stm32vldiscovery": "qemu",
+    "nrf52840dk": "sim",
+    "nucleo-f446re": "sim",
+    "nucleo-g071rb": "sim",
+    "rp-pico": "rp2040js",
+}
 
 
-def test_one_model_on_vl_discovery(images):
-    assert_same_on(
-        f"qemu:{VL_DISCOVERY}", stepwell.load(ROOT / "tests" / "golden" / "gru_rnn_lstm_gru_w4a16.stw"), images
-    )
+@pytest.mark.parametrize("board", OWN_PERIPHERALS)
+def test_one_model_on_other_peripherals(board, images):
+    model = stepwell.load(ROOT / "tests" / "golden" / "gru_rnn_lstm_gru_w4a16.stw")
+    assert_same_on(f"{OWN_PERIPHERALS[board]}:{board}", model, images)
+
+
+def test_a_boot_block_that_the_rom_would_refuse(images, small_model, tmp_path):
+    need("rp2040js:rp-pico")
+    elf = images(small_model, "rp-pico").elf.read_bytes()
+    boot = flash_bytes(images(small_model, "rp-pico").elf)[:256]
+    damaged = tmp_path / "damaged.elf"
+    damaged.write_bytes(elf.replace(boot, boot[:100] + bytes([boot[100] ^ 1]) + boot[101:]))
+    with pytest.raises(LinkError, match="boot block's CRC is wrong"):
+        connect("rp2040js:rp-pico", image=damaged)
+
+
+def test_a_uart_at_another_rate(images, small_model):
+    """rp2040js knows the chip's clocks: what the program makes of PLL and dividers must be the board's baud rate."""
+    need("rp2040js:rp-pico")
+    pico = load_board("rp-pico")
+    slower = replace(pico, facts=pico.facts | {"UART_BAUD": "57600"})
+    emulator = EMULATORS["rp2040js"].start(slower, images(small_model, "rp-pico").elf)
+    try:
+        with pytest.raises(LinkError):
+            connect(emulator.url)
+        assert "sets its UART to 115207 baud, not to 57600" in emulator.last_words()
+    finally:
+        emulator.close()
 
 
 def assert_same_on(port: str, model: stepwell.Model, images) -> None:
@@ -376,4 +408,4 @@ def processes_with(argument: str) -> list[str]:
 def test_board_list_is_complete():
     """Whatever is labelled emulated is emulated here."""
     emulated = {board.name for board in map(load_board, board_names()) if board.label == "emulated"}
-    assert {*BOARDS, *OTHER_CORES, VL_DISCOVERY, *AVR} == emulated
+    assert {*BOARDS, *OTHER_CORES, *OWN_PERIPHERALS, *AVR} == emulated

@@ -72,7 +72,7 @@ def saved(small_model, tmp_path) -> str:
 def test_without_port_everything_that_needs_one_is_skipped(project, saved):
     counts, output = project.run(f"--hil-model={saved}")
     assert (counts["tests"], counts["skipped"], counts["errors"], counts["failures"]) == ("4", "3", "0", "0")
-    assert "no board: give --hil-port URL, qemu:BOARD, sim:BOARD, simavr:BOARD or host:" in output
+    assert "no board: give --hil-port URL, qemu:BOARD, sim:BOARD, simavr:BOARD, rp2040js:BOARD or host:" in output
 
 
 def test_required_port_is_no_skip(project, saved):

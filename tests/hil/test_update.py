@@ -118,19 +118,20 @@ def test_update_over_a_bad_line(running, turbofan, flights):
     assert done.retries > 0 and stat.damaged > 0
 
 
-@pytest.mark.parametrize("board", ["mps2-an386", "microbit"])
+@pytest.mark.parametrize("board", ["mps2-an386", "microbit", "nrf52840dk"])
 def test_updated_model_costs_what_a_built_in_one_costs(board, running, images, turbofan, flights):
     """The packing of the core is sent."""
     port = f"sim:{board}"
     need(port)
+    x_q = turbofan.quantize(flights[0])
     with connect(running(port).url) as link:
         link.update(turbofan)
         link.reset()
-        link.step(turbofan.quantize(flights[0]))
+        assert np.array_equal(link.step(x_q), turbofan.stream().run_q(x_q))
         updated = link.cost_ticks
     with connect(port, model=turbofan, image=images(turbofan, board, updates=True).elf) as link:
         link.reset()
-        link.step(turbofan.quantize(flights[0]))
+        link.step(x_q)
         assert abs(updated - link.cost_ticks) <= 0.01 * link.cost_ticks
 
 

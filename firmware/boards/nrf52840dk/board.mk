@@ -1,6 +1,6 @@
 # nRF52840-DK: nRF52840, Cortex-M4F. Facts: make includes this file, Python parses it.
 TITLE         = nRF52840-DK, nRF52840, Cortex-M4F
-LABEL         = built only
+LABEL         = emulated
 CPU           = cortex_m
 CPU_GCC       = -mcpu=cortex-m4 -mthumb -mfpu=fpv4-sp-d16 -mfloat-abi=hard
 CPU_ZIG       = -target thumb-freestanding-eabihf -mcpu=cortex_m4
@@ -20,12 +20,17 @@ UPDATE_PAGE_BYTES = 4096
 UPDATE_RAM_BYTES  = 16384
 
 # P0.06 and P0.08: the debugger's first serial port
+UART          = nrf5
 UART_BASE     = 0x40002000
 UART_BAUD     = 115200
 UART_TX_PIN   = 6
 UART_RX_PIN   = 8
+TIMER         = dwt
 TIMER_BASE    = 0x40008000
 TIMER_HZ      = 16000000
+
+# by the simulator alone, whose UART, timer and flash controller are ours: no QEMU has this board
+SIM_CPU       = m4
 
 FLASH_RUNNERS = openocd pyocd
 OPENOCD_FILES = board/nordic_nrf52_dk.cfg

@@ -1,6 +1,6 @@
 # Nucleo-F446RE: STM32F446RE, Cortex-M4F. Facts: make includes this file, Python parses it.
 TITLE         = Nucleo-F446RE, STM32F446RE, Cortex-M4F
-LABEL         = built only
+LABEL         = emulated
 CPU           = cortex_m
 CPU_GCC       = -mcpu=cortex-m4 -mthumb -mfpu=fpv4-sp-d16 -mfloat-abi=hard
 CPU_ZIG       = -target thumb-freestanding-eabihf -mcpu=cortex_m4
@@ -16,14 +16,19 @@ RAM_BYTES     = 0x00020000
 STACK_BYTES   = 4096
 
 # USART2 on PA2 and PA3: the ST-LINK's serial port (UM1724 6.8)
+UART          = stm32
 UART_BASE     = 0x40004400
 UART_BAUD     = 115200
 UART_GPIO     = 0x40020000
 UART_TX_PIN   = 2
 UART_RX_PIN   = 3
 UART_FUNCTION = 7
+TIMER         = dwt
 TIMER_BASE    = 0x40000000
 TIMER_HZ      = 84000000
+
+# by the simulator alone, whose UART, timer and flash controller are ours: no QEMU has this board
+SIM_CPU       = m4
 
 FLASH_RUNNERS = openocd st-flash pyocd stm32loader
 OPENOCD_FILES = board/st_nucleo_f4.cfg

@@ -1,6 +1,6 @@
 # Nucleo-G071RB: STM32G071RB, Cortex-M0+. Facts: make includes this file, Python parses it.
 TITLE         = Nucleo-G071RB, STM32G071RB, Cortex-M0+
-LABEL         = built only
+LABEL         = emulated
 CPU           = cortex_m
 CPU_GCC       = -mcpu=cortex-m0plus -mthumb -mfloat-abi=soft
 CPU_ZIG       = -target thumb-freestanding-eabi -mcpu=cortex_m0plus
@@ -13,10 +13,15 @@ RAM_BYTES     = 0x00009000
 STACK_BYTES   = 2048
 
 # USART2 on PA2 and PA3: the ST-LINK's serial port (UM2324 6.9)
+UART          = stm32_2
 UART_BASE     = 0x40004400
 UART_BAUD     = 115200
+TIMER         = stm32
 TIMER_BASE    = 0x40000000
 TIMER_HZ      = 64000000
+
+# by the simulator alone, whose UART, timer and flash controller are ours: no QEMU has this board
+SIM_CPU       = m0
 
 FLASH_RUNNERS = openocd st-flash pyocd stm32loader
 OPENOCD_FILES = board/st_nucleo_g0.cfg

@@ -1,6 +1,6 @@
 # Raspberry Pi Pico: RP2040, Cortex-M0+. Facts: make includes this file, Python parses it.
 TITLE         = Raspberry Pi Pico, RP2040, Cortex-M0+
-LABEL         = built only
+LABEL         = emulated
 CPU           = cortex_m
 CPU_GCC       = -mcpu=cortex-m0plus -mthumb -mfloat-abi=soft
 CPU_ZIG       = -target thumb-freestanding-eabi -mcpu=cortex_m0plus
@@ -18,6 +18,7 @@ UART_BAUD     = 115200
 TIMER_BASE    = 0x40054000
 TIMER_HZ      = 125000000
 
+RP2040JS      = rp2040
 UF2_FAMILY    = 0xe48bff56
 
 FLASH_RUNNERS = picotool uf2 openocd pyocd

@@ -155,7 +155,7 @@ def flash(board: str, image: str | None, runner: str | None, port: str | None, d
     required=True,
     multiple=True,
     envvar="HIL_PORT",
-    help="Serial port, pyserial URL, qemu:BOARD, sim:BOARD, simavr:BOARD or host:. Several: boards side by side.",
+    help="Serial port, pyserial URL, qemu:BOARD, sim:BOARD, simavr:BOARD, rp2040js:BOARD or host:. Several: boards side by side.",
 )
 @click.option("--data", required=True, help="Test sequences: .npz (x), .npy or .csv.")
 @columns_option

@@ -388,7 +388,7 @@ class Link:
 
     @property
     def cost_unit(self) -> str | None:
-        """ "instructions" (emulator, exact), "cycles" (simavr, hardware), "ticks" of the board's timer otherwise."""
+        """ "instructions" (emulator, exact), "cycles" (simavr, rp2040js, hardware), "ticks" of the board's timer otherwise."""
         if self._emulator:
             return self._emulator.unit
         info = self._known()

@@ -86,6 +86,19 @@ def module_command(module: str, *arguments: str | Path) -> list[str]:
     ]
 
 
+def serving(what: str, command: list[str], unit: str = "instructions") -> Emulator:
+    """Run ``command``, which prints "port N" when a board's UART waits there for one client; its ticks are ``unit``.
+
+    LinkError, with its last words, when it does not come up; ``what`` names it.
+    """
+    emulator = Emulator(command, ticks_per_unit=1.0, unit=unit)
+    line = emulator.read_line().split()
+    if not line:
+        raise failed(emulator, what)
+    emulator.port = int(line[1])
+    return emulator
+
+
 def failed(emulator: Emulator, what: str) -> LinkError:
     """Close the emulator; the error that says why it did not come up."""
     emulator.wait(1)

@@ -19,7 +19,7 @@ PACKAGES = {"qemu-system-arm": "qemu-system-arm", "qemu-system-riscv32": "qemu-s
 def why_not(board: Board) -> str | None:
     """The reason why QEMU cannot run ``board`` here, with what to install; None when it can."""
     if not board.words("QEMU"):
-        other = next((name for name, key in (("sim", "SIM_CPU"), ("simavr", "SIMAVR_MCU")) if board.words(key)), None)
+        other = next(iter(board.emulators), None)
         return f"QEMU has no machine for {board.name}" + (f": use {other}:{board.name}" if other else "")
     program = board.words("QEMU")[0]
     return (

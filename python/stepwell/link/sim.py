@@ -21,20 +21,21 @@ from elftools.elf.elffile import ELFFile
 
 from stepwell.boards import Board, load_board
 from stepwell.errors import LinkError
-from stepwell.link.emulator import Emulator, failed, module_command
+from stepwell.link.emulator import Emulator, module_command, serving
 from stepwell.link.leash import exit_with_parent
 
 PAGE = 0x1000
 SCS = 0xE000E000  # system control space
 DWT = 0xE0001000
-NVMC = 0x4001E000  # flash controller of the nRF51
+NVMC = 0x4001E000  # flash controller of nRF51 and nRF52
 IDLE_POLLS = 16  # status reads in a row before the emulator sleeps until a byte comes
 CONNECT_SECONDS = 60
 
 # peripherals that may be written and read without effect: (origin, bytes)
 PLAIN = {
     "stm32": [(0x40000000, 0x10000), (0x40010000, 0x1000), (0x40020000, 0x10000)],
-    "nrf51": [(0x40000000, 0x1000), (0x50000000, 0x1000)],
+    "stm32_2": [(0x40000000, 0x10000), (0x40020000, 0x3000), (0x50000000, 0x1000)],
+    "nrf5": [(0x40000000, 0x1000), (0x50000000, 0x1000)],
     "cmsdk": [],
 }
 INSTALL = 'pip install "stepwell[sim]"'
@@ -54,12 +55,7 @@ def start_sim(board: Board, image: Path) -> Emulator:
     reason = why_not(board)
     if reason:
         raise LinkError(reason)
-    emulator = Emulator(module_command("stepwell.link.sim", f"{board.folder}", image), ticks_per_unit=1.0)
-    line = emulator.read_line().split()
-    if not line:
-        raise failed(emulator, f"the simulator of {board.name}")
-    emulator.port = int(line[1])
-    return emulator
+    return serving(f"the simulator of {board.name}", module_command("stepwell.link.sim", f"{board.folder}", image))
 
 
 class Line:
@@ -114,6 +110,17 @@ def stm32_uart(line: Line) -> tuple[Read, Write]:
     return read, lambda offset, value: line.put(value) if offset == 4 else None
 
 
+def stm32_2_uart(line: Line) -> tuple[Read, Write]:
+    """The newer USART (firmware/ports/stm32.h): ISR at 0x1C with SR's bits, RDR at 0x24, TDR at 0x28."""
+
+    def read(offset: int) -> int:
+        if offset == 0x1C:
+            return 0xE0 if line.ready() else 0xC0
+        return line.get() if offset == 0x24 else 0
+
+    return read, lambda offset, value: line.put(value) if offset == 0x28 else None
+
+
 def cmsdk_uart(line: Line) -> tuple[Read, Write]:
     """DATA at 0, STATE at 4 (2: a byte has come)."""
 
@@ -125,7 +132,7 @@ def cmsdk_uart(line: Line) -> tuple[Read, Write]:
     return read, lambda offset, value: line.put(value) if offset == 0 else None
 
 
-def nrf51_uart(line: Line) -> tuple[Read, Write]:
+def nrf5_uart(line: Line) -> tuple[Read, Write]:
     """Event RXDRDY at 0x108, TXDRDY at 0x11C, RXD at 0x518, TXD at 0x51C."""
 
     def read(offset: int) -> int:
@@ -148,7 +155,12 @@ def cmsdk_ticks(count: Callable[[], int]) -> tuple[Read, Write]:
     return lambda offset: ~count() if offset == 4 else 0, lambda offset, value: None
 
 
-def nrf51_ticks(count: Callable[[], int]) -> tuple[Read, Write]:
+def stm32_ticks(count: Callable[[], int]) -> tuple[Read, Write]:
+    """TIM2: CNT at 0x24 counts up at CPU clock."""
+    return lambda offset: count() if offset == 0x24 else 0, lambda offset, value: None
+
+
+def nrf5_ticks(count: Callable[[], int]) -> tuple[Read, Write]:
     """A write to CAPTURE[0] at 0x40 stores the counter in CC[0] at 0x540."""
     captured = [0]
 
@@ -159,8 +171,8 @@ def nrf51_ticks(count: Callable[[], int]) -> tuple[Read, Write]:
     return lambda offset: captured[0] if offset == 0x540 else 0, write
 
 
-UARTS = {"stm32": stm32_uart, "cmsdk": cmsdk_uart, "nrf51": nrf51_uart}
-TIMERS = {"dwt": dwt_ticks, "cmsdk": cmsdk_ticks, "nrf51": nrf51_ticks}
+UARTS = {"stm32": stm32_uart, "stm32_2": stm32_2_uart, "cmsdk": cmsdk_uart, "nrf5": nrf5_uart}
+TIMERS = {"dwt": dwt_ticks, "stm32": stm32_ticks, "cmsdk": cmsdk_ticks, "nrf5": nrf5_ticks}
 
 
 class Memory:
@@ -176,7 +188,7 @@ class Memory:
         ctypes.memset(ctypes.addressof(self.content) + at, 0xFF, n_bytes)
 
 
-def nrf51_flash(flash: Memory, page_bytes: int) -> tuple[Read, Write]:
+def nrf5_flash(flash: Memory, page_bytes: int) -> tuple[Read, Write]:
     """NVMC: READY at 0x400, the address of a page to erase at 0x508. Writes go into the memory without its help here."""
 
     def write(offset: int, value: int) -> None:
@@ -223,29 +235,33 @@ class Machine:
             DWT if timer == "dwt" else board.number("TIMER_BASE"): TIMERS[timer](self._count),
             SCS: (lambda offset: 0, self._system_control),
         }
-        if board.text("UART") == "nrf51" and board.has_update_area:
-            places[NVMC] = nrf51_flash(self._flash, board.number("UPDATE_PAGE_BYTES"))
+        if board.text("UART") == "nrf5" and board.has_update_area:
+            places[NVMC] = nrf5_flash(self._flash, board.number("UPDATE_PAGE_BYTES"))
         for origin, (read, write) in places.items():
-            self.uc.mmio_map(origin & -PAGE, PAGE, self._guarded(read), None, self._writer(write), None)
+            within = origin % PAGE
+            on_read, on_write = self._guarded(read, within), self._writer(write, within)
+            self.uc.mmio_map(origin - within, PAGE, on_read, None, on_write, None)
         for origin, n_bytes in PLAIN[board.text("UART")]:
             for page in range(origin, origin + n_bytes, PAGE):
                 if not any(page == place & -PAGE for place in places):
                     self.uc.mem_map(page, PAGE)
 
-    def _guarded(self, read: Read) -> Callable[..., int]:
+    def _guarded(self, read: Read, within: int) -> Callable[..., int]:
+        """``within``: where in its page the peripheral begins."""
+
         def on_read(uc, offset: int, size: int, data) -> int:
             try:
-                return read(offset) & 0xFFFFFFFF
+                return read(offset - within) & 0xFFFFFFFF
             except (EOFError, OSError):
                 self._stop()
                 return 0
 
         return on_read
 
-    def _writer(self, write: Write) -> Callable[..., None]:
+    def _writer(self, write: Write, within: int) -> Callable[..., None]:
         def on_write(uc, offset: int, size: int, value: int, data) -> None:
             try:
-                write(offset, value)
+                write(offset - within, value)
             except OSError:
                 self._stop()
 

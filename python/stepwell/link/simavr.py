@@ -9,11 +9,12 @@ from pathlib import Path
 
 from stepwell.boards import Board
 from stepwell.errors import LinkError
-from stepwell.link.emulator import Emulator, failed, module_command
+from stepwell.link.emulator import Emulator, module_command, serving
 from stepwell.sources import firmware
 
 HEADER = "simavr/sim_avr.h"
 INCLUDES = ("/usr/include", "/usr/local/include", "/opt/homebrew/include")
+COUNTS = "cycles"  # what a step costs there
 INSTALL = "apt-get install gcc libsimavr-dev libelf-dev"
 
 
@@ -40,12 +41,7 @@ def start_simavr(board: Board, image: Path) -> Emulator:
         flash = Path(folder) / "flash.bin"
         flash.write_bytes(flash_bytes(image))
         arguments = [_compiled(Path(folder)), board.text("SIMAVR_MCU"), board.text("CPU_HZ"), flash]
-        emulator = Emulator(module_command("stepwell.link.leash", *arguments), ticks_per_unit=1.0, unit="cycles")
-        line = emulator.read_line().split()
-    if not line:
-        raise failed(emulator, f"simavr for {board.name}")
-    emulator.port = int(line[1])
-    return emulator
+        return serving(f"simavr for {board.name}", module_command("stepwell.link.leash", *arguments), COUNTS)
 
 
 def _compiled(folder: Path) -> Path:

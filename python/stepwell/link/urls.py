@@ -30,8 +30,8 @@ def connect(
     """A link to the board at ``url``, ready to use; close it, or use it in a ``with`` statement.
 
     ``url``: a serial port (/dev/ttyACM0, COM5) or any other pyserial URL (socket://host:port, rfc2217://host:port);
-    qemu:BOARD, sim:BOARD or simavr:BOARD, which start an emulator with ``image`` (an ELF) or with one built from ``model``;
-    host: for the engine in this process. With ``model`` the board must run that very model.
+    qemu:BOARD, sim:BOARD, simavr:BOARD or rp2040js:BOARD, which start an emulator with ``image`` (an ELF) or with one built
+    from ``model``; host: for the engine in this process. With ``model`` the board must run that very model.
 
     Raises LinkError (no such port, silent board, another model, no emulator) or BuildError.
     """
