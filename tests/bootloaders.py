@@ -130,9 +130,9 @@ KNOWN = {0x30, 0x50, 0x51, 0x64, 0x74, 0x75, *ARGUMENTS}
 
 
 class Optiboot(Bootloader):
-    """STK500 version 1. ``signature``: of the chip, an ATmega328P unless told."""
+    """STK500 version 1. ``signature``: of the chip, an ATmega328P unless told. Its own place at the end of flash is locked."""
 
-    FLASH_BYTES = 32 << 10
+    FLASH_BYTES, PROGRAM_BYTES = 32 << 10, (32 << 10) - 512
     OK, FAILED, IN_SYNC, NO_SYNC, END = b"\x10", b"\x11", b"\x14", b"\x15", 0x20
     WRITE_PAGE, READ_PAGE, SIGNATURE = 0x64, 0x74, 0x75
 
@@ -145,13 +145,15 @@ class Optiboot(Bootloader):
         if code not in KNOWN:
             return self.put(self.NO_SYNC)
         given = self.get(ARGUMENTS.get(code, 0))
-        answer = b""
+        answer, done = b"", code != self.refuse
         if code in (self.WRITE_PAGE, self.READ_PAGE):
             n = int.from_bytes(self.get(2), "big")
             assert self.get(1) == b"F", "flash is all that the runner writes"
             page = slice(self._at, self._at + n)
             if code == self.WRITE_PAGE:
-                self.flash[page] = self.get(n)
+                data, done = self.get(n), done and page.stop <= self.PROGRAM_BYTES
+                if done:
+                    self.flash[page] = data
             else:
                 answer = bytes(self.flash[page])
         elif code == 0x55:
@@ -162,4 +164,4 @@ class Optiboot(Bootloader):
             answer = b"\x03"
         if self.get(1)[0] != self.END:
             return self.put(self.NO_SYNC)
-        return self.put(self.IN_SYNC + answer + (self.FAILED if code == self.refuse else self.OK))
+        return self.put(self.IN_SYNC + answer + (self.OK if done else self.FAILED))

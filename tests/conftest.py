@@ -34,6 +34,19 @@ NO_SKIP = bool(os.environ.get("STEPWELL_NO_SKIP"))
 # What may be missing all the same: packages without a build for some Python, and files that stand outside of the repository.
 MAY_BE_MISSING = ("torch", "keras", "onnxruntime", "onnxscript", "sklearn", "ml_dtypes", "not part of the repository")
 
+# a C file of an image that takes updates
+SIGNED = """
+#include "board.h"
+#include "stw_bytes.h"
+#include "stepwell.h"
+
+/* A stand-in for a signature scheme, so that every byte counts: the CRC-32 with a secret start, 4 bytes. */
+int board_verify_signature(const uint8_t *message, size_t n, const uint8_t *signature, size_t signature_bytes)
+{
+    return signature_bytes == 4 && stw_get32(signature) == stw_crc32(77, message, n) ? 0 : 1;
+}
+"""
+
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):

@@ -96,13 +96,11 @@ def need(program: str) -> None:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    """A folder with boards of one's own, which are flashed by serial bootloaders, and a model built for each."""
+    """A folder with a board of one's own, which is flashed by serial bootloaders."""
     site = tmp_path_factory.mktemp("site")
-    facts = load_board("netduinoplus2").facts
-    for name, keys in {"stm": {}, "avr": {"FLASH_ORIGIN": "0", "FLASH_BYTES": "0x8000"}}.items():
-        (site / name).mkdir()
-        lines = facts | FACTS | keys | {"FLASH_RUNNERS": "stm32loader avrdude esptool"}
-        (site / name / "board.mk").write_text("".join(f"{k} = {v}\n" for k, v in lines.items() if k != "NAME"))
+    (site / "stm").mkdir()
+    lines = load_board("netduinoplus2").facts | FACTS | {"FLASH_RUNNERS": "stm32loader esptool"}
+    (site / "stm" / "board.mk").write_text("".join(f"{k} = {v}\n" for k, v in lines.items() if k != "NAME"))
     return site
 
 
@@ -111,16 +109,16 @@ def flashed(site, small_model):
     """(board, runner, port) -> the program's run, and the image that it was to write."""
 
     def run(name: str, runner: str, port: str) -> tuple[subprocess.CompletedProcess, bytes]:
-        image = site / f"{name}.elf"
+        board, image = str(site / name) if (site / name).is_dir() else name, site / f"{name}.elf"
         if not image.exists():
-            build(small_model, str(site / name), site)
+            build(small_model, board, site)
         command = [
             sys.executable,
             "-m",
             "stepwell",
             "flash",
             "--board",
-            f"./{name}",
+            board,
             "--runner",
             runner,
             "--port",
@@ -169,25 +167,28 @@ def test_stm32loader_is_refused(flashed, stm32loader_over_tcp):
 
 def test_avrdude_writes_and_verifies(flashed):
     need("avrdude")
+    need("avr-gcc")
     with Optiboot() as chip:
-        done, image = flashed("avr", "avrdude", f"net:127.0.0.1:{chip.port}")
-    assert done.returncode == 0 and "avr.elf written to avr by avrdude" in done.stdout, done.stderr
+        done, image = flashed("arduino-uno", "avrdude", f"net:127.0.0.1:{chip.port}")
+    assert done.returncode == 0 and "arduino-uno.elf written to arduino-uno by avrdude" in done.stdout, done.stderr
     assert chip.flash[: len(image)] == image
 
 
 def test_avrdude_refuses_another_chip(flashed):
     need("avrdude")
+    need("avr-gcc")
     with Optiboot(signature=b"\x1e\x98\x01") as chip:  # an ATmega2560
-        done, _ = flashed("avr", "avrdude", f"net:127.0.0.1:{chip.port}")
-    assert refused(done, "avrdude", "avr", "expected signature for ATmega328P is 1E 95 0F"), done.stderr
+        done, _ = flashed("arduino-uno", "avrdude", f"net:127.0.0.1:{chip.port}")
+    assert refused(done, "avrdude", "arduino-uno", "expected signature for ATmega328P is 1E 95 0F"), done.stderr
     assert set(chip.flash) == {0xFF}
 
 
 def test_avrdude_says_when_pages_are_not_written(flashed):
     need("avrdude")
+    need("avr-gcc")
     with Optiboot(refuse=Optiboot.WRITE_PAGE) as chip:
-        done, _ = flashed("avr", "avrdude", f"net:127.0.0.1:{chip.port}")
-    assert refused(done, "avrdude", "avr", "protocol expects OK byte 0x10 but got 0x11"), done.stderr
+        done, _ = flashed("arduino-uno", "avrdude", f"net:127.0.0.1:{chip.port}")
+    assert refused(done, "avrdude", "arduino-uno", "protocol expects OK byte 0x10 but got 0x11"), done.stderr
 
 
 def test_esptool_writes_what_is_read_back(flashed, tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import stepwell
-from conftest import ROOT, random_dense, random_lstm, random_sequences
+from conftest import ROOT, SIGNED, random_dense, random_lstm, random_sequences
 from stepwell.blob import pack
 from stepwell.errors import StepwellError
 from stepwell.graph import Graph
@@ -248,10 +248,15 @@ def test_each_refusal(board, small_model, updates):
         (write(0, good.body[:UNIT]), None),
         (write(1, good.body[1 : 1 + UNIT]), Error.RANGE),
         (write(0, good.body[:UNIT]), None),  # the same again
-        (write(0, bytes(UNIT)), Error.ORDER),  # another in its place
         (write(2**32 - UNIT, bytes(UNIT)), Error.ORDER),
         ((Message.BLOB_WRITE, bytes(3)), Error.LENGTH),
         (begin, None),  # the same update goes on
+        (write(UNIT, good.body[UNIT : 2 * UNIT]), None),
+        (write(0, bytes(UNIT)), Error.ORDER),  # another in its place: no update goes on
+        (write(2 * UNIT, good.body[2 * UNIT : 3 * UNIT]), Error.ORDER),
+        (begin, None),
+        (write(UNIT, good.body[UNIT : 2 * UNIT]), Error.ORDER),  # it has begun anew
+        (write(0, good.body[:UNIT]), None),
         (commit, Error.ORDER),  # too short
         (manifest(blob_bytes=blob_bytes - UNIT), None),  # another begins anew
         (write(0, good.body[: 7 * UNIT]), None),
@@ -428,19 +433,6 @@ def test_another_image_runs_its_own_model(board, small_model, updates, tmp_path)
     assert runs(flashed.ask(*PROBE), {0: updates[1]}) == 0
 
 
-SIGNED = """
-#include "board.h"
-#include "stw_bytes.h"
-#include "stepwell.h"
-
-/* A stand-in for a signature scheme, so that every byte counts: the CRC-32 with a secret start, 4 bytes. */
-int board_verify_signature(const uint8_t *message, size_t n, const uint8_t *signature, size_t signature_bytes)
-{
-    return signature_bytes == 4 && stw_get32(signature) == stw_crc32(77, message, n) ? 0 : 1;
-}
-"""
-
-
 def test_signature_hook(small_model, updates, tmp_path):
     source = tmp_path / "key.c"
     source.write_text(SIGNED)
@@ -454,6 +446,17 @@ def test_signature_hook(small_model, updates, tmp_path):
         assert refused_at_commit(board, update, small_model) == (Error.SIGNATURE, 0)
     assert runs(board.ask(*messages_of(signed), *PROBE)[-3:], {3: new}) == 3
     assert runs(board.ask(*PROBE), {3: new}) == 3
+
+
+def test_another_signature_of_the_same_update(program, tmp_path, updates):
+    """Some schemes sign differently each time: what was interrupted behind its last byte begins anew, and does not get stuck."""
+    first, second = (make_update(updates[0], 3, sign=lambda message, tail=tail: tail) for tail in (b"first", b"other"))
+    begin, *writes, _ = messages_of(first)
+    again = messages_of(second)
+    answers = Board(program, tmp_path / "flash").ask(begin, *writes, again[0], again[-2], *again, *PROBE)
+    refused = [k for k, answer in enumerate(answers) if error_of(answer) is not None]
+    assert refused == [len(writes) + 2] and error_of(answers[refused[0]]) == Error.ORDER
+    assert runs(answers[-3:], {3: updates[0]}) == 3
 
 
 def test_signers_that_fail(small_model):

@@ -257,10 +257,9 @@ int update_write(uint32_t offset, const uint8_t *data, size_t n)
     if (offset % UNIT != 0 || n > bytes_expected() - offset || (whole != n && offset + n != bytes_expected())) {
         return LINK_ERROR_RANGE;
     }
-    if (offset < received) {
-        return n <= received - offset && memcmp(slot_at(other_slot()) + BLOB_AT + offset, data, n) == 0
-                   ? 0
-                   : (int)LINK_ERROR_ORDER;
+    if (offset < received) { /* a repeat, or another update with the same manifest (a fresh signature): begin anew */
+        receiving = n <= received - offset && memcmp(slot_at(other_slot()) + BLOB_AT + offset, data, n) == 0;
+        return receiving ? 0 : (int)LINK_ERROR_ORDER;
     }
     if (whole != 0) {
         error = store(BLOB_AT + offset, data, whole);

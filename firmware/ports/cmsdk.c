@@ -1,4 +1,5 @@
-/* cmsdk.c - Arm MPS2 and MPS3 images: CMSDK UART 0 and CMSDK timer 0, which counts down.  These boards have no flash:
+/* cmsdk.c - Arm MPS2 and MPS3 images: CMSDK UART 0, and CMSDK timer 0, which counts down, or where board.mk gives a
+ * COUNTER_BASE the system counter of the SSE-300 subsystem and the timer that shows it.  These boards have no flash:
  * code and updates live in SSRAM, which is made to behave like NOR flash here and forgets without power. */
 #include "board.h"
 
@@ -8,17 +9,47 @@
 #define UART_STATE   BOARD_REG(BOARD_UART_BASE + 0x04u) /* 1: transmitter full, 2: a byte has come */
 #define UART_CTRL    BOARD_REG(BOARD_UART_BASE + 0x08u)
 #define UART_BAUDDIV BOARD_REG(BOARD_UART_BASE + 0x10u)
+
+#if defined(BOARD_COUNTER_BASE)
+
+#define COUNTER_CTRL BOARD_REG(BOARD_COUNTER_BASE) /* CNTCR */
+#define TIMER_COUNT  BOARD_REG(BOARD_TIMER_BASE)   /* CNTPCT, low word */
+
+static void ticks_start(void)
+{
+    COUNTER_CTRL = 1u;
+}
+
+uint32_t board_ticks(void)
+{
+    return TIMER_COUNT;
+}
+
+#else
+
 #define TIMER_CTRL   BOARD_REG(BOARD_TIMER_BASE + 0x00u)
 #define TIMER_VALUE  BOARD_REG(BOARD_TIMER_BASE + 0x04u)
 #define TIMER_RELOAD BOARD_REG(BOARD_TIMER_BASE + 0x08u)
+
+static void ticks_start(void)
+{
+    TIMER_RELOAD = 0xFFFFFFFFu;
+    TIMER_VALUE  = 0xFFFFFFFFu;
+    TIMER_CTRL   = 1u;
+}
+
+uint32_t board_ticks(void)
+{
+    return ~TIMER_VALUE;
+}
+
+#endif
 
 void board_init(void)
 {
     UART_BAUDDIV = BOARD_CPU_HZ / BOARD_UART_BAUD;
     UART_CTRL    = 3u; /* transmit, receive */
-    TIMER_RELOAD = 0xFFFFFFFFu;
-    TIMER_VALUE  = 0xFFFFFFFFu;
-    TIMER_CTRL   = 1u;
+    ticks_start();
 }
 
 int board_getc(void)
@@ -31,11 +62,6 @@ void board_putc(uint8_t byte)
     while (UART_STATE & 1u) {
     }
     UART_DATA = byte;
-}
-
-uint32_t board_ticks(void)
-{
-    return ~TIMER_VALUE;
 }
 
 uint32_t board_ticks_hz(void)

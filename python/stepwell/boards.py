@@ -112,6 +112,15 @@ class Board:
             )
         return path
 
+    @property
+    def more_sources(self) -> list[Path]:
+        """Further C files of every image, from MORE_SOURCES. BuildError when one is not in the board's folder."""
+        paths = [self.folder / word for word in self.words("MORE_SOURCES")]
+        for path in paths:
+            if not path.is_file():
+                raise BuildError(f"board {self.name}: MORE_SOURCES names {path.name}, and there is no {path}")
+        return paths
+
 
 def board_names() -> list[str]:
     return sorted(path.parent.name for path in (firmware() / "boards").glob("*/board.mk"))

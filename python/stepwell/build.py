@@ -235,7 +235,7 @@ def compile_image(board: Board, kind: str, work: Path, program: Sequence[Path] |
     model_sources = sorted(path for path in (work / "model").glob("*.c") if path.name != "main.c")
     own = [root / source for source in facts["APP"].split()] if program is None else list(program)
     sources = [*model_sources, *own, *sorted(cpu_dir.glob("*.c")), *sorted((root / "cpu" / "freestanding").glob("*.c"))]
-    sources.append(board.port)
+    sources += [board.port, *board.more_sources]
     link = [*facts["LDFLAGS"].split(), "-T", layout, *sources, *facts[f"{kind.upper()}_LIBS"].split(), "-o", elf]
     _run(
         [
@@ -266,8 +266,8 @@ def image_sizes(elf: Path, board: Board) -> Sizes:
     with elf.open("rb") as file:
         parsed = ELFFile(file)
         segments = [s for s in parsed.iter_segments("PT_LOAD") if s["p_memsz"]]
-        in_ram = board.number("RAM_ORIGIN")
-        ram = sum(s["p_memsz"] for s in segments if s["p_vaddr"] >= in_ram)
+        origin, n_bytes = board.number("RAM_ORIGIN"), board.number("RAM_BYTES")
+        ram = sum(s["p_memsz"] for s in segments if origin <= s["p_vaddr"] < origin + n_bytes)
         stored = sum(s["p_filesz"] for s in segments)
         symbols = {s.name: s["st_size"] for s in parsed.get_section_by_name(".symtab").iter_symbols()}
     constants = sum(size for name, size in symbols.items() if name == NAME or name.startswith(f"{NAME}_"))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
+import zlib
 
 import numpy as np
 import pytest
+from conftest import SIGNED
 from stepwell.boards import load_board
-from stepwell.errors import LinkError
+from stepwell.build import build
+from stepwell.errors import BuildError, LinkError
 from stepwell.hil import run_hil
 from stepwell.link import HostLink, connect, qemu
 from stepwell.link.emulators import EMULATORS
@@ -133,6 +137,25 @@ def test_updated_model_costs_what_a_built_in_one_costs(board, running, images, t
         link.reset()
         link.step(x_q)
         assert abs(updated - link.cost_ticks) <= 0.01 * link.cost_ticks
+
+
+def test_signatures_on_a_board_of_ones_own(small_model, turbofan, tmp_path):
+    """A board's folder may bring C files: what verifies signatures is one of them. The same scheme as on the host."""
+    need("qemu:mps2-an386")
+    own = tmp_path / "own"
+    shutil.copytree(load_board("mps2-an386").folder, own)
+    with (own / "board.mk").open("a") as file:
+        file.write("\nMORE_SOURCES = key.c\n")
+    with pytest.raises(BuildError, match=r"board own: MORE_SOURCES names key\.c, and there is no .*own/key\.c"):
+        build(small_model, str(own), tmp_path, updates=True)
+    (own / "key.c").write_text(SIGNED)
+    image = build(small_model, str(own), tmp_path, updates=True)
+    with connect(f"qemu:{own}", image=image.elf) as link:
+        with pytest.raises(LinkError, match="the signature is not accepted"):
+            link.update(turbofan)
+        assert link.info().model_id == small_model.id
+        link.update(turbofan, sign=lambda message: zlib.crc32(message, 77).to_bytes(4, "little"))
+        assert link.info().model_id == turbofan.id
 
 
 def test_boards_that_take_no_update(images, small_model, turbofan):

@@ -4,20 +4,19 @@ LABEL         = emulated
 CPU           = avr
 GCC           = avr-gcc
 CPU_GCC       = -mmcu=atmega2560
-GCC_FLAGS     = -fno-common -std=gnu99 -O2 -Wno-conversion
+GCC_FLAGS     = -fno-common -std=gnu99 -O2 -fno-inline-small-functions -mrelax -Wno-conversion
 CPU_HZ        = 16000000
 PORT          = avr
 
 FLASH_ORIGIN  = 0x0
-FLASH_BYTES   = 0x40000
+# the last 8 kB are for the bootloader
+FLASH_BYTES   = 0x3E000
 RAM_ORIGIN    = 0x800200
 RAM_BYTES     = 0x2000
 STACK_BYTES   = 1024
 
-UART          = usart0
 UART_BASE     = 0xC0
 UART_BAUD     = 115200
-TIMER         = timer1
 TIMER_BASE    = 0x80
 TIMER_HZ      = 16000000
 # vectors before and behind that of timer 1's overflow

@@ -5,7 +5,8 @@ CPU           = cortex_m
 CPU_GCC       = -mcpu=cortex-m55 -mthumb -mfloat-abi=hard
 CPU_ZIG       = -target thumb-freestanding-eabihf -mcpu=cortex_m55+mve_fp
 CPU_HZ        = 32000000
-PORT          = sse
+PORT          = cmsdk
+PORT_FACTS    = COUNTER_BASE
 
 FLASH_ORIGIN  = 0x00000000
 FLASH_BYTES   = 0x00080000
@@ -13,14 +14,12 @@ RAM_ORIGIN    = 0x30000000
 RAM_BYTES     = 0x00080000
 STACK_BYTES   = 4096
 
-UART          = cmsdk
 UART_BASE     = 0x59303000
 UART_BAUD     = 115200
-TIMER         = sse
 TIMER_BASE    = 0x58000000
+COUNTER_BASE  = 0x58100000
 TIMER_HZ      = 32000000
 
 QEMU          = qemu-system-arm -M mps3-an547
 QEMU_TIMER_HZ = 32000000
-SIM_CPU       = 
 FLASH_RUNNERS =

@@ -14,15 +14,12 @@ RAM_ORIGIN    = 0x80400000
 RAM_BYTES     = 0x00400000
 STACK_BYTES   = 4096
 
-UART          = ns16550
 UART_BASE     = 0x10000000
 UART_BAUD     = 115200
-TIMER         = instret
 TIMER_BASE    = 0
 TIMER_HZ      = 100000000
 
 # under QEMU the counter shows virtual nanoseconds, not instructions
 QEMU          = qemu-system-riscv32 -M virt -bios none
 QEMU_TIMER_HZ = 1000000000
-SIM_CPU       =
 FLASH_RUNNERS =

@@ -2,6 +2,7 @@
 #include "cpu.h"
 
 #define AIRCR (*(volatile uint32_t *)0xE000ED0Cu)
+#define VTOR  (*(volatile uint32_t *)0xE000ED08u)
 #define CPACR (*(volatile uint32_t *)0xE000ED88u)
 
 int  main(void);
@@ -33,6 +34,7 @@ void Reset_Handler(void)
     CPACR |= 0xFu << 20; /* before anything else: compilers may use the FPU's registers for copies */
     __asm__ volatile("dsb\n isb");
 #endif
+    VTOR = (uint32_t)(uintptr_t)vectors; /* a bootloader may have started us; a Cortex-M0 ignores it */
     cpu_fill_data();
     cpu_paint_stack(cpu_stack_pointer());
     (void)main();

@@ -251,7 +251,8 @@ class Link:
 
     def _step_batch(self, x_q: np.ndarray, info: Info) -> np.ndarray:
         request = messages.STEP_REQUEST.pack(self._session, len(x_q)) + x_q.astype("<i2").tobytes()
-        payload = self._request(Message.STEP, request)
+        expected = len(x_q) * self.cost_ticks / max(1, self.cost_steps) / info.tick_hz
+        payload = self._request(Message.STEP, request, expected)
         self._expect(payload, messages.STEP_REPLY.size + 4 * len(x_q) * info.n_out, Message.STEP)
         _, cost = messages.STEP_REPLY.unpack_from(payload)
         self.cost_ticks += cost
@@ -431,10 +432,11 @@ class Link:
         if len(payload) != n_bytes:
             raise LinkError(f"{self.url}: {message.name} answered with {len(payload)} bytes, expected {n_bytes}")
 
-    def _request(self, message: Message, payload: bytes = b"") -> bytes:
+    def _request(self, message: Message, payload: bytes = b"", expected: float = 0.0) -> bytes:
+        """The answer's payload. ``expected``: seconds that the board is at work; it is not disturbed earlier."""
         self._seq = (self._seq + 1) % 256
         wire = encode(Frame(message, self._seq, payload))
-        wait = self._first_wait(message)
+        wait = self._first_wait(message) + expected
         damaged_before = self._reader.damaged
         first = started = time.monotonic()
         while True:
