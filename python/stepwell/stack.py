@@ -29,7 +29,7 @@ ASSEMBLY = {
     "__aeabi_lasr": 16,
 }
 
-FRAME = re.compile(r"^[^\t\n]*:(\w+)\t(\d+)\t(\S+)$", re.MULTILINE)
+FRAME = re.compile(r"^[^\t\n]*:([\w.]+)\t(\d+)\t(\S+)$", re.MULTILINE)
 AVR_FUNCTION = re.compile(r"^[0-9a-f]+ <([^>]+)>:\n((?:.+\n)*)", re.MULTILINE)
 AVR_JUMP = re.compile(r"\t(r?call|r?jmp|br\w\w)\t.*<([^>+]+)(\+0x[0-9a-f]+)?>$", re.MULTILINE)
 AVR_INDIRECT = re.compile(r"\te?i(?:call|jmp)\b")
@@ -87,13 +87,13 @@ def read_call_graph(files: Iterable[Path]) -> CallGraph:
 def read_avr_graph(files: Iterable[Path], code: str) -> CallGraph:
     """The graph of an AVR program from the .su files of all its sources and its disassembly by objdump.
 
-    Functions that no compiler made (libgcc's) take what they push and their return address. Of functions with the same name,
-    and of the parts that gcc makes of one, the largest frame counts.
+    Functions that no compiler made (libgcc's) take what they push and their return address. Of functions with the same name
+    the largest frame counts.
     """
     graph, compiled = CallGraph(), _read_frames(files)
     functions = AVR_FUNCTION.findall(code)
     for (name, body), (behind, _) in zip(functions, [*functions[1:], ("the end", "")], strict=True):
-        frame, kind = compiled.get(name.split(".")[0], (body.count("\tpush\t") + AVR_RETURN, "static"))
+        frame, kind = compiled.get(name, (body.count("\tpush\t") + AVR_RETURN, "static"))
         graph.frames[name] = frame
         if kind != "static":
             graph.unbounded.add(name)

@@ -4,7 +4,7 @@ LABEL         = emulated
 CPU           = avr
 GCC           = avr-gcc
 CPU_GCC       = -mmcu=atmega2560
-GCC_FLAGS     = -fno-common -std=gnu99 -O2 -fno-inline-small-functions -mrelax -Wno-conversion
+GCC_FLAGS     = -fno-common -std=gnu99 -O2 -fno-inline-small-functions -mrelax -maccumulate-args -Wno-conversion
 CPU_HZ        = 16000000
 PORT          = avr
 
