@@ -274,9 +274,18 @@ def test_damaged_elf_files_are_refused(seed, small_model, tmp_path):
 
 def test_model_that_does_not_fit_leaves_no_files(tmp_path, rng_model):
     need("gcc")
-    with pytest.raises(BuildError, match=r"region .*FLASH.* overflowed"):
+    with pytest.raises(
+        BuildError, match=r"region .*FLASH.* overflowed by (\d+) bytes: the image is \1 bytes larger than"
+    ):
         build(rng_model(30, 240, 2), "microbit", tmp_path / "out", "gcc")
     assert not (tmp_path / "out").exists()
+
+
+def test_array_too_large_for_avr_gcc(tmp_path, rng_model):
+    with pytest.raises(
+        BuildError, match=r"layer 0 \(lstm\) has 36864 bytes of weights in one array, and avr-gcc takes 32767"
+    ):
+        build(rng_model(4, 96, 2), "arduino-mega", tmp_path)
 
 
 def test_model_too_wide_for_the_link(tmp_path, rng_model):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import stepwell
 from click.testing import CliRunner
@@ -15,65 +17,78 @@ from stepwell.boards import load_board
 from stepwell.build import NAME, build, call_graph, compile_image, graph_flags
 from stepwell.build import why_not as no_compiler
 from stepwell.cli import cli
-from stepwell.emit import emit, lean_flags
-from stepwell.errors import BuildError
-from stepwell.link import connect, qemu, simavr
+from stepwell.emit import emit
+from stepwell.errors import BuildError, LinkError
+from stepwell.hil import run_hil
+from stepwell.link import connect, qemu, sim
+from stepwell.link.emulators import EMULATORS
 
 CALLED_BY_USERS = (
     "stw_init stw_init_shared stw_reset stw_step stw_step_raw stw_save stw_load stw_probe stw_blob_open".split()
 )
 MAY_TAKE = 1100  # bytes; the widest layer kinds of all, on any board here
-WORD = 4  # bytes: what is painted is counted in words
 GOLDEN = ROOT / "tests" / "golden"
 
 
 @pytest.mark.parametrize(
-    ("board", "golden"),
+    ("port", "golden"),
     [
-        ("netduinoplus2", "two_lstm_three_dense"),
-        ("netduinoplus2", "attention_additive"),
-        ("microbit", "two_lstm_three_dense"),
-        ("rv32-virt", "two_lstm_three_dense"),
+        ("qemu:netduinoplus2", "two_lstm_three_dense"),
+        ("qemu:netduinoplus2", "attention_additive"),
+        ("qemu:microbit", "two_lstm_three_dense"),
+        ("qemu:rv32-virt", "two_lstm_three_dense"),
+        ("simavr:arduino-uno", "two_lstm_three_dense"),
+        ("simavr:arduino-uno", "one_unit_of_each"),
+        ("simavr:arduino-mega", "coupled_peephole_clip_w4a16"),
     ],
 )
-def test_bound_is_above_what_a_run_paints(board, golden, tmp_path):
-    if why := no_compiler("gcc", load_board(board)) or qemu.why_not(load_board(board)):
+def test_bounds_are_above_what_a_run_paints(port, golden, tmp_path):
+    """Of a step and of the program, whose deepest requests are made; on an AVR with the clock's interrupt, at any moment."""
+    emulator, _, board = port.partition(":")
+    if why := no_compiler("gcc", load_board(board)) or EMULATORS[emulator].why_not(load_board(board)):
         pytest.skip(why)
     path = GOLDEN / f"{golden}.stw"
     model = stepwell.load(path)
     image = build(model, board, tmp_path, "gcc")
-    with connect(f"qemu:{board}", image=image.elf, model=model) as link:
+    with connect(port, image=image.elf, model=model) as link:
         link.reset()
-        painted = link.bench().stack_bytes
+        link.step(np.zeros((20, model.n_in), np.int16))
+        link.set_state(link.get_state())
+        painted, used = max(link.bench().stack_bytes for _ in range(3)), link.mem().stack_used
     assert 100 < painted <= image.step_stack < MAY_TAKE
+    assert painted < used <= image.program_stack < used + painted
     said = CliRunner().invoke(cli, ["info", str(path), "--board", board])
-    assert f"of a step: at most {image.step_stack} B" in said.output
+    assert f"of a step: at most {image.step_stack} B; of the whole program: {image.program_stack} B" in said.output
 
 
-@pytest.mark.parametrize(
-    ("board", "golden"),
-    [
-        ("arduino-uno", "two_lstm_three_dense"),
-        ("arduino-uno", "one_unit_of_each"),
-        ("arduino-mega", "two_lstm_three_dense"),
-        ("arduino-mega", "coupled_peephole_clip_w4a16"),
-    ],
-)
-def test_bound_is_above_what_an_avr_paints(board, golden, tmp_path):
-    """There the clock's interrupt joins in, and what is painted starts above the function that times the step."""
-    facts = load_board(board)
-    if why := no_compiler("gcc", facts) or simavr.why_not(facts):
+def test_bound_of_a_program_that_takes_updates(small_model, tmp_path):
+    """Checking a model that has come goes deepest."""
+    facts = load_board("mps2-an386")
+    if why := no_compiler("gcc", facts) or qemu.why_not(facts):
         pytest.skip(why)
-    model = stepwell.load(GOLDEN / f"{golden}.stw")
-    emit(model, tmp_path / "model", NAME, facts.target)
-    elf = compile_image(facts, "gcc", tmp_path, None, *lean_flags(model, facts.target), *graph_flags("gcc", facts))
-    graph = call_graph("gcc", facts, tmp_path)
-    with connect(f"simavr:{board}", image=elf, model=model) as link:
-        link.reset()
-        painted = link.bench().stack_bytes
-    step = graph.deepest("stw_step")[0]
-    assert step < painted <= graph.deepest("timed_step")[0] + graph.deepest("board_tick")[0] + WORD
-    assert build(model, facts, tmp_path).step_stack == step < MAY_TAKE
+    image = build(small_model, facts, tmp_path, "gcc", updates=True)
+    with connect("qemu:mps2-an386", image=image.elf) as link:
+        link.update(stepwell.load(GOLDEN / "lstm.stw"))
+        used = link.mem().stack_used
+    assert 400 < used <= image.program_stack < 1500
+
+
+def test_a_stack_that_is_too_small(small_model, tmp_path):
+    """Refused where the bound tells, and by the run where it does not: zig tells no frames."""
+    facts = load_board("microbit")
+    if why := no_compiler("gcc", facts) or no_compiler("zig", facts) or sim.why_not(facts):
+        pytest.skip(why)
+    needs = build(small_model, facts, tmp_path, "gcc").program_stack
+    small = replace(facts, facts=facts.facts | {"STACK_BYTES": str(needs - 4)})
+    with pytest.raises(
+        BuildError, match=f"the program with this model takes up to {needs} B of stack, and STACK_BYTES = {needs - 4}"
+    ):
+        build(small_model, small, tmp_path, "gcc")
+    tight = replace(facts, facts=facts.facts | {"STACK_BYTES": "200"})
+    image = build(small_model, tight, tmp_path, "zig")
+    used_up = pytest.raises(LinkError, match="all 200 B that microbit reserves for the stack were used")
+    with connect("sim:microbit", image=image.elf, model=small_model) as link, used_up:
+        run_hil(link, small_model, [np.zeros((3, small_model.n_in))])
 
 
 @pytest.mark.parametrize(
@@ -164,6 +179,6 @@ def test_avr_code_without_a_bound_is_refused(reason, tmp_path):
 
 
 def test_avr_code_that_runs_on_into_the_next_function_takes_its_stack(tmp_path):
-    (tmp_path / "g.su").write_text("g.c:9:5:g\t7\tstatic\nother.c:2:1:g\t5\tstatic\n")
+    (tmp_path / "g.su").write_text("g.c:9:5:g.part.3\t7\tstatic\nother.c:2:1:g.part.3\t5\tstatic\n")
     code = "00000000 <f>:\n   0:\tpush\tr28\n   2:\tpush\tr29\n\n00000004 <g.part.3>:\n   4:\tret\n"
-    assert stack.read_avr_graph(tmp_path.glob("*.su"), code).deepest("f") == (2 + 3 + 7, ["f", "g.part.3"])
+    assert stack.read_avr_graph(tmp_path.glob("*.su"), code).deepest("f") == (2 + 3 + 7, ["f", "g"])

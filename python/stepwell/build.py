@@ -26,12 +26,17 @@ from stepwell.files import write_whole
 from stepwell.info import ram_bytes
 from stepwell.link.messages import MOST_IN, MOST_OUT, MOST_SNAPSHOT
 from stepwell.model import Model
+from stepwell.packing import packed_rows, packed_weights
 from stepwell.sources import firmware
 
 MOST_FLASH = 1 << 28  # bytes between the first and the last one of an image
 NAME = "app_model"  # C name of the model in an image
 IMAGE = "image.elf"  # name of an image in the folder where it is made
 BOARD_SECTION = ".stepwell.board"  # holds the board's name; in the ELF alone, not in flash
+ENTRIES = ("cpu_start", "Reset_Handler")  # where C begins on each kind of CPU
+# calls through pointers in the test program, and what they may reach
+POINTERS = {"service_byte": "on_.*", "run_handler": "on_.*", "frame_send": "board_putc"}
+AVR_ARRAY = 32767
 COMPILERS = ("gcc", "zig")
 INSTALL = "apt-get install gcc-arm-none-eabi, or pip install ziglang"
 TELLING = re.compile("error|overflow|do not fit|undefined")  # lines of compilers and linkers that say what is wrong
@@ -57,8 +62,9 @@ class Image:
     """A built image. ``elf`` for emulators and debuggers; ``bin`` (from the start of flash), ``hex`` and, where board.mk gives a
     UF2_FAMILY, ``uf2`` for flash tools.
 
-    ``step_stack``: bytes of stack that stw_step takes at most, by gcc's frames and calls; None where zig built it, or a gcc
-    before 10 other than AVR's.
+    ``step_stack``, ``program_stack``: bytes of stack that stw_step and the whole program take at most, by gcc's frames and
+    calls; None where zig built it, or a gcc before 10 other than AVR's. ``program_stack`` is also None where a C file of the
+    board calls through pointers.
     """
 
     board: str
@@ -70,6 +76,7 @@ class Image:
     uf2: Path | None
     sizes: Sizes
     step_stack: int | None
+    program_stack: int | None
 
     @property
     def files(self) -> list[Path]:
@@ -82,6 +89,7 @@ class Image:
             "compiler": self.compiler,
             "sizes": asdict(self.sizes),
             "step_stack": self.step_stack,
+            "program_stack": self.program_stack,
         }
 
     def to_json(self) -> dict[str, Any]:
@@ -113,6 +121,7 @@ def build(
     if not updates:
         facts = facts.without_update_area()
     _check_fits_link(model)
+    _check_fits_compiler(model, facts)
     kind = _pick(compiler, facts)
     with tempfile.TemporaryDirectory(prefix="stepwell-build-") as folder:
         work = Path(folder)
@@ -123,6 +132,7 @@ def build(
         elf = compile_image(facts, kind, work, None, *options, *graph_flags(kind, facts))
         graph = call_graph(kind, facts, work)
         sizes = image_sizes(elf, facts)
+        step_stack, program_stack = _stack_bounds(graph, sizes.stack, facts)
         stem = Path(out_dir) / facts.name
         stem.parent.mkdir(parents=True, exist_ok=True)
         written = {".elf": write_whole(stem.with_suffix(".elf"), elf.read_bytes())}
@@ -137,7 +147,8 @@ def build(
             hex=written[".hex"],
             uf2=written.get(".uf2"),
             sizes=sizes,
-            step_stack=graph.deepest("stw_step")[0] if graph else None,
+            step_stack=step_stack,
+            program_stack=program_stack,
         )
 
 
@@ -159,6 +170,24 @@ def call_graph(kind: str, board: Board, work: Path) -> stack.CallGraph | None:
     return stack.read_avr_graph(work.glob("*.su"), _printed(objdump, "-d", "--no-show-raw-insn", str(work / IMAGE)))
 
 
+def _stack_bounds(graph: stack.CallGraph | None, reserved: int, board: Board) -> tuple[int | None, int | None]:
+    """Of a step and of the whole program, where they can be told; BuildError when the stack cannot hold what is known."""
+    if graph is None:
+        return None, None
+    graph.resolve(POINTERS)
+    step = graph.bound("stw_step")
+    try:
+        program = graph.bound(next(entry for entry in ENTRIES if entry in graph.calls))
+    except BuildError:
+        program = None
+    what, needed = ("a step", step) if program is None else ("the program with this model", program)
+    if needed > reserved:
+        raise BuildError(
+            f"board {board.name}: {what} takes up to {needed} B of stack, and STACK_BYTES = {reserved}: make it {needed} or more"
+        )
+    return step, program
+
+
 def _printed(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stdout
 
@@ -176,6 +205,20 @@ def _check_fits_link(model: Model) -> None:
             f"the model has {model.n_in} inputs and {model.n_out} outputs; the test program's link carries at most "
             f"{MOST_IN} and {MOST_OUT} a step: use `stepwell emit` and your own program"
         )
+
+
+def _check_fits_compiler(model: Model, board: Board) -> None:
+    """avr-gcc takes no array above AVR_ARRAY bytes, however much flash there is."""
+    if board.text("CPU") != "avr":
+        return
+    for index, layer in enumerate(model.layers):
+        arrays = [*packed_weights(layer, "plain"), packed_rows(layer, "plain")]
+        largest = max((array.nbytes for array in arrays if array is not None), default=0)
+        if largest > AVR_ARRAY:
+            raise BuildError(
+                f"layer {index} ({layer.kind}) has {largest} bytes of weights in one array, and avr-gcc takes {AVR_ARRAY} at "
+                f"most: fewer units, --precision w4a16, or another board than {board.name}"
+            )
 
 
 def why_not(compiler: str, board: Board | None = None) -> str | None:
@@ -257,8 +300,22 @@ def _run(command: list[str | Path], work: Path) -> None:
     done = subprocess.run(words, cwd=work, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if TELLING.search(line)]
-        reason = "\n  ".join(said[:6]) or done.stderr.strip()[-600:] or f"exit code {done.returncode}"
+        reason = (
+            "\n  ".join(_explained(line) for line in said[:6])
+            or done.stderr.strip()[-600:]
+            or f"exit code {done.returncode}"
+        )
         raise BuildError(f"{words[0]} failed:\n  {reason}")
+
+
+def _explained(line: str) -> str:
+    """A linker's or compiler's line, with what to do where the reader may not know."""
+    more = re.search(r"region .?FLASH.? overflowed by (\d+) bytes", line)
+    return (
+        f"{line}: the image is {more[1]} bytes larger than the board's flash: take a smaller model or --precision"
+        if more
+        else line
+    )
 
 
 def image_sizes(elf: Path, board: Board) -> Sizes:

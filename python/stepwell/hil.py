@@ -111,7 +111,7 @@ def run_hil(
     """Stream ``sequences`` (float [T_i, n_in] each, quantised by the model; the state is reset between them) through the board.
 
     Compares all outputs and the state after each sequence with the host engine. ``progress(done, total)`` counts steps.
-    Raises LinkError when the board fails to answer or runs another model, SampleError on bad data.
+    Raises LinkError when the board fails to answer, runs another model or has used up its stack, SampleError on bad data.
     """
     if not sequences or not all(len(sequence) for sequence in sequences):
         raise SampleError("no steps to stream: give at least one sequence, and none that is empty")
@@ -138,6 +138,11 @@ def run_hil(
         mismatches += wrong
     seconds = time.monotonic() - started
     bench, mem, after = link.bench(), link.mem(), link.stat()
+    if mem.stack_size and mem.stack_used >= mem.stack_size:
+        raise LinkError(
+            f"{link.url}: all {mem.stack_size} B that {info.board} reserves for the stack were used: it runs into the RAM of the "
+            "model, or stands right before it. Raise STACK_BYTES in its board.mk and build again"
+        )
     return HilReport(
         board=info.board,
         url=link.url,

@@ -7,7 +7,7 @@ avr-gcc is older: ``-fstack-usage`` gives a .su file with the frames alone, and 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ FRAME_FLAGS = ("-fstack-usage",)
 NODE = re.compile(r'^node: \{ title: "([^"]+)" label: "[^"]*?(?:\\n(\d+) bytes \(([^)]*)\)[^"]*)?"', re.MULTILINE)
 EDGE = re.compile(r'^edge: \{ sourcename: "([^"]+)" targetname: "([^"]+)"', re.MULTILINE)
 INDIRECT = "__indirect_call"
+WORD = 4
 # What gcc cannot count, bytes: assembly of csrc that pushes on its own, and what libgcc has for Cortex-M0 (12.2's rounded up).
 ASSEMBLY = {
     "stw_dot4_v6m": 40,
@@ -34,17 +35,36 @@ AVR_FUNCTION = re.compile(r"^[0-9a-f]+ <([^>]+)>:\n((?:.+\n)*)", re.MULTILINE)
 AVR_JUMP = re.compile(r"\t(r?call|r?jmp|br\w\w)\t.*<([^>+]+)(\+0x[0-9a-f]+)?>$", re.MULTILINE)
 AVR_INDIRECT = re.compile(r"\te?i(?:call|jmp)\b")
 AVR_LAST = re.compile(r"\t(?:reti?|e?ijmp|r?jmp)\b[^\n]*\n\Z")
+AVR_VECTORS = "cpu_vectors"
 AVR_SWITCH = "__tablejump2__"  # of libgcc: on to a case of the same function
+AVR_STACK_STAYS = (AVR_SWITCH, "Reset_Handler")  # reset begins with an empty stack
 AVR_RETURN = 3  # bytes of a return address on the largest ones, 2 on others; frames in .su files hold theirs
 
 
 @dataclass
 class CallGraph:
-    """``frames``: bytes of each function whose source was compiled; ``calls``: whom it calls."""
+    """``frames``: bytes of each function whose source was compiled; ``calls``: whom it calls.
+
+    ``handlers``: of interrupts, one of which may come at any moment, on top of whatever runs.
+    """
 
     frames: dict[str, int] = field(default_factory=dict)
     calls: dict[str, set[str]] = field(default_factory=dict)
     unbounded: set[str] = field(default_factory=set)  # with alloca or arrays of variable length
+    handlers: set[str] = field(default_factory=set)
+
+    def resolve(self, pointers: Mapping[str, str]) -> None:
+        """Say where calls through pointers go: function -> pattern of the names that it may call."""
+        for caller, called in self.calls.items():
+            if INDIRECT in called and plain(caller) in pointers:
+                pattern = pointers[plain(caller)]
+                called.remove(INDIRECT)
+                called.update(function for function in self.frames if re.fullmatch(pattern, plain(function)))
+
+    def bound(self, function: str) -> int:
+        """Bytes that ``function`` takes at most, interrupts included, in whole words. BuildError as for ``deepest``."""
+        interrupted = max((self.deepest(handler)[0] for handler in self.handlers), default=0)
+        return -(-(self.deepest(function)[0] + interrupted) // WORD) * WORD
 
     def deepest(self, function: str) -> tuple[int, list[str]]:
         """Bytes of the longest path from ``function`` down, its own frame included, and the path.
@@ -66,7 +86,12 @@ class CallGraph:
             raise BuildError(f"the stack has no bound that can be seen: {way} was not compiled with the rest")
         below = [self._deepest(called, (*above, function)) for called in sorted(self.calls.get(function, ()))]
         deepest, path = max(below, key=lambda found: found[0], default=(0, []))
-        return self.frames.get(function, 0) + ASSEMBLY.get(function, 0) + deepest, [function.rpartition(":")[2], *path]
+        return self.frames.get(function, 0) + ASSEMBLY.get(function, 0) + deepest, [plain(function), *path]
+
+
+def plain(function: str) -> str:
+    """A function's name without its file and without what gcc adds to the name of a clone."""
+    return function.rpartition(":")[2].split(".")[0]
 
 
 def read_call_graph(files: Iterable[Path]) -> CallGraph:
@@ -100,13 +125,14 @@ def read_avr_graph(files: Iterable[Path], code: str) -> CallGraph:
         calls = {
             called
             for jump, called, inside in AVR_JUMP.findall(body)
-            if called not in (name, AVR_SWITCH) or (called == name and "call" in jump and not inside)
+            if called not in (name, *AVR_STACK_STAYS) or (called == name and "call" in jump and not inside)
         }
         if AVR_INDIRECT.search(body) and name != AVR_SWITCH:
             calls.add(INDIRECT)
         if not AVR_LAST.search(body):
             calls.add(behind)  # the code goes on there
         graph.calls.setdefault(name, set()).update(calls)
+    graph.handlers = graph.calls.get(AVR_VECTORS, set())
     return graph
 
 

@@ -64,4 +64,5 @@ def print_image_costs(image: Image) -> None:
             "  stack       of a step: not known, its bound needs the frames and calls that gcc tells (10 or later, and avr-gcc)"
         )
     else:
-        click.echo(f"  stack       of a step: at most {image.step_stack} B, by gcc's frames and calls")
+        whole = f"; of the whole program: {image.program_stack} B" if image.program_stack else ""
+        click.echo(f"  stack       of a step: at most {image.step_stack} B{whole}, by gcc's frames and calls")
