@@ -35,7 +35,7 @@ def run_of(port: str, result: HilReport | StepwellError) -> Run:
         "model": result.model_id,
         "sequences": str(result.sequences),
         "steps": str(result.steps),
-        **({f"{result.cost_unit} a step": f"{result.cost_per_step:g}"} if result.cost_unit else {}),
+        **({"a step": f"{result.cost_per_step:.0f} {result.cost_unit}"} if result.cost_unit else {}),
         **({"stack of a step": f"{result.stack_bytes} B"} if result.stack_bytes is not None else {}),
         "RAM of the stream": f"{result.ram_bytes} B",
         "frames": str(result.frames),
