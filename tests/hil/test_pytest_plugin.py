@@ -137,6 +137,10 @@ def test_example_project_works_elsewhere(turbofan, tmp_path):
     counts, output = example.run("--hil-port", "sim:microbit", "--hil-html", "hil.html")
     assert (counts["tests"], counts["skipped"], counts["failures"], counts["errors"]) == ("4", "0", "0", "0"), output
     assert "<b>3</b>passed" in (folder / "hil.html").read_text()
+    counts, output = example.run("--hil-port", "host:", "--junitxml", "report.xml", "-W", "error")
+    assert (counts["tests"], counts["skipped"], counts["failures"], counts["errors"]) == ("4", "0", "0", "0"), output
+    assert "warning" not in output
+    assert example.properties("test_a_new_sequence_forgets_the_old_one")["board"] == "host"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the program that stands in is a script")
