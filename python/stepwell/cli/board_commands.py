@@ -35,6 +35,10 @@ board_option = click.option(
     "--board", required=True, help="Board name (`stepwell boards` lists them), or your own board's folder: ./myboard."
 )
 
+no_reset_option = click.option(
+    "--no-reset", is_flag=True, help="Open the serial port with DTR and RTS low: an Arduino or ESP runs on."
+)
+
 
 @click.command(epilog=examples("stepwell boards", "stepwell boards --json"))
 @json_option
@@ -161,6 +165,7 @@ def flash(board: str, image: str | None, runner: str | None, port: str | None, d
 @columns_option
 @click.option("--image", help="ELF for the emulator (default: built from MODEL, in a temporary folder).")
 @click.option("--baud", type=click.IntRange(min=1), default=115200, show_default=True, help="Of a serial port.")
+@no_reset_option
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
@@ -176,6 +181,7 @@ def hil(
     columns: str | None,
     image: str | None,
     baud: int,
+    no_reset: bool,
     steps: int | None,
     log: click.utils.LazyFile | None,
     html: str | None,
@@ -200,7 +206,7 @@ def hil(
     sequences = as_many_steps(samples.sequences, steps)
 
     def run(port: str, tick: Callable[[int, int], object]) -> HilReport:
-        with connect(port, model=model, image=image, baud=baud, log=log) as link:
+        with connect(port, model=model, image=image, baud=baud, log=log, no_reset=no_reset) as link:
             return run_hil(link, model, sequences, tick)
 
     with progress(", ".join(ports), quiet=as_json) as tick:
@@ -217,17 +223,15 @@ def hil(
 
 
 def _check_ports(ports: Sequence[str], image: str | None) -> None:
-    """What can be said before anything runs: UsageError, or UnknownBoard."""
-    from stepwell.boards import load_board
+    """What can be said before anything runs: UsageError, or WrongUse."""
     from stepwell.link.emulators import EMULATORS
+    from stepwell.link.urls import check_url
 
     if image and len(ports) > 1:
         raise click.UsageError("--image is for one --port")
     for port in ports:
-        kind, _, name = port.partition(":")
-        if kind in EMULATORS:
-            load_board(name)
-        elif ports.count(port) > 1 and kind != "host":
+        check_url(port, image)
+        if ports.count(port) > 1 and port.partition(":")[0] not in (*EMULATORS, "host"):
             raise click.UsageError(f"--port {port} is given twice: a board has one line")
 
 
@@ -305,6 +309,7 @@ def _print_report(report: HilReport) -> None:
 )
 @click.option("--image", help="ELF for an emulator, which runs another model.")
 @click.option("--baud", type=click.IntRange(min=1), default=115200, show_default=True, help="Of a serial port.")
+@no_reset_option
 @click.option("--log", type=click.File("a"), help="Append the board's own messages to this file.")
 @json_option
 def update(
@@ -314,6 +319,7 @@ def update(
     sign: str | None,
     image: str | None,
     baud: int,
+    no_reset: bool,
     log: click.utils.LazyFile | None,
     as_json: bool,
 ) -> None:
