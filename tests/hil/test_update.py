@@ -54,7 +54,7 @@ def test_update_then_hil_by_the_commands(board, running, turbofan, small_model, 
     assert "version 1 already" in run("update", "--port", url, "new.stw")
     small_model.save("old.stw")
     np.savez("old.npz", x=np.zeros((1, 5, small_model.n_in)))
-    with pytest.raises(LinkError, match="runs this version or a newer one: give a higher --version"):
+    with pytest.raises(LinkError, match="the board runs version 1: give --version 2 or more"):
         run("update", "--port", url, "old.stw", "--version", "1")
     refused = run("hil", "--port", url, "old.stw", "--data", "old.npz", code=1)
     assert f"board runs model {turbofan.id:08x}, test expects {small_model.id:08x}" in refused
@@ -156,6 +156,16 @@ def test_signatures_on_a_board_of_ones_own(small_model, turbofan, tmp_path):
         assert link.info().model_id == small_model.id
         link.update(turbofan, sign=lambda message: zlib.crc32(message, 77).to_bytes(4, "little"))
         assert link.info().model_id == turbofan.id
+
+
+def test_what_is_wrong_before_anything_is_sent(small_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_model.save("m.stw")
+    for port in ("qemu:microbit", "sim:microbit"):
+        words = run("update", "--port", port, "m.stw", code=2)
+        assert f"--port {port} needs --image, an image from `stepwell build --updates`" in words
+    for command, words in (("", "names no program"), (" ", "names no program"), ("sign 'key", "No closing quotation")):
+        assert words in run("update", "--port", "/dev/ttyX", "m.stw", "--sign", command, code=2)
 
 
 def test_boards_that_take_no_update(images, small_model, turbofan):

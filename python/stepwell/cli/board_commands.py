@@ -292,6 +292,19 @@ def _print_report(report: HilReport) -> None:
         click.echo(f"  outputs     DIFFERENT in {report.mismatches} values\n  {report.first}")
 
 
+def _program(context: click.Context, parameter: click.Parameter, command: str | None) -> list[str] | None:
+    """The words of ``command``; BadParameter when there are none, as of a variable that is not set."""
+    if command is None:
+        return None
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise click.BadParameter(f"{command}: {error}") from error
+    if not words:
+        raise click.BadParameter("names no program: is a variable unset?")
+    return words
+
+
 @click.command(
     epilog=examples(
         "stepwell update --port /dev/ttyACM0 motor2.stw",
@@ -305,7 +318,10 @@ def _print_report(report: HilReport) -> None:
     "--version", type=click.IntRange(min=1), help="Higher than that of the running model (default: higher by one)."
 )
 @click.option(
-    "--sign", metavar="COMMAND", help="Program that reads the update on stdin and writes its signature to stdout."
+    "--sign",
+    metavar="COMMAND",
+    callback=_program,
+    help="Program that reads the update on stdin and writes its signature to stdout.",
 )
 @click.option("--image", help="ELF for an emulator, which runs another model.")
 @click.option("--baud", type=click.IntRange(min=1), default=115200, show_default=True, help="Of a serial port.")
@@ -316,7 +332,7 @@ def update(
     model_file: str,
     port: str,
     version: int | None,
-    sign: str | None,
+    sign: list[str] | None,
     image: str | None,
     baud: int,
     no_reset: bool,
@@ -329,11 +345,17 @@ def update(
     restart, too. Sent again, an interrupted update goes on where it was.
     """
     from stepwell.link import connect
+    from stepwell.link.emulators import EMULATORS
     from stepwell.update import sign_with
 
+    if image is None and port.partition(":")[0] in EMULATORS:
+        raise click.UsageError(f"--port {port} needs --image, an image from `stepwell build --updates`")
     model = stepwell.load(model_file)
-    signer = sign_with(shlex.split(sign)) if sign else None
-    with connect(port, image=image, baud=baud, log=log) as link, progress(f"{port}", quiet=as_json) as tick:
+    signer = sign_with(sign) if sign else None
+    with (
+        connect(port, image=image, baud=baud, log=log, no_reset=no_reset) as link,
+        progress(port, quiet=as_json) as tick,
+    ):
         done = link.update(model, version, signer, tick)
     if as_json:
         print_json(done.to_json())
