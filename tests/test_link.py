@@ -371,7 +371,7 @@ def test_what_is_no_port_is_wrong_use(url, words):
 
 @pytest.mark.parametrize("url", ["host:", "/dev/ttyX", "socket://bench:4000"])
 def test_only_emulators_run_an_image(url, small_model):
-    with pytest.raises(WrongUse, match=f"{url} runs no image: --image is for an emulator"):
+    with pytest.raises(WrongUse, match=f"{url} runs no image: only an emulator takes one"):
         connect(url, model=small_model, image="x.elf")
 
 

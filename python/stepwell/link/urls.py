@@ -69,7 +69,7 @@ def check_url(url: str, image: str | Path | None = None) -> None:
         load_board(name)
         return
     if image is not None:
-        raise WrongUse(f"{url} runs no image: --image is for an emulator")
+        raise WrongUse(f"{url} runs no image: only an emulator takes one")
     if kind in NETWORK:
         _check_address(url)
     elif (board := url.rpartition(":")[2]) in board_names():
