@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import select
 import socket
 import threading
@@ -11,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+import serial
 from stepwell.boards import load_board
 from stepwell.errors import LinkError, WrongUse
 from stepwell.link import HostLink, Link, connect, messages, urls
@@ -346,7 +348,7 @@ def test_a_device_has_one_user():
         with pytest.raises(LinkError, match=f"^{name}: cannot be opened: another program has locked it$"):
             urls._open(name, 115200)
         first.close()
-        urls._open(name, 115200).close()
+        urls._open(name, 115200, no_reset=True).close()
     finally:
         os.close(master)
         os.close(slave)
@@ -390,12 +392,26 @@ def test_an_emulator_that_cannot_names_those_that_can(port, words):
     assert EMULATORS[kind].why_not(load_board(board)) == words
 
 
-@pytest.mark.parametrize("no_reset", [False, True])
-def test_lines_that_reset_a_board_are_held(no_reset, caplog):
-    """loop:// notes what DTR and RTS are set to, from its opening on."""
-    with caplog.at_level("INFO", "pySerial.loop"), urls._open("loop://?logging=info", 115200, no_reset):
-        levels = [message.split(" ")[0] for message in caplog.messages if "_state(" in message]
-    assert levels == [f"_update_dtr_state({not no_reset})", f"_update_rts_state({not no_reset})"]
+def levels_of(caplog) -> list[str]:
+    """What DTR and RTS of a loop:// were set to, from its opening on."""
+    return re.findall(r"_update_(\w+_state\(\w+)\)", caplog.text)
+
+
+def test_lines_that_reset_a_board_are_held(caplog):
+    url = "loop://?logging=info"
+    with caplog.at_level("INFO", "pySerial.loop"):
+        urls._open(url, 115200).close()
+        assert levels_of(caplog) == ["dtr_state(True", "rts_state(True"]
+        caplog.clear()
+        urls._open(url, 115200, no_reset=True).close()
+        assert levels_of(caplog) == ["dtr_state(False", "rts_state(False", "dtr_state(False"]
+
+
+def test_lines_that_the_system_raises_fall_without_a_reset(caplog):
+    """RTS without DTR would be the reset of an ESP."""
+    with caplog.at_level("INFO", "pySerial.loop"):
+        urls._open_without_reset(serial.serial_for_url("loop://?logging=info", do_not_open=True), raised=True)
+    assert levels_of(caplog) == ["dtr_state(True", "rts_state(False", "dtr_state(False"]
 
 
 def test_host_link_has_the_methods_of_a_link(small_model):

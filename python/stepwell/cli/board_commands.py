@@ -36,7 +36,9 @@ board_option = click.option(
 )
 
 no_reset_option = click.option(
-    "--no-reset", is_flag=True, help="Open the serial port with DTR and RTS low: an Arduino or ESP runs on."
+    "--no-reset",
+    is_flag=True,
+    help="Open the serial port with DTR and RTS low, so that an Arduino or ESP runs on (docs/hil.md).",
 )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TextIO
 from urllib.parse import urlsplit
@@ -124,11 +125,20 @@ def _open(url: str, baud: int, no_reset: bool = False) -> serial.SerialBase:
     try:
         port = serial.serial_for_url(url, do_not_open=True, **options)
         if no_reset:
-            port.dtr = port.rts = False
-        port.open()
+            _open_without_reset(port, raised="://" not in url and os.name == "posix")
+        else:
+            port.open()
     except (OSError, ValueError) as error:
         raise LinkError(f"{url}: cannot be opened: {_reason(error)}") from error
     return port
+
+
+def _open_without_reset(port: serial.SerialBase, raised: bool) -> None:
+    """With DTR and RTS low. ``raised``: by the system, at opening; then RTS goes first, as RTS alone is the reset of an ESP."""
+    port.dtr, port.rts = raised, False
+    port.open()
+    with suppress(OSError):  # a pseudo terminal has no such lines
+        port.dtr = False
 
 
 def _reason(error: OSError | ValueError) -> str:
