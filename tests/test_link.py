@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import select
 import socket
 import threading
@@ -11,8 +12,11 @@ import time
 
 import numpy as np
 import pytest
-from stepwell.errors import LinkError
+import serial
+from stepwell.boards import load_board
+from stepwell.errors import LinkError, WrongUse
 from stepwell.link import HostLink, Link, connect, messages, urls
+from stepwell.link.emulators import EMULATORS
 from stepwell.link.frame import Frame, FrameReader, encode
 from stepwell.link.messages import Error, Message
 
@@ -323,7 +327,7 @@ def test_log_frames_go_to_the_log():
 
 
 def test_ports_that_cannot_be_opened(small_model):
-    with pytest.raises(LinkError, match="/dev/no-such-port: cannot be opened"):
+    with pytest.raises(LinkError, match=r"^/dev/no-such-port: cannot be opened: No such file or directory$"):
         connect("/dev/no-such-port")
     with pytest.raises(LinkError, match="needs an image to run: give --image, or a model"):
         connect("sim:microbit")
@@ -341,13 +345,73 @@ def test_a_device_has_one_user():
     name = os.ttyname(slave)
     try:
         first = urls._open(name, 115200)
-        with pytest.raises(LinkError, match=f"{name}: cannot be opened: .*lock"):
+        with pytest.raises(LinkError, match=f"^{name}: cannot be opened: another program has locked it$"):
             urls._open(name, 115200)
         first.close()
-        urls._open(name, 115200).close()
+        urls._open(name, 115200, no_reset=True).close()
     finally:
         os.close(master)
         os.close(slave)
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("socket://localhost", "socket://localhost names no port: write socket://HOST:PORT"),
+        ("socket://:4000", "socket://:4000 names no host: write socket://HOST:PORT"),
+        ("rfc2217://", "rfc2217:// names no host and no port: write rfc2217://HOST:PORT"),
+        ("socket://bench:70000", "socket://bench:70000: Port out of range 0-65535: write socket://HOST:PORT"),
+        ("microbit", "microbit is no port: did you mean qemu:microbit, sim:microbit?"),
+        ("board:rp-pico", "board:rp-pico is no port: did you mean rp2040js:rp-pico?"),
+    ],
+)
+def test_what_is_no_port_is_wrong_use(url, words):
+    with pytest.raises(WrongUse) as refused:
+        connect(url)
+    assert str(refused.value) == words
+
+
+@pytest.mark.parametrize("url", ["host:", "/dev/ttyX", "socket://bench:4000"])
+def test_only_emulators_run_an_image(url, small_model):
+    with pytest.raises(WrongUse, match=f"{url} runs no image: only an emulator takes one"):
+        connect(url, model=small_model, image="x.elf")
+
+
+@pytest.mark.parametrize(
+    ("port", "words"),
+    [
+        ("sim:rv32-virt", "there is no simulator for rv32-virt: use qemu:rv32-virt"),
+        ("sim:arduino-uno", "there is no simulator for arduino-uno: use simavr:arduino-uno"),
+        ("qemu:arduino-uno", "QEMU has no machine for arduino-uno: use simavr:arduino-uno"),
+        ("simavr:microbit", "microbit is no AVR, so simavr cannot run it: use qemu:microbit or sim:microbit"),
+        ("rp2040js:microbit", "microbit is no RP2040, so rp2040js cannot run it: use qemu:microbit or sim:microbit"),
+    ],
+)
+def test_an_emulator_that_cannot_names_those_that_can(port, words):
+    kind, _, board = port.partition(":")
+    assert EMULATORS[kind].why_not(load_board(board)) == words
+
+
+def levels_of(caplog) -> list[str]:
+    """What DTR and RTS of a loop:// were set to, from its opening on."""
+    return re.findall(r"_update_(\w+_state\(\w+)\)", caplog.text)
+
+
+def test_lines_that_reset_a_board_are_held(caplog):
+    url = "loop://?logging=info"
+    with caplog.at_level("INFO", "pySerial.loop"):
+        urls._open(url, 115200).close()
+        assert levels_of(caplog) == ["dtr_state(True", "rts_state(True"]
+        caplog.clear()
+        urls._open(url, 115200, no_reset=True).close()
+        assert levels_of(caplog) == ["dtr_state(False", "rts_state(False", "dtr_state(False"]
+
+
+def test_lines_that_the_system_raises_fall_without_a_reset(caplog):
+    """RTS without DTR would be the reset of an ESP."""
+    with caplog.at_level("INFO", "pySerial.loop"):
+        urls._open_without_reset(serial.serial_for_url("loop://?logging=info", do_not_open=True), raised=True)
+    assert levels_of(caplog) == ["dtr_state(True", "rts_state(False", "dtr_state(False"]
 
 
 def test_host_link_has_the_methods_of_a_link(small_model):

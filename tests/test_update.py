@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import struct
 import sys
@@ -468,6 +469,8 @@ def test_signers_that_fail(small_model):
             1,
             sign=sign_with([sys.executable, "-c", "import sys; print('no key', file=sys.stderr); sys.exit(3)"]),
         )
+    with pytest.raises(StepwellError, match=f"^signing: {re.escape(sys.executable)} wrote no signature to its stdout$"):
+        make_update(small_model, 1, sign=sign_with([sys.executable, "-c", ""]))
     lengths = iter(range(1, 9))
     with pytest.raises(StepwellError, match="another length each time"):
         make_update(small_model, 1, sign=lambda message: bytes(next(lengths)))

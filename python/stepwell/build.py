@@ -338,6 +338,13 @@ def image_board(elf: Path) -> str | None:
         return section.data().decode() if section else None
 
 
+def speaks_mlperf(elf: Path) -> bool:
+    """Whether an ELF was built with ``mlperf``, by its symbols; then it does not know the link."""
+    with _damage_named(elf), elf.open("rb") as file:
+        symbols = ELFFile(file).get_section_by_name(".symtab")
+        return symbols is not None and symbols.get_symbol_by_name("mlperf_byte") is not None
+
+
 @contextmanager
 def _damage_named(elf: Path) -> Iterator[None]:
     """pyelftools raises whatever a damaged file leads it to."""

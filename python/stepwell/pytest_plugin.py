@@ -7,14 +7,17 @@
     pytest --hil-port /dev/ttyACM0 --hil-model motor.stw
     pytest --hil-port sim:microbit --hil-model motor.stw
 
-Without a port the tests that need one are skipped, with the reason; with a port that does not work they are errors.
+Without a port the tests that need one are skipped, with the reason; with a port that does not work they are errors. Options
+that cannot be right end pytest before it runs a test.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
 import pytest
 
@@ -39,6 +42,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="Serial port, pyserial URL, qemu:BOARD, sim:BOARD, simavr:BOARD, rp2040js:BOARD or host: [HIL_PORT]",
     )
     group.addoption("--hil-baud", type=int, default=115200, help="Baud rate of a serial port (default: 115200)")
+    group.addoption(
+        "--hil-no-reset",
+        action="store_true",
+        help="Open the serial port with DTR and RTS low: an Arduino or ESP runs on",
+    )
     group.addoption("--hil-board", metavar="NAME", help="The board must be this one, by its own words")
     group.addoption("--hil-image", metavar="ELF", help="Image for an emulator (default: built from the model)")
     group.addoption("--hil-model", metavar="FILE", help="The .stw file of the model that the board must run")
@@ -54,15 +62,62 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "hil: needs a board or emulator (--hil-port)")
+    if hasattr(config, "workerinput"):  # of xdist: its controller does the rest
+        return
+    _check_files(config)
+    if _port(config):
+        _check_port(config)
+    elif config.getoption("--hil-required"):
+        raise pytest.UsageError(f"--hil-required, but {NO_PORT}")
+    if config.getoption("--hil-html"):
+        config.pluginmanager.register(_Page(config))
+
+
+@contextmanager
+def _usage(option: str) -> Iterator[None]:
+    """What stepwell or the system says inside is a UsageError of ``option``."""
+    from stepwell.errors import StepwellError
+
+    try:
+        yield
+    except StepwellError as error:
+        raise pytest.UsageError(f"{option}: {error}") from error
+    except OSError as error:
+        raise pytest.UsageError(f"{option} {error.filename}: {error.strerror}") from error
+
+
+def _check_files(config: pytest.Config) -> None:
+    """UsageError when --hil-model is not there or --hil-html cannot be written."""
     from stepwell.files import check_can_write
 
-    config.addinivalue_line("markers", "hil: needs a board or emulator (--hil-port)")
-    if config.getoption("--hil-html") and not hasattr(config, "workerinput"):  # with xdist: not in its workers
-        try:
-            check_can_write(config.getoption("--hil-html"))
-        except OSError as error:
-            raise pytest.UsageError(f"--hil-html {error.filename}: {error.strerror}") from error
-        config.pluginmanager.register(_Page(config))
+    for name, check in (("--hil-model", os.stat), ("--hil-html", check_can_write)):
+        if config.getoption(name):
+            with _usage(name):
+                check(config.getoption(name))
+
+
+def _check_port(config: pytest.Config) -> None:
+    """UsageError when the options for the port cannot be right; whether a board is there is seen later."""
+    from stepwell.boards import load_board
+    from stepwell.flash import choose
+    from stepwell.link.urls import check_image, check_url
+
+    option, port = config.getoption, _port(config)
+    image, board, runner = option("--hil-image"), option("--hil-board"), option("--hil-flash")
+    with _usage("--hil-port"):
+        check_url(port, image)
+    if option("--hil-log"):
+        with _usage("--hil-log"):
+            _appended(option("--hil-log")).close()
+    if image:
+        with _usage("--hil-image"):
+            check_image(load_board(port.partition(":")[2]), Path(image))
+    if runner and not board:
+        raise pytest.UsageError("--hil-flash needs --hil-board")
+    if runner:
+        with _usage("--hil-flash"):
+            choose(load_board(board), None if runner == "auto" else runner)
 
 
 class _Page:
@@ -104,18 +159,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Marked tests are skipped without a port, even when they use none of the fixtures, and fail with a port that is dead."""
     if item.get_closest_marker("hil"):
-        _port(item.config)
+        _need_port(item.config)
         if "hil_link" not in item.fixturenames:
             item.fixturenames.append("hil_link")
 
 
 def _port(config: pytest.Config) -> str:
-    port = config.getoption("--hil-port") or os.environ.get("HIL_PORT", "")
-    if not port and config.getoption("--hil-required"):
-        raise pytest.UsageError(f"--hil-required, but {NO_PORT}")
-    if not port:
+    """Empty when none is given."""
+    return config.getoption("--hil-port") or os.environ.get("HIL_PORT", "")
+
+
+def _need_port(config: pytest.Config) -> str:
+    if not _port(config):
         pytest.skip(NO_PORT)
-    return port
+    return _port(config)
+
+
+@contextmanager
+def _without_frames() -> Iterator[None]:
+    """An error that stepwell raises on purpose says what there is to say: pytest shows it without our frames."""
+    from stepwell.errors import StepwellError
+
+    try:
+        yield
+    except (StepwellError, OSError) as error:
+        raise pytest.fail.Exception(str(error), pytrace=False) from None
 
 
 @pytest.fixture(scope="session")
@@ -124,19 +192,21 @@ def hil_model(request: pytest.FixtureRequest) -> Model | None:
     import stepwell
 
     path = request.config.getoption("--hil-model")
-    return stepwell.load(path) if path else None
+    with _without_frames():
+        return stepwell.load(path) if path else None
 
 
-def _flash(model: Model | None, board: str | None, runner: str, port: str, flash_port: str | None) -> None:
+def _flash(model: Model | None, board: str, runner: str, port: str, flash_port: str | None) -> None:
     """Build the model's image and write it to the board; the port that is opened next must then run it."""
     import tempfile
 
     from stepwell.boards import load_board
     from stepwell.build import build
+    from stepwell.errors import WrongUse
     from stepwell.flash import NEED_PORT, Files, choose, flash
 
-    if model is None or board is None:
-        raise pytest.UsageError("--hil-flash needs --hil-model and --hil-board")
+    if model is None:
+        raise WrongUse("--hil-flash needs --hil-model")
     facts = load_board(board)
     with tempfile.TemporaryDirectory(prefix="stepwell-") as folder:
         image = build(model, facts, folder)
@@ -144,26 +214,34 @@ def _flash(model: Model | None, board: str | None, runner: str, port: str, flash
         flash(facts, Files(image.elf), chosen, flash_port or (port if chosen in NEED_PORT else None))
 
 
-@pytest.fixture(scope="session")
-def hil_link(request: pytest.FixtureRequest, hil_model: Model | None) -> Iterator[Link | HostLink]:
-    """The connection of this session. No port: skip. A port that fails, another board, another model: error."""
+def _appended(path: str) -> TextIO:
+    return open(path, "a", encoding="utf-8")
+
+
+def _connect(config: pytest.Config, model: Model | None, at_end: ExitStack) -> Link | HostLink:
+    """The connection as the options want it, flashed before if they say so; ``at_end`` closes it."""
     from stepwell.errors import LinkError
     from stepwell.link import connect
 
-    option = request.config.getoption
-    port = _port(request.config)
+    option, port = config.getoption, _need_port(config)
     if option("--hil-flash"):
-        _flash(hil_model, option("--hil-board"), option("--hil-flash"), port, option("--hil-flash-port"))
-    log = open(option("--hil-log"), "a", encoding="utf-8") if option("--hil-log") else None  # noqa: SIM115 - closed below
-    try:
-        with connect(port, model=hil_model, image=option("--hil-image"), baud=option("--hil-baud"), log=log) as link:
-            found, wanted = link.info().board, option("--hil-board")
-            if wanted and found != wanted:
-                raise LinkError(f"{port}: this is a {found}, the tests are for {wanted} (--hil-board)")
-            yield link
-    finally:
-        if log:
-            log.close()
+        _flash(model, option("--hil-board"), option("--hil-flash"), port, option("--hil-flash-port"))
+    log = at_end.enter_context(_appended(option("--hil-log"))) if option("--hil-log") else None
+    line = {"baud": option("--hil-baud"), "no_reset": option("--hil-no-reset")}
+    link = at_end.enter_context(connect(port, model=model, image=option("--hil-image"), log=log, **line))
+    found, wanted = link.info().board, option("--hil-board")
+    if wanted and found != wanted:
+        raise LinkError(f"{port}: this is a {found}, the tests are for {wanted} (--hil-board)")
+    return link
+
+
+@pytest.fixture(scope="session")
+def hil_link(request: pytest.FixtureRequest, hil_model: Model | None) -> Iterator[Link | HostLink]:
+    """The connection of this session. No port: skip. A port that fails, another board, another model: error."""
+    with ExitStack() as at_end:
+        with _without_frames():
+            link = _connect(request.config, hil_model, at_end)
+        yield link
 
 
 class Dut:
@@ -209,16 +287,14 @@ class Dut:
 
 
 @pytest.fixture
-def dut(
-    hil_link: Link | HostLink, hil_model: Model | None, record_property: Callable[[str, Any], None]
-) -> Iterator[Dut]:
+def dut(request: pytest.FixtureRequest, hil_link: Link | HostLink, hil_model: Model | None) -> Iterator[Dut]:
     """The device under test after a reset. Board, model, steps and cost go into the JUnit report."""
-    info = hil_link.info()
-    hil_link.reset()
+    with _without_frames():
+        info = hil_link.info()
+        hil_link.reset()
     device = Dut(hil_link, hil_model)
     yield device
-    record_property("board", info.board)
-    record_property("model", f"{info.model_id:08x}")
-    record_property("steps", device.steps)
+    facts = {"board": info.board, "model": f"{info.model_id:08x}", "steps": device.steps}
     if hil_link.cost_unit:
-        record_property(f"{hil_link.cost_unit}_per_step", hil_link.cost_per_step)
+        facts[f"{hil_link.cost_unit}_per_step"] = hil_link.cost_per_step
+    request.node.user_properties.extend(facts.items())  # what record_property does, and warns of

@@ -76,9 +76,12 @@ def sign_with(command: list[str]) -> Sign:
             done = subprocess.run(command, input=message, capture_output=True, check=False)
         except OSError as error:
             raise StepwellError(f"signing: {command[0]}: {error.strerror}") from error
-        if done.returncode or not done.stdout:
-            said = done.stderr.decode(errors="replace").strip() or "it wrote no signature"
-            raise StepwellError(f"signing: {command[0]} failed with exit code {done.returncode}: {said}")
+        said = done.stderr.decode(errors="replace").strip()
+        because = f": {said}" if said else ""
+        if done.returncode:
+            raise StepwellError(f"signing: {command[0]} failed with exit code {done.returncode}{because}")
+        if not done.stdout:
+            raise StepwellError(f"signing: {command[0]} wrote no signature to its stdout{because}")
         return done.stdout
 
     return sign

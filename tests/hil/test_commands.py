@@ -13,11 +13,12 @@ import stepwell
 from click.testing import CliRunner
 from conftest import ROOT, random_dense, random_lstm, random_sequences
 from stepwell.boards import board_names, load_board
+from stepwell.build import build
 from stepwell.cli import cli
-from stepwell.errors import SampleError, StepwellError
+from stepwell.errors import LinkError, SampleError, StepwellError, WrongUse
 from stepwell.graph import Graph
 from stepwell.hil import run_side_by_side
-from stepwell.link import sim
+from stepwell.link import sim, urls
 
 from .conftest import need
 from .test_faults import with_bit_flipped
@@ -171,7 +172,21 @@ def test_surprise_on_one_board_leaves_the_others(capsys):
 def test_ports_that_cannot_be(folder):
     rest = ("m.stw", "--data", "test.npz")
     assert "is given twice" in run("hil", "--port", "/dev/ttyX", "--port", "/dev/ttyX", *rest, code=2)
+    for wrong in (["microbit"], ["socket://localhost"], ["host:", "--image", "m.elf"]):
+        with pytest.raises(WrongUse, match=wrong[0]):
+            run("hil", "--port", *wrong, *rest)
     assert "is not in the range" in run("hil", "--port", "host:", "--baud", "0", *rest, code=2)
+
+
+@pytest.mark.parametrize("options", [[], ["--no-reset"]])
+@pytest.mark.parametrize("command", [["hil", "m.stw", "--data", "test.npz"], ["update", "m.stw"]])
+def test_no_reset_reaches_the_port(command, options, folder, monkeypatch):
+    def opened(url, baud, no_reset):
+        raise LinkError(f"no reset: {no_reset}")
+
+    monkeypatch.setattr(urls, "_open", opened)
+    done = CliRunner().invoke(cli, [*command, "--port", "/dev/ttyX", *options])
+    assert f"no reset: {bool(options)}" in done.output + str(done.exception)
 
 
 def test_page_that_cannot_be_written_costs_no_run(folder):
@@ -200,6 +215,13 @@ def test_emulator_is_given_an_image_of_its_board(folder, images, small_model):
     image = images(small_model, "microbit").elf
     text = run("hil", "--port", "sim:mps2-an386", "m.stw", "--data", "test.npz", "--image", str(image), code=1)
     assert "microbit.elf is built for microbit, not for mps2-an386" in text
+
+
+def test_image_of_another_interface_is_refused_by_name(folder, small_model):
+    need("sim:microbit")
+    image = build(small_model, "microbit", "mlperf", mlperf=True).elf
+    text = run("hil", "--port", "sim:microbit", "m.stw", "--data", "test.npz", "--image", str(image), code=1)
+    assert f"{image} speaks MLPerf's text interface instead of the link: build it without --mlperf" in text
 
 
 def test_soak_repeats_the_data(folder):

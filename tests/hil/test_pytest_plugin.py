@@ -36,10 +36,10 @@ def test_plain():
 
 
 class Project:
-    """A folder with one test file; ``run`` gives the summary counts and the whole output."""
+    """A folder with one test file; ``run`` gives the summary counts and the whole output; ``code``: how it exited."""
 
     def __init__(self, folder):
-        self.folder = folder
+        self.folder, self.code = folder, 0
 
     def run(self, *options: str, port: str | None = None) -> tuple[dict[str, str], str]:
         environment = {key: value for key, value in os.environ.items() if key != "HIL_PORT"}
@@ -47,8 +47,10 @@ class Project:
         if port:
             environment["HIL_PORT"] = port
         command = [sys.executable, "-m", "pytest", "-q", "-rsEf", "--junit-xml=report.xml", *options]
-        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
         report = self.folder / "report.xml"
+        report.unlink(missing_ok=True)
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
+        self.code = done.returncode
         counts = dict(next(ElementTree.parse(report).iter("testsuite")).items()) if report.exists() else {}
         return counts, done.stdout + done.stderr
 
@@ -75,9 +77,38 @@ def test_without_port_everything_that_needs_one_is_skipped(project, saved):
     assert "no board: give --hil-port URL, qemu:BOARD, sim:BOARD, simavr:BOARD, rp2040js:BOARD or host:" in output
 
 
-def test_required_port_is_no_skip(project, saved):
-    counts, output = project.run(f"--hil-model={saved}", "--hil-required")
-    assert (counts["skipped"], counts["errors"]) == ("0", "3") and "--hil-required, but no board" in output
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--hil-required", "--hil-required, but no board: give --hil-port URL"),
+        ("--hil-port=microbit", "--hil-port: microbit is no port: did you mean qemu:microbit, sim:microbit?"),
+        ("--hil-port=sim:microbitt", "--hil-port: no board 'microbitt'; there are:"),
+        ("--hil-port=socket://bench", "--hil-port: socket://bench names no port: write socket://HOST:PORT"),
+        ("--hil-port=sim:microbit --hil-image=absent.elf", "--hil-image: no image absent.elf"),
+        ("--hil-port=sim:microbit --hil-image=motor.stw", "--hil-image: motor.stw is no ELF file"),
+        ("--hil-port=host: --hil-image=x.elf", "--hil-port: host: runs no image: only an emulator takes one"),
+        ("--hil-port=host: --hil-log=absent/board.log", "--hil-log absent/board.log: No such file or directory"),
+        ("--hil-port=host: --hil-flash=auto", "--hil-flash needs --hil-board"),
+        ("--hil-port=host: --hil-flash=uf2 --hil-board=microbit", "--hil-flash: board microbit cannot be flashed by"),
+        ("--hil-model=absent.stw", "--hil-model absent.stw: No such file or directory"),
+        ("--hil-html=absent/page.html", "--hil-html absent/page.html: No such file or directory"),
+    ],
+)
+def test_options_that_cannot_be_right_run_nothing(project, saved, options, words):
+    counts, output = project.run(*options.split())
+    assert project.code == pytest.ExitCode.USAGE_ERROR and not counts
+    assert f"ERROR: {words}" in output and "Traceback" not in output
+
+
+def test_no_reset_reaches_the_port(project, saved):
+    (project.folder / "conftest.py").write_text(
+        "import stepwell.link.urls as c\n"
+        "def opened(url, baud, no_reset):\n"
+        "    raise c.LinkError(f'no reset: {no_reset}')\n"
+        "c._open = opened\n"
+    )
+    for options in ([], ["--hil-no-reset"]):
+        assert f"no reset: {bool(options)}" in project.run("--hil-port=/dev/ttyX", *options)[1]
 
 
 def test_host(project, saved):
@@ -105,7 +136,17 @@ def test_board_with_properties_and_log(project, saved, small_model, images):
 
 def test_port_that_fails_is_an_error(project, saved):
     counts, output = project.run(f"--hil-model={saved}", "--hil-port=/dev/no-such-port")
-    assert (counts["skipped"], counts["errors"]) == ("0", "3") and "cannot be opened" in output
+    assert (counts["skipped"], counts["errors"]) == ("0", "3")
+    reason = "/dev/no-such-port: cannot be opened: No such file or directory"
+    assert [line for line in output.splitlines() if "no-such-port" in line and " - " not in line] == 3 * [reason]
+    assert "stepwell/" not in output, "frames of ours"
+
+
+def test_model_that_is_none_is_an_error(project):
+    (project.folder / "broken.stw").write_text("no model")
+    counts, output = project.run("--hil-model=broken.stw", "--hil-port=host:")
+    assert (counts["skipped"], counts["errors"]) == ("0", "3")
+    assert "\nbroken.stw: not a stepwell model" in output and "stepwell/" not in output
 
 
 def test_mismatch_says_where(project, saved):
@@ -137,6 +178,10 @@ def test_example_project_works_elsewhere(turbofan, tmp_path):
     counts, output = example.run("--hil-port", "sim:microbit", "--hil-html", "hil.html")
     assert (counts["tests"], counts["skipped"], counts["failures"], counts["errors"]) == ("4", "0", "0", "0"), output
     assert "<b>3</b>passed" in (folder / "hil.html").read_text()
+    counts, output = example.run("--hil-port", "host:", "--junitxml", "report.xml", "-W", "error")
+    assert (counts["tests"], counts["skipped"], counts["failures"], counts["errors"]) == ("4", "0", "0", "0"), output
+    assert "warning" not in output
+    assert example.properties("test_a_new_sequence_forgets_the_old_one")["board"] == "host"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the program that stands in is a script")
@@ -155,8 +200,3 @@ def test_serial_bootloaders_are_given_a_port(options, project, saved, tmp_path, 
     assert (counts["failures"], counts["errors"], counts["skipped"]) == ("0", "0", "0"), output
     port = options[-1] if options else "sim:netduinoplus2"
     assert f"--port {port} --family F4" in (tools / "called").read_text()
-
-
-def test_page_that_cannot_be_written_is_wrong_use(project, saved):
-    _, output = project.run("--hil-port", "host:", "--hil-model", saved, "--hil-html", "absent/page.html")
-    assert "--hil-html absent/page.html: No such file or directory" in output and "passed" not in output

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
+import shlex
 import shutil
 import socket
+import subprocess
 import zlib
 
 import numpy as np
 import pytest
-from conftest import SIGNED
+from conftest import ROOT, SIGNED
 from stepwell.boards import load_board
 from stepwell.build import build
 from stepwell.errors import BuildError, LinkError
 from stepwell.hil import run_hil
 from stepwell.link import HostLink, connect, qemu
+from stepwell.link.emulator import wait_until
 from stepwell.link.emulators import EMULATORS
 
 from .conftest import need
@@ -54,11 +59,40 @@ def test_update_then_hil_by_the_commands(board, running, turbofan, small_model, 
     assert "version 1 already" in run("update", "--port", url, "new.stw")
     small_model.save("old.stw")
     np.savez("old.npz", x=np.zeros((1, 5, small_model.n_in)))
-    with pytest.raises(LinkError, match="runs this version or a newer one: give a higher --version"):
+    with pytest.raises(LinkError, match="the board runs version 1: give --version 2 or more"):
         run("update", "--port", url, "old.stw", "--version", "1")
     refused = run("hil", "--port", url, "old.stw", "--data", "old.npz", code=1)
     assert f"board runs model {turbofan.id:08x}, test expects {small_model.id:08x}" in refused
     assert "version 7 now" in run("update", "--port", url, "old.stw", "--version", "7")
+
+
+def test_the_manuals_way_without_hardware(turbofan, small_model, flights, tmp_path, monkeypatch):
+    """docs/update.md, line by line, on a port that is free here."""
+    need("qemu:microbit")
+    monkeypatch.chdir(tmp_path)
+    small_model.save("motor.stw")
+    turbofan.save("motor2.stw")
+    np.savez("test.npz", x=flights[0][None, :30])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    page = (ROOT / "docs" / "update.md").read_text().split("**Without hardware**")[1].replace("4444", str(port))
+    build_line, qemu_line, *others = [shlex.split(line) for line in re.findall("^    (.*)", page, re.MULTILINE)[:4]]
+    run(*build_line[1:])
+    assert qemu_line.pop() == "&"
+    with subprocess.Popen(qemu_line) as machine:
+        try:
+            assert wait_until(lambda: can_connect(port), 20), "QEMU does not listen"
+            said = [run(*line[1:]) for line in others]
+        finally:
+            machine.terminate()
+    assert "version 1 now" in said[0] and "equal, bit for bit" in said[1]
+
+
+def can_connect(port: int) -> bool:
+    """QEMU takes the next client when this one has gone."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+    return False
 
 
 def test_interrupted_update_goes_on(running, turbofan, flights):
@@ -156,6 +190,16 @@ def test_signatures_on_a_board_of_ones_own(small_model, turbofan, tmp_path):
         assert link.info().model_id == small_model.id
         link.update(turbofan, sign=lambda message: zlib.crc32(message, 77).to_bytes(4, "little"))
         assert link.info().model_id == turbofan.id
+
+
+def test_what_is_wrong_before_anything_is_sent(small_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small_model.save("m.stw")
+    for port in ("qemu:microbit", "sim:microbit"):
+        words = run("update", "--port", port, "m.stw", code=2)
+        assert f"--port {port} needs --image, an image from `stepwell build --updates`" in words
+    for command, words in (("", "names no program"), (" ", "names no program"), ("sign 'key", "No closing quotation")):
+        assert words in run("update", "--port", "/dev/ttyX", "m.stw", "--sign", command, code=2)
 
 
 def test_boards_that_take_no_update(images, small_model, turbofan):

@@ -35,6 +35,12 @@ board_option = click.option(
     "--board", required=True, help="Board name (`stepwell boards` lists them), or your own board's folder: ./myboard."
 )
 
+no_reset_option = click.option(
+    "--no-reset",
+    is_flag=True,
+    help="Open the serial port with DTR and RTS low, so that an Arduino or ESP runs on (docs/hil.md).",
+)
+
 
 @click.command(epilog=examples("stepwell boards", "stepwell boards --json"))
 @json_option
@@ -161,6 +167,7 @@ def flash(board: str, image: str | None, runner: str | None, port: str | None, d
 @columns_option
 @click.option("--image", help="ELF for the emulator (default: built from MODEL, in a temporary folder).")
 @click.option("--baud", type=click.IntRange(min=1), default=115200, show_default=True, help="Of a serial port.")
+@no_reset_option
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
@@ -176,6 +183,7 @@ def hil(
     columns: str | None,
     image: str | None,
     baud: int,
+    no_reset: bool,
     steps: int | None,
     log: click.utils.LazyFile | None,
     html: str | None,
@@ -200,7 +208,7 @@ def hil(
     sequences = as_many_steps(samples.sequences, steps)
 
     def run(port: str, tick: Callable[[int, int], object]) -> HilReport:
-        with connect(port, model=model, image=image, baud=baud, log=log) as link:
+        with connect(port, model=model, image=image, baud=baud, log=log, no_reset=no_reset) as link:
             return run_hil(link, model, sequences, tick)
 
     with progress(", ".join(ports), quiet=as_json) as tick:
@@ -217,17 +225,15 @@ def hil(
 
 
 def _check_ports(ports: Sequence[str], image: str | None) -> None:
-    """What can be said before anything runs: UsageError, or UnknownBoard."""
-    from stepwell.boards import load_board
+    """What can be said before anything runs: UsageError, or WrongUse."""
     from stepwell.link.emulators import EMULATORS
+    from stepwell.link.urls import check_url
 
     if image and len(ports) > 1:
         raise click.UsageError("--image is for one --port")
     for port in ports:
-        kind, _, name = port.partition(":")
-        if kind in EMULATORS:
-            load_board(name)
-        elif ports.count(port) > 1 and kind != "host":
+        check_url(port, image)
+        if ports.count(port) > 1 and port.partition(":")[0] not in (*EMULATORS, "host"):
             raise click.UsageError(f"--port {port} is given twice: a board has one line")
 
 
@@ -288,6 +294,19 @@ def _print_report(report: HilReport) -> None:
         click.echo(f"  outputs     DIFFERENT in {report.mismatches} values\n  {report.first}")
 
 
+def _program(context: click.Context, parameter: click.Parameter, command: str | None) -> list[str] | None:
+    """The words of ``command``; BadParameter when there are none, as of a variable that is not set."""
+    if command is None:
+        return None
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise click.BadParameter(f"{command}: {error}") from error
+    if not words:
+        raise click.BadParameter("names no program: is a variable unset?")
+    return words
+
+
 @click.command(
     epilog=examples(
         "stepwell update --port /dev/ttyACM0 motor2.stw",
@@ -301,19 +320,24 @@ def _print_report(report: HilReport) -> None:
     "--version", type=click.IntRange(min=1), help="Higher than that of the running model (default: higher by one)."
 )
 @click.option(
-    "--sign", metavar="COMMAND", help="Program that reads the update on stdin and writes its signature to stdout."
+    "--sign",
+    metavar="COMMAND",
+    callback=_program,
+    help="Program that reads the update on stdin and writes its signature to stdout.",
 )
 @click.option("--image", help="ELF for an emulator, which runs another model.")
 @click.option("--baud", type=click.IntRange(min=1), default=115200, show_default=True, help="Of a serial port.")
+@no_reset_option
 @click.option("--log", type=click.File("a"), help="Append the board's own messages to this file.")
 @json_option
 def update(
     model_file: str,
     port: str,
     version: int | None,
-    sign: str | None,
+    sign: list[str] | None,
     image: str | None,
     baud: int,
+    no_reset: bool,
     log: click.utils.LazyFile | None,
     as_json: bool,
 ) -> None:
@@ -323,11 +347,17 @@ def update(
     restart, too. Sent again, an interrupted update goes on where it was.
     """
     from stepwell.link import connect
+    from stepwell.link.emulators import EMULATORS
     from stepwell.update import sign_with
 
+    if image is None and port.partition(":")[0] in EMULATORS:
+        raise click.UsageError(f"--port {port} needs --image, an image from `stepwell build --updates`")
     model = stepwell.load(model_file)
-    signer = sign_with(shlex.split(sign)) if sign else None
-    with connect(port, image=image, baud=baud, log=log) as link, progress(f"{port}", quiet=as_json) as tick:
+    signer = sign_with(sign) if sign else None
+    with (
+        connect(port, image=image, baud=baud, log=log, no_reset=no_reset) as link,
+        progress(port, quiet=as_json) as tick,
+    ):
         done = link.update(model, version, signer, tick)
     if as_json:
         print_json(done.to_json())

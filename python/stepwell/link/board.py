@@ -346,6 +346,9 @@ class Link:
         wanted = info.version + (not known) if version is None else version
         sent = resumed_at = 0
         if not known:
+            if wanted <= info.version:  # the board would refuse it without its own number
+                higher = f"give --version {info.version + 1} or more"
+                raise LinkError(f"{self.url}: the board runs version {info.version}: {higher}")
             update = make_update(model, wanted, status.packing, sign)
             sent = len(update.body)
             if sent > info.update_bytes:

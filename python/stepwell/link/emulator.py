@@ -11,6 +11,7 @@ import time
 import weakref
 from pathlib import Path
 
+from stepwell.boards import Board
 from stepwell.errors import LinkError
 
 STOP_SECONDS = 5
@@ -105,6 +106,12 @@ def failed(emulator: Emulator, what: str) -> LinkError:
     words = emulator.last_words() or "it said nothing"
     emulator.close()
     return LinkError(f"{what} did not start: {words}")
+
+
+def cannot_run(why: str, board: Board) -> str:
+    """``why`` an emulator cannot run ``board``, and which ones can."""
+    others = " or ".join(f"{name}:{board.name}" for name in board.emulators)
+    return f"{why}: use {others}" if others else why
 
 
 def wait_until(condition, seconds: float) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stepwell.boards import Board
 from stepwell.errors import LinkError
-from stepwell.link.emulator import Emulator, failed, module_command, wait_until
+from stepwell.link.emulator import Emulator, cannot_run, failed, module_command, wait_until
 
 ICOUNT_SHIFT = 10
 START_SECONDS = 20
@@ -19,8 +19,7 @@ PACKAGES = {"qemu-system-arm": "qemu-system-arm", "qemu-system-riscv32": "qemu-s
 def why_not(board: Board) -> str | None:
     """The reason why QEMU cannot run ``board`` here, with what to install; None when it can."""
     if not board.words("QEMU"):
-        other = next(iter(board.emulators), None)
-        return f"QEMU has no machine for {board.name}" + (f": use {other}:{board.name}" if other else "")
+        return cannot_run(f"QEMU has no machine for {board.name}", board)
     program = board.words("QEMU")[0]
     return (
         None

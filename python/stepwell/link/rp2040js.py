@@ -10,7 +10,7 @@ from pathlib import Path
 
 from stepwell.boards import Board
 from stepwell.errors import LinkError
-from stepwell.link.emulator import Emulator, module_command, serving
+from stepwell.link.emulator import Emulator, cannot_run, module_command, serving
 from stepwell.sources import firmware
 
 COUNTS = "cycles"  # what a step costs there
@@ -20,7 +20,7 @@ INSTALL = "install Node.js 18 or later, then npm install -g rp2040js"
 def why_not(board: Board) -> str | None:
     """The reason why rp2040js cannot run ``board`` here, with what to install; None when it can."""
     if not board.words("RP2040JS"):
-        return f"{board.name} is no RP2040: rp2040js cannot run it"
+        return cannot_run(f"{board.name} is no RP2040, so rp2040js cannot run it", board)
     return None if is_installed() else f"rp2040js is not installed: {INSTALL}"
 
 

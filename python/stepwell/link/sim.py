@@ -21,7 +21,7 @@ from elftools.elf.elffile import ELFFile
 
 from stepwell.boards import Board, load_board
 from stepwell.errors import LinkError
-from stepwell.link.emulator import Emulator, module_command, serving
+from stepwell.link.emulator import Emulator, cannot_run, module_command, serving
 from stepwell.link.leash import exit_with_parent
 
 PAGE = 0x1000
@@ -46,7 +46,7 @@ Write = Callable[[int, int], None]
 def why_not(board: Board) -> str | None:
     """The reason why ``board`` cannot be simulated here, with what to install; None when it can."""
     if not board.words("SIM_CPU"):
-        return f"there is no simulator for {board.name}"
+        return cannot_run(f"there is no simulator for {board.name}", board)
     return None if importlib.util.find_spec("unicorn") else f"unicorn is not installed: {INSTALL}"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stepwell.boards import Board
 from stepwell.errors import LinkError
-from stepwell.link.emulator import Emulator, module_command, serving
+from stepwell.link.emulator import Emulator, cannot_run, module_command, serving
 from stepwell.sources import firmware
 
 HEADER = "simavr/sim_avr.h"
@@ -21,7 +21,7 @@ INSTALL = "apt-get install gcc libsimavr-dev libelf-dev"
 def why_not(board: Board) -> str | None:
     """The reason why simavr cannot run ``board`` here, with what to install; None when it can."""
     if not board.words("SIMAVR_MCU"):
-        return f"{board.name} is no AVR: simavr cannot run it"
+        return cannot_run(f"{board.name} is no AVR, so simavr cannot run it", board)
     return None if is_installed() else f"simavr is not installed: {INSTALL}"
 
 
