@@ -53,6 +53,41 @@ def test_wrong_use_exits_with_2(stw):
         assert done.returncode == 2 and done.stderr, args
 
 
+CONVERT = ["convert", ONNX, "--calib", CALIB]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([*CONVERT, "--precision", "w9a16"], "precision 'w9a16' is not one of w8a16"),
+        ([*CONVERT, "--precision", "w8a16,nope:w4a16"], "'nope' is no recurrent layer of the model"),
+        ([*CONVERT, "--mode", "slid:30"], "mode 'slid:30' is not one of carry"),
+        ([*CONVERT, "--calibration", "percentile:200"], "calibration 'percentile:200' is not one of"),
+        ([*CONVERT, "--precision", "auto"], "--precision auto needs test sequences: --data FILE"),
+        (
+            [*CONVERT, "--precision", "auto", "--data", TEST, "--max-drop", "lots"],
+            "--max-drop lots: expected a percentage",
+        ),
+        ([*CONVERT, "--precision", "auto", "--data", TEST, "--metric", "blah"], "metric 'blah' is not one of accuracy"),
+        *(
+            ([*CONVERT, option, value], f"{option} does something with --precision auto only")
+            for option, value in (("--data", TEST), ("--max-drop", "1%"), ("--max-flash", "9"), ("--metric", "mae"))
+        ),
+        (["check", "MODEL", "--data", TEST, "--metric", "blah"], "metric 'blah' is not one of accuracy"),
+        (["check", "MODEL", "--data", TEST, "--float", ONNX, "--modes", "carry,x"], "mode 'x' is not one of carry"),
+        (["report", "MODEL", "--data", TEST, "--metric", "blah", "--json"], "metric 'blah' is not one of accuracy"),
+        (
+            ["build", "MODEL", "--board", "microbit", "--mlperf", "--updates"],
+            "--mlperf and --updates do not go together",
+        ),
+    ],
+)
+def test_words_that_are_wrong_use(stw, tmp_path, args, said):
+    done = run(*(stw if arg == "MODEL" else arg for arg in args), cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("stepwell: ") and said in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not done.stdout and not list(tmp_path.iterdir())
+
+
 def test_info_json(stw):
     facts = json.loads(run("info", stw, "--json").stdout)
     model = stepwell.load(stw)
@@ -91,7 +126,7 @@ def test_emit(stw, tmp_path):
     result = json.loads(run("emit", stw, "-o", tmp_path / "out", "--name", "pump", "--json").stdout)
     assert {"pump.h", "pump.c", "stepwell.c", "README.md"} <= set(result["files"])
     done = run("emit", stw, "-o", tmp_path / "bad", "--name", "1pump")
-    assert done.returncode == 1 and "cannot name a C object" in done.stderr and not (tmp_path / "bad").exists()
+    assert done.returncode == 2 and "cannot name a C object" in done.stderr and not (tmp_path / "bad").exists()
 
 
 def test_run_file_and_stdin(stw, rows, tmp_path):
@@ -219,7 +254,7 @@ def test_nothing_is_half_written(tmp_path):
     ("args", "message"),
     [
         (["convert", "absent.onnx", "--calib", CALIB], "absent.onnx: no such file"),
-        (["convert", ".", "--calib", CALIB], ".: no such file"),
+        (["convert", ".", "--calib", CALIB], ".: is a folder: give the file in it"),
         (["convert", CALIB, "--calib", CALIB], "not an ONNX file"),
         (["convert", ONNX, "--calib", ONNX], "unknown kind of file"),
         (["run", "MODEL", "absent.csv"], "absent.csv: No such file"),

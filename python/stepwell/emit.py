@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from stepwell import info
 from stepwell._version import __version__
 from stepwell.blob import packed_channels, packed_extra, parameters, places
-from stepwell.errors import StepwellError
+from stepwell.errors import StepwellError, WrongUse
 from stepwell.files import write_whole
 from stepwell.model import FORMAT, IntLayer, Model, RecurrentLayer
 from stepwell.packing import packed_rows, packed_weights, packing_for, packing_of
@@ -80,12 +80,12 @@ def emit(model: Model, folder: str | Path, name: str | None = None, target: str 
     """Write the folder and return its files. ``name`` (default: the model's) becomes the C identifier and the file names.
 
     ``target``: the core whose packing the weights get (packing.TARGETS); every core can run every packing, with the same
-    bits. Deterministic: the same model gives the same bytes. StepwellError when ``name`` is not a C identifier or the
-    target is unknown.
+    bits. Deterministic: the same model gives the same bytes. WrongUse when ``name`` is not a C identifier or the target is
+    unknown, StepwellError when a file is in the way.
     """
     name = name or c_name(model.name)
     if not _usable(name):
-        raise StepwellError(
+        raise WrongUse(
             f"'{name}' cannot name a C object and its files: use letters, digits and _, start with a letter, and take no C "
             "keyword, no name of the C library, of the engine, main or readme"
         )

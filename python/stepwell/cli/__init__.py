@@ -67,7 +67,7 @@ def main() -> None:
         error.show()
         code = 2
     except click.ClickException as error:
-        error.show()
+        click.echo(f"stepwell: {error.format_message()}", err=True)
         code = 1
     except WrongUse as error:
         click.echo(f"stepwell: {error}", err=True)

@@ -24,7 +24,7 @@ from stepwell.cli.output import (
     progress,
     split_columns,
 )
-from stepwell.errors import ImportRefused, SampleError
+from stepwell.errors import ImportRefused, SampleError, WrongUse
 from stepwell.graph import Graph
 from stepwell.metrics import HELP as METRIC_HELP
 from stepwell.metrics import find_metric
@@ -32,12 +32,15 @@ from stepwell.mode import CARRY, Mode, parse_mode
 from stepwell.mode import HELP as MODE_HELP
 from stepwell.packing import TARGETS, packing_for
 from stepwell.precision import HELP as BITS_HELP
+from stepwell.precision import parse_precision
 from stepwell.scaler import KEYS as SCALER_KEYS
 from stepwell.scaler import MISSING, Scaler, as_scaler
 from stepwell.search import Trial
 
 if TYPE_CHECKING:
     from stepwell.build import Image
+
+MAX_DROP = "0.5%"
 
 
 @click.command(
@@ -59,9 +62,7 @@ if TYPE_CHECKING:
     "--precision", default="w8a16", show_default=True, help=f"Bits of weights and activations: {BITS_HELP}; auto."
 )
 @click.option("--data", help="With --precision auto: test sequences, with targets 'y' for the metric.")
-@click.option(
-    "--max-drop", default="0.5%", show_default=True, help="With auto: how much the metric may drop, relative."
-)
+@click.option("--max-drop", show_default=MAX_DROP, help="With auto: how much the metric may drop, relative.")
 @click.option("--max-flash", type=int, help="With auto: most bytes of constants.")
 @click.option("--metric", help=f"With auto: {METRIC_HELP}.")
 @click.option("--calibration", default="auto", show_default=True, help=f"The input's range: {RANGE_HELP}.")
@@ -78,7 +79,7 @@ def convert(
     name: str | None,
     precision: str,
     data: str | None,
-    max_drop: str,
+    max_drop: str | None,
     max_flash: int | None,
     metric: str | None,
     calibration: str,
@@ -90,8 +91,12 @@ def convert(
     as_json: bool,
 ) -> None:
     """Import an ONNX file (or .keras), calibrate and quantise it: MODEL.stw."""
+    _check_auto(precision, {"--data": data, "--max-drop": max_drop, "--max-flash": max_flash, "--metric": metric})
     if not Path(source).is_file():
-        raise ImportRefused(f"{source}: no such file")
+        raise ImportRefused(
+            f"{source}: {'is a folder: give the file in it' if Path(source).is_dir() else 'no such file'}"
+        )
+    plan, allowed = None if precision == "auto" else parse_precision(precision), _percent(max_drop or MAX_DROP)
     target = Path(output) if output else Path(source).with_suffix(".stw")
     if target.is_file() and target.read_bytes()[:4] != MAGIC:
         raise SampleError(f"{target} exists and is no .stw file: give another name with -o")
@@ -104,14 +109,12 @@ def convert(
     }
     tried: list[Trial] = []
     with progress("calibrating", quiet=as_json) as tick:
-        if precision == "auto":
-            limits = {"max_drop": _percent(max_drop), "max_flash": max_flash, "metric": metric}
-            if not data:
-                raise SampleError("--precision auto needs test sequences: --data FILE")
+        if plan:
+            model = stepwell.convert(source, calib, precision=plan, progress=tick, **options)
+        else:
+            limits = {"max_drop": allowed, "max_flash": max_flash, "metric": metric}
             show = None if as_json else _print_trial
             model, tried = stepwell.smallest(source, calib, data, **limits, tried=show, progress=tick, **options)
-        else:
-            model = stepwell.convert(source, calib, precision=precision, progress=tick, **options)
     model.save(target)
     info = model.info()
     if as_json:
@@ -128,13 +131,22 @@ def convert(
     _print_notes(notes)
 
 
+def _check_auto(precision: str, options: dict[str, object]) -> None:
+    """WrongUse when an option of the search would do nothing, or when the search lacks its data."""
+    given = [name for name, value in options.items() if value is not None]
+    if precision != "auto" and given:
+        raise WrongUse(f"{given[0]} does something with --precision auto only: add that, or leave {given[0]} out")
+    if precision == "auto" and not options["--data"]:
+        raise WrongUse("--precision auto needs test sequences: --data FILE")
+
+
 def _percent(text: str) -> float:
     try:
         value = float(text.removesuffix("%"))
     except ValueError:
         value = -1.0
     if not value >= 0:
-        raise SampleError(f"--max-drop {text}: expected a percentage such as 0.5%")
+        raise WrongUse(f"--max-drop {text}: expected a percentage such as {MAX_DROP}")
     return value
 
 
