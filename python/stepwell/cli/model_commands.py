@@ -17,6 +17,7 @@ from stepwell.calibrate import HELP as RANGE_HELP
 from stepwell.cli.output import (
     columns_option,
     examples,
+    float_source,
     json_option,
     kilo,
     print_image_costs,
@@ -279,12 +280,12 @@ def check(
     as_json: bool,
 ) -> None:
     """Compare float and integer on your data: SQNR, errors, saturation, task metric, memory; window modes with --modes."""
-    from stepwell.check import compare, compare_modes, find_source, warm_up
+    from stepwell.check import compare, compare_modes, warm_up
     from stepwell.importer import import_file
     from stepwell.samples import load_samples
 
     model, wanted = stepwell.load(model_file), find_metric(metric) if metric else None
-    source = find_source(model, Path(model_file), float_file)
+    source, source_facts = float_source(model, model_file, float_file)
     graph = import_file(source, verify=False).graph
     asked = _modes(modes, model, graph)
     may_miss = model.scaler.missing != "refuse"
@@ -294,7 +295,7 @@ def check(
     if asked:
         with progress("modes", quiet=as_json) as tick:
             result["modes"] = compare_modes(model, graph, samples, asked, tick, wanted)
-    result["warm_up"] = warm_up(model, samples.sequences)
+    result |= {"warm_up": warm_up(model, samples.sequences), "float": source_facts}
     if as_json:
         print_json(result)
     else:
@@ -316,16 +317,10 @@ def _print_check(result: dict[str, Any]) -> None:
     click.echo(
         f"{result['model']} (id {result['id']}) on {result['data']}: {result['sequences']} sequences, {result['steps']} steps"
     )
-    for output in result["outputs"]:
-        click.echo(
-            f"  output {output['output']:<4} SQNR {_db(output['sqnr_db'])}   largest error {output['max_abs_error']:.3g}"
-        )
-    click.echo(f"  all outputs SQNR {_db(result['sqnr_db'])}")
-    metric = result["metric"]
-    if metric:
-        change = f"{metric['change_percent']:+.3f} %" if metric["change_percent"] is not None else "-"
-        name = f"{metric['name']} ({metric['at']})"
-        click.echo(f"  {name}: float {metric['float']:.6g}, integer {metric['integer']:.6g}, change {change}")
+    if result["no_output"]:
+        click.echo(f"  {result['no_output']}")
+    else:
+        _print_figures(result)
     rails = {place: count for place, count in result["saturation"].items() if count["saturated"]}
     for place, count in rails.items():
         click.echo(f"  saturated   {place}: {count['saturated']} of {count['values']} values")
@@ -338,6 +333,19 @@ def _print_check(result: dict[str, Any]) -> None:
     click.echo(f"  C = reference: {result['engine_mismatches']} mismatches")
 
 
+def _print_figures(result: dict[str, Any]) -> None:
+    for output in result["outputs"]:
+        click.echo(
+            f"  output {output['output']:<4} SQNR {_db(output['sqnr_db'])}   largest error {output['max_abs_error']:.3g}"
+        )
+    click.echo(f"  all outputs SQNR {_db(result['sqnr_db'])}")
+    metric = result["metric"]
+    if metric:
+        change = f"{metric['change_percent']:+.3f} %" if metric["change_percent"] is not None else "-"
+        name = f"{metric['name']} ({metric['at']})"
+        click.echo(f"  {name}: float {metric['float']:.6g}, integer {metric['integer']:.6g}, change {change}")
+
+
 def _warm_up_text(found: dict[str, Any]) -> str:
     if found["steps"] is None:
         return f"the state still shows its start after {found['of']} steps: give longer sequences, or let it run on"
@@ -345,6 +353,8 @@ def _warm_up_text(found: dict[str, Any]) -> str:
 
 
 def _mode_text(mode: dict[str, Any]) -> str:
+    if mode["no_output"]:
+        return mode["no_output"]
     metric = mode["metric"]
     scores = f"{metric['name']} float {metric['float']:.6g}, integer {metric['integer']:.6g}, " if metric else ""
     return f"{scores}SQNR {_db(mode['sqnr_db'])}, {mode['macs_per_step']} MACs a step, {mode['ram_bytes']} B RAM"
