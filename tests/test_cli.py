@@ -276,3 +276,34 @@ def test_model_that_is_no_model(tmp_path):
     for command in (["info"], ["emit"], ["run"], ["check", "--data", TEST]):
         done = run(command[0], tmp_path / "x.stw", *command[1:])
         assert done.returncode == 1 and "x.stw: not a stepwell model" in done.stderr
+
+
+INTERRUPT = """
+import signal, sys
+
+MODULE = sys.argv.pop(1)
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == MODULE:  # in an exec, as the code of a dataclass is
+            exec("signal.raise_signal(signal.SIGINT)", {"signal": signal})
+
+sys.meta_path.insert(0, Interrupt())
+from stepwell.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["click", "numpy", "stepwell.graph", "stepwell.cli.model_commands", "onnx"])
+def test_an_interrupt_is_a_message_from_the_first_import_on(tmp_path, module):
+    command = [sys.executable, "-c", INTERRUPT, module, "convert", ONNX, "--calib", CALIB, "-o", tmp_path / "m.stw"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (130, "stepwell: interrupted") and not list(tmp_path.iterdir())
+
+
+def test_the_package_shows_its_names_before_they_are_imported():
+    code = "import stepwell, sys; assert 'numpy' not in sys.modules; print(set(stepwell.__all__) - set(dir(stepwell)))"
+    code += "\nfrom stepwell import *; print(convert.__module__, Model.__name__); stepwell.nothing"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["set()", "stepwell.api Model"]
+    assert "AttributeError: module 'stepwell' has no attribute 'nothing'" in done.stderr

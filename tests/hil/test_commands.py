@@ -13,7 +13,7 @@ import stepwell
 from click.testing import CliRunner
 from conftest import ROOT, random_dense, random_lstm, random_sequences
 from stepwell.boards import board_names, load_board
-from stepwell.cli import cli
+from stepwell.cli.commands import cli
 from stepwell.errors import SampleError, StepwellError
 from stepwell.graph import Graph
 from stepwell.hil import run_side_by_side
