@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -248,6 +249,31 @@ def test_nothing_is_half_written(tmp_path):
     done = run("convert", ONNX, "--calib", CALIB, "-o", target)
     assert done.returncode == 1 and "folder" in done.stderr and "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def files_below(folder) -> dict:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_full_disk_is_named_and_leaves_what_was_there(stw, tmp_path):
+    """A limit of the size of files stands for it: the write fails in the middle, and the system's error names no file."""
+    resource = pytest.importorskip("resource")
+
+    def with_room_for(n_bytes: int, *args) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "stepwell", *map(str, args)]
+        limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
+        return subprocess.run(command, preexec_fn=limit, capture_output=True, text=True)
+
+    assert run("emit", stw, "-o", tmp_path / "old", "--name", "m").returncode == 0
+    before = files_below(tmp_path)
+    (tmp_path / "was_empty").mkdir()
+    for folder in ("old", "new/and/deep", "was_empty"):
+        done = with_room_for(10000, "emit", stw, "-o", tmp_path / folder, "--name", "m", "--target", "cortex-m4")
+        assert done.returncode == 1 and f"stepwell: {tmp_path / folder}/m.c: File too large\n" == done.stderr
+        assert files_below(tmp_path) == before and not (tmp_path / "new").exists() and (tmp_path / "was_empty").is_dir()
+    done = with_room_for(100, *CONVERT, "-o", tmp_path / "m.stw")
+    assert done.returncode == 1 and done.stderr == f"stepwell: {tmp_path / 'm.stw'}: File too large\n"
+    assert files_below(tmp_path) == before
 
 
 @pytest.mark.parametrize(
