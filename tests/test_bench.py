@@ -10,7 +10,7 @@ from conftest import random_dense, random_gru, random_lstm, random_sequences
 from stepwell import bench, cost
 from stepwell.boards import load_board
 from stepwell.build import COMPILERS, why_not
-from stepwell.cli import cli
+from stepwell.cli.commands import cli
 from stepwell.errors import WrongUse
 from stepwell.graph import Graph
 from stepwell.link import qemu

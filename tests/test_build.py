@@ -17,7 +17,7 @@ from stepwell import convert, load
 from stepwell.boards import LABELS, Board, board_names, flags, load_board, parse_facts
 from stepwell.build import NAME, build, flash_bytes, image_board, intel_hex, why_not
 from stepwell.emit import emit, lean_flags
-from stepwell.errors import BuildError, WrongUse
+from stepwell.errors import BuildError, UnknownBoard, WrongUse
 from stepwell.graph import Graph
 from stepwell.info import describe
 from stepwell.link.qemu import ICOUNT_SHIFT
@@ -215,6 +215,15 @@ def test_makefile_builds_the_same_image_without_warnings(name, compiler, small_m
     ("line", "said"),
     [
         ("UPDATE_BYTES = lots", "UPDATE_BYTES = lots is no number"),
+        ("RAM_BYTES = 64K", "board own: RAM_BYTES = 64K is no number: write 8192 or 0x2000"),
+        ("UART_BAUD = fast", "UART_BAUD = fast is no number"),
+        ("CPU_HZ = 12.5e6", "CPU_HZ = 12.5e6 is no number"),
+        ("STACK_BYTES = 1_024", "STACK_BYTES = 1_024 is no number"),
+        ("FLASH_ORIGIN = 0b1", "FLASH_ORIGIN = 0b1 is no number"),
+        ("TIMER_BASE = 010", "TIMER_BASE = 010 is no number"),
+        ("UART_BASE =", "UART_BASE =  is no number"),
+        ("QEMU_TIMER_HZ = 1k", "QEMU_TIMER_HZ = 1k is no number"),
+        ("CPU = cortex_n", "board own: CPU = cortex_n: firmware/cpu has: avr, cortex_m, riscv"),
         ("LABEL = great", "LABEL = great: say one of emulated, built only"),
         ("GCC = icc-for-arm", "icc-for-arm is not installed: install icc-for-arm"),
         ("what", "line 1: expected KEY = value, got 'what'"),
@@ -232,6 +241,14 @@ def test_wrong_facts_of_a_board_are_named(line, said, small_model, tmp_path):
         board = load_board(f"{own}/")
         assert board.label
         build(small_model, board, tmp_path, "gcc", updates=line.startswith("UPDATE"))
+
+
+def test_a_board_is_a_folder(tmp_path):
+    (tmp_path / "board.mk").touch()
+    with pytest.raises(
+        UnknownBoard, match=rf"{tmp_path}/board\.mk is a file: a board is the folder that it is in, {tmp_path}/;"
+    ):
+        load_board(f"{tmp_path}/board.mk")
 
 
 def test_missing_compilers_are_named_with_the_install_line(small_model, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -53,6 +54,41 @@ def test_wrong_use_exits_with_2(stw):
         assert done.returncode == 2 and done.stderr, args
 
 
+CONVERT = ["convert", ONNX, "--calib", CALIB]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        ([*CONVERT, "--precision", "w9a16"], "precision 'w9a16' is not one of w8a16"),
+        ([*CONVERT, "--precision", "w8a16,nope:w4a16"], "'nope' is no recurrent layer of the model"),
+        ([*CONVERT, "--mode", "slid:30"], "mode 'slid:30' is not one of carry"),
+        ([*CONVERT, "--calibration", "percentile:200"], "calibration 'percentile:200' is not one of"),
+        ([*CONVERT, "--precision", "auto"], "--precision auto needs test sequences: --data FILE"),
+        (
+            [*CONVERT, "--precision", "auto", "--data", TEST, "--max-drop", "lots"],
+            "--max-drop lots: expected a percentage",
+        ),
+        ([*CONVERT, "--precision", "auto", "--data", TEST, "--metric", "blah"], "metric 'blah' is not one of accuracy"),
+        *(
+            ([*CONVERT, option, value], f"{option} does something with --precision auto only")
+            for option, value in (("--data", TEST), ("--max-drop", "1%"), ("--max-flash", "9"), ("--metric", "mae"))
+        ),
+        (["check", "MODEL", "--data", TEST, "--metric", "blah"], "metric 'blah' is not one of accuracy"),
+        (["check", "MODEL", "--data", TEST, "--float", ONNX, "--modes", "carry,x"], "mode 'x' is not one of carry"),
+        (["report", "MODEL", "--data", TEST, "--metric", "blah", "--json"], "metric 'blah' is not one of accuracy"),
+        (
+            ["build", "MODEL", "--board", "microbit", "--mlperf", "--updates"],
+            "--mlperf and --updates do not go together",
+        ),
+    ],
+)
+def test_words_that_are_wrong_use(stw, tmp_path, args, said):
+    done = run(*(stw if arg == "MODEL" else arg for arg in args), cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("stepwell: ") and said in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not done.stdout and not list(tmp_path.iterdir())
+
+
 def test_info_json(stw):
     facts = json.loads(run("info", stw, "--json").stdout)
     model = stepwell.load(stw)
@@ -91,7 +127,7 @@ def test_emit(stw, tmp_path):
     result = json.loads(run("emit", stw, "-o", tmp_path / "out", "--name", "pump", "--json").stdout)
     assert {"pump.h", "pump.c", "stepwell.c", "README.md"} <= set(result["files"])
     done = run("emit", stw, "-o", tmp_path / "bad", "--name", "1pump")
-    assert done.returncode == 1 and "cannot name a C object" in done.stderr and not (tmp_path / "bad").exists()
+    assert done.returncode == 2 and "cannot name a C object" in done.stderr and not (tmp_path / "bad").exists()
 
 
 def test_run_file_and_stdin(stw, rows, tmp_path):
@@ -215,11 +251,36 @@ def test_nothing_is_half_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def files_below(folder) -> dict:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_full_disk_is_named_and_leaves_what_was_there(stw, tmp_path):
+    """A limit of the size of files stands for it: the write fails in the middle, and the system's error names no file."""
+    resource = pytest.importorskip("resource")
+
+    def with_room_for(n_bytes: int, *args) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "stepwell", *map(str, args)]
+        limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (n_bytes, n_bytes))
+        return subprocess.run(command, preexec_fn=limit, capture_output=True, text=True)
+
+    assert run("emit", stw, "-o", tmp_path / "old", "--name", "m").returncode == 0
+    before = files_below(tmp_path)
+    (tmp_path / "was_empty").mkdir()
+    for folder in ("old", "new/and/deep", "was_empty"):
+        done = with_room_for(10000, "emit", stw, "-o", tmp_path / folder, "--name", "m", "--target", "cortex-m4")
+        assert done.returncode == 1 and f"stepwell: {tmp_path / folder}/m.c: File too large\n" == done.stderr
+        assert files_below(tmp_path) == before and not (tmp_path / "new").exists() and (tmp_path / "was_empty").is_dir()
+    done = with_room_for(100, *CONVERT, "-o", tmp_path / "m.stw")
+    assert done.returncode == 1 and done.stderr == f"stepwell: {tmp_path / 'm.stw'}: File too large\n"
+    assert files_below(tmp_path) == before
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["convert", "absent.onnx", "--calib", CALIB], "absent.onnx: no such file"),
-        (["convert", ".", "--calib", CALIB], ".: no such file"),
+        (["convert", ".", "--calib", CALIB], ".: is a folder: give the file in it"),
         (["convert", CALIB, "--calib", CALIB], "not an ONNX file"),
         (["convert", ONNX, "--calib", ONNX], "unknown kind of file"),
         (["run", "MODEL", "absent.csv"], "absent.csv: No such file"),
@@ -241,3 +302,34 @@ def test_model_that_is_no_model(tmp_path):
     for command in (["info"], ["emit"], ["run"], ["check", "--data", TEST]):
         done = run(command[0], tmp_path / "x.stw", *command[1:])
         assert done.returncode == 1 and "x.stw: not a stepwell model" in done.stderr
+
+
+INTERRUPT = """
+import signal, sys
+
+MODULE = sys.argv.pop(1)
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == MODULE:  # in an exec, as the code of a dataclass is
+            exec("signal.raise_signal(signal.SIGINT)", {"signal": signal})
+
+sys.meta_path.insert(0, Interrupt())
+from stepwell.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["click", "numpy", "stepwell.graph", "stepwell.cli.model_commands", "onnx"])
+def test_an_interrupt_is_a_message_from_the_first_import_on(tmp_path, module):
+    command = [sys.executable, "-c", INTERRUPT, module, "convert", ONNX, "--calib", CALIB, "-o", tmp_path / "m.stw"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.strip()) == (130, "stepwell: interrupted") and not list(tmp_path.iterdir())
+
+
+def test_the_package_shows_its_names_before_they_are_imported():
+    code = "import stepwell, sys; assert 'numpy' not in sys.modules; print(set(stepwell.__all__) - set(dir(stepwell)))"
+    code += "\nfrom stepwell import *; print(convert.__module__, Model.__name__); stepwell.nothing"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["set()", "stepwell.api Model"]
+    assert "AttributeError: module 'stepwell' has no attribute 'nothing'" in done.stderr

@@ -14,7 +14,7 @@ from bootloaders import Optiboot, Stm32
 from stepwell import flash
 from stepwell.boards import Board, board_names, load_board
 from stepwell.build import COMPILERS, INSTALL, build, why_not
-from stepwell.errors import BuildError, WrongUse
+from stepwell.errors import BuildError, PortMissing, WrongUse
 
 FACTS = {
     "FLASH_ORIGIN": "0x08000000",
@@ -236,8 +236,9 @@ def test_files_of_another_build_are_refused(microbit, tmp_path):
 
 def test_serial_bootloaders_need_a_port(microbit):
     board = Board(load_board("microbit").folder, load_board("microbit").facts | FACTS | {"FLASH_ORIGIN": "0"})
+    board.facts["FLASH_RUNNERS"] = " ".join(flash.NEED_PORT)
     for runner in flash.NEED_PORT:
-        with pytest.raises(BuildError, match=f"{runner} needs --port, the board's serial port; `stepwell boards`"):
+        with pytest.raises(PortMissing, match=f"{runner} needs --port, the board's serial port; `stepwell boards`"):
             flash.flash(board, flash.Files(microbit.elf), runner)
 
 
@@ -286,3 +287,62 @@ def test_unknown_board_is_wrong_use(arguments, tmp_path, small_model):
     command = [sys.executable, "-m", "stepwell", *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and "absent" in done.stderr and "there are: " in done.stderr, done.stderr
+
+
+# ---- the command ----
+
+
+def command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess:
+    words = [sys.executable, "-m", "stepwell", "flash", *map(str, arguments)]
+    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, env=os.environ | {"PATH": str(cwd)})
+
+
+IMAGES = [  # what --image is, made from a good one; what is said of it
+    ("whole", None),
+    ("absent", "no {image}: run `stepwell build --board microbit MODEL.stw` first"),
+    ("folder", "{image} is a folder: give the .elf file in it"),
+    ("empty", "{image}: no ELF file that `stepwell build` wrote"),
+    ("half", "{image}: no ELF file that `stepwell build` wrote"),
+    ("another board's", "{image} is built for microbit; run `stepwell build --board netduinoplus2 MODEL.stw`"),
+    ("alone", "missing or not of image.elf: run `stepwell build` again"),
+    ("a program", "{image} is not built by stepwell: it names no board"),
+]
+
+
+@pytest.fixture(params=IMAGES, ids=[name for name, _ in IMAGES])
+def image(request, microbit, tmp_path):
+    """A path for --image, what is said of it, and which it is."""
+    name, said = request.param
+    elf, content = tmp_path / "image.elf", microbit.elf.read_bytes()
+    if name == "folder":
+        elf.mkdir()
+    elif name == "a program":
+        elf.write_bytes(Path(sys.executable).read_bytes())
+    elif name != "absent":
+        elf.write_bytes({"empty": b"", "half": content[: len(content) // 2]}.get(name, content))
+    if name == "whole":
+        for path in (microbit.bin, microbit.hex):
+            shutil.copy(path, elf.with_suffix(path.suffix))
+    return elf, said and said.format(image=elf), name
+
+
+def test_dry_run_and_run_check_the_image_alike(image, tmp_path):
+    """Without a program that could flash: the image comes first."""
+    elf, said, name = image
+    board = "netduinoplus2" if name == "another board's" else "microbit"
+    real = command("--board", board, "--image", elf, cwd=tmp_path)
+    assert real.returncode == 1
+    assert (said or "none of the programs that flash microbit is installed") in real.stderr
+    dry = command("--board", board, "--image", elf, "--dry-run", cwd=tmp_path)
+    if name in ("whole", "absent"):
+        assert dry.returncode == 0 and f"pyocd flash --target nrf51 {elf.with_suffix('.hex')}" in dry.stdout
+        assert dry.stderr == (
+            "" if name == "whole" else f"stepwell: {elf} is not there yet: `stepwell build` writes it\n"
+        )
+    else:
+        assert dry.returncode == 1 and said in dry.stderr and dry.stderr.startswith("stepwell: ") and not dry.stdout
+
+
+def test_port_missing_is_wrong_use(tmp_path):
+    done = command("--board", "nucleo-f446re", "--runner", "stm32loader", cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("stepwell: stm32loader needs --port"), done.stderr

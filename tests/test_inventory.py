@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from stepwell import flash, inventory
 from stepwell.boards import board_names, load_board
-from stepwell.cli import cli
+from stepwell.cli.commands import cli
 
 
 @pytest.fixture

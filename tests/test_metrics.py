@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import stepwell
 from conftest import DEMO
-from stepwell.check import task_metric, warm_up
+from stepwell.check import is_source, task_metric, warm_up
 from stepwell.cli.model_commands import _warm_up_text
 from stepwell.errors import SampleError
 from stepwell.graph import Graph, Lstm
 from stepwell.metrics import METRICS, Metric, find_metric, usual_metric
+from stepwell.mode import parse_mode
 from test_report import invoke
 
 RNG = np.random.default_rng(1)
@@ -180,7 +181,7 @@ def test_warm_up_of_a_known_memory():
     model = stepwell.convert(leaky(0.999), x)
     assert warm_up(model, list(x))["steps"] is None  # 0.999^400 = 0.67 is left
     assert warm_up(model, list(x[:1])) is None
-    assert warm_up(model.replace(mode=stepwell.mode.parse_mode("tumble:20", "last")), list(x)) is None
+    assert warm_up(model.replace(mode=parse_mode("tumble:20", "last")), list(x)) is None
 
 
 def test_check_prints_the_memory(demo, tmp_path):
@@ -191,3 +192,64 @@ def test_check_prints_the_memory(demo, tmp_path):
     x = np.random.default_rng(1).normal(size=(8, 400, 1))
     text = _warm_up_text(warm_up(stepwell.convert(leaky(0.9), x), list(x)))
     assert re.match(r"the state has forgotten its start after \d\d steps \(7 sequences, 1 % of the range\)", text)
+
+
+# ---- nothing to compare, or something else ----
+
+
+def test_a_window_that_no_sequence_fills_gives_no_figures(demo):
+    """Neither "exact" nor a metric: nothing came out."""
+    lengths = np.load(demo / "test.npz")["lengths"]
+    said = f"no output: the sequences have at most {lengths.max()} steps, the window takes 2000"
+    options = [
+        "check",
+        demo / "turbofan.stw",
+        "--data",
+        demo / "test.npz",
+        "--modes",
+        f"slide:2000,slide:{lengths.max()}",
+    ]
+    shown = invoke(*options).stdout
+    assert re.search(rf"  mode slide:2000 +{said}\n  mode slide:{lengths.max()} +rmse float .*SQNR ", shown)
+    never, once = json.loads(invoke(*options, "--json").stdout)["modes"]
+    assert (never["no_output"], never["sqnr_db"], never["metric"]) == (said, None, None)
+    assert once["no_output"] is None and once["sqnr_db"] > 30 and once["metric"]["name"] == "rmse"
+
+
+def test_a_model_whose_own_window_is_never_full(demo, tmp_path):
+    model = stepwell.load(demo / "turbofan.stw").replace(mode=parse_mode("slide:70"))
+    model.save(tmp_path / "wide.stw")
+    np.savez(tmp_path / "short.npz", x=np.load(demo / "test.npz")["x"][:, :10], y=np.zeros(20))
+    said = "no output: the sequences have 10 steps, the window takes 70"
+    options = [tmp_path / "wide.stw", "--data", tmp_path / "short.npz", "--float", demo / "turbofan.onnx"]
+    shown = invoke("check", *options).stdout
+    assert f"\n  {said}\n" in shown and "SQNR" not in shown.split("mode carry")[0] and "rmse float" in shown
+    found = json.loads(invoke("check", *options, "--json").stdout)
+    assert found["no_output"] == said and found["metric"] is None and found["outputs"][0]["max_abs_error"] is None
+    done = invoke("report", *options, "--json")
+    assert done.code == 1 and f"short.npz: {said}" in done.stderr
+
+
+def test_another_float_model_is_said_to_be_another(demo, tmp_path):
+    other = tmp_path / "other.onnx"
+    other.write_bytes(
+        (demo / "turbofan.onnx").read_bytes() + b"\x72\x00"
+    )  # an empty domain: the same model in other bytes
+    for command in (["check"], ["report", "--steps", 500]):
+        options = [*command, demo / "turbofan.stw", "--data", demo / "test.npz", "--json"]
+        done = invoke(*options, "--float", other)
+        assert done.code == 0 and json.loads(done.stdout)["float"] == {"file": str(other), "is_source": False}
+        stw = demo / "turbofan.stw"
+        assert (
+            done.stderr == f"stepwell: {other} is not the file that {stw} was made from ('turbofan.onnx', by SHA-256)\n"
+        )
+        done = invoke(*options)
+        assert done.stderr == "" and json.loads(done.stdout)["float"]["is_source"] is True
+    done = invoke("check", demo / "turbofan.stw", "--data", demo / "test.npz", "--float", tmp_path / "absent.onnx")
+    assert done.code == 1 and "absent.onnx: No such file" in done.stderr
+
+
+def test_a_model_of_a_graph_has_no_source_file(tmp_path):
+    (tmp_path / "any.onnx").touch()
+    model = stepwell.convert(leaky(0.9), np.random.default_rng(1).normal(size=(2, 40, 1)))
+    assert is_source(model, tmp_path / "any.onnx") is None

@@ -169,7 +169,7 @@ def test_json_gives_the_facts(stw, data):
     done = invoke("report", stw, "--data", data, "--float", ONNX, "--steps", 500, "--metric", "mae", "--json")
     assert done.code == 0 and set(stw.parent.iterdir()) == before  # no page unless asked for
     facts = json.loads(done.stdout)
-    assert set(facts) == {"info", "check", "warm_up", "places", "layers", "long_run", "cost", "advice"}
+    assert set(facts) == {"info", "check", "warm_up", "places", "layers", "long_run", "cost", "advice", "float"}
     assert facts["check"]["metric"]["name"] == "mae" and facts["check"]["engine_mismatches"] == 0
     assert facts["long_run"]["steps"] == 500
     both = invoke("report", stw, "--data", data, "--float", ONNX, "--steps", 500, "--json", "-o", stw.parent / "b.html")
@@ -183,7 +183,7 @@ def test_json_gives_the_facts(stw, data):
         ({"--data": "narrow.npz"}, "narrow.npz", 1),
         ({"--data": "text.npz"}, "text.npz", 1),
         ({"--steps": 20}, "20 is not in the range x>=100", 2),
-        ({"--metric": "beauty"}, "metric 'beauty' is not one of accuracy", 1),
+        ({"--metric": "beauty"}, "metric 'beauty' is not one of accuracy", 2),
         ({"--float": "nowhere.onnx"}, "nowhere.onnx", 1),
         ({"-o": "no/folder/r.html"}, "no/folder/r.html", 1),
     ],

@@ -16,7 +16,7 @@ from stepwell import stack
 from stepwell.boards import load_board
 from stepwell.build import NAME, build, call_graph, compile_image, graph_flags
 from stepwell.build import why_not as no_compiler
-from stepwell.cli import cli
+from stepwell.cli.commands import cli
 from stepwell.emit import emit
 from stepwell.errors import BuildError, LinkError
 from stepwell.hil import run_hil

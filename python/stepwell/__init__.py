@@ -7,11 +7,13 @@
     stream = model.stream()
     y = stream.step(x)
 
-Importing the package is cheap; onnx is imported when a model is converted.
+Importing the package is cheap: numpy and the engine are imported with the first name that needs them, onnx when a model is
+converted.
 """
 
+from __future__ import annotations
+
 from stepwell._version import __version__
-from stepwell.api import convert, load, loads, smallest
 from stepwell.errors import (
     BuildError,
     ImportRefused,
@@ -21,7 +23,11 @@ from stepwell.errors import (
     SampleError,
     StepwellError,
 )
-from stepwell.model import Model
+
+TYPE_CHECKING = False  # as typing's, without importing that
+if TYPE_CHECKING:
+    from stepwell.api import convert, load, loads, smallest
+    from stepwell.model import Model
 
 __all__ = [
     "BuildError",
@@ -38,3 +44,18 @@ __all__ = [
     "loads",
     "smallest",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """The names of ``__all__`` that were not imported yet."""
+    from importlib import import_module
+
+    if name not in __all__:
+        raise AttributeError(f"module 'stepwell' has no attribute '{name}'")
+    found = getattr(import_module("stepwell.api"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -18,6 +18,7 @@ EMULATOR_KEYS = {
     "simavr": "SIMAVR_MCU",
     "rp2040js": "RP2040JS",
 }  # what makes one able to
+NUMBER = re.compile("0[xX][0-9a-fA-F]+|0|[1-9][0-9]*")  # the same to Python, to C and to a linker script
 
 
 def parse_facts(path: Path) -> dict[str, str]:
@@ -57,12 +58,9 @@ class Board:
 
     def number(self, key: str) -> int:
         """A number, decimal or 0x; BuildError when it is none."""
-        try:
-            return int(self.text(key), 0)
-        except ValueError:
-            raise BuildError(
-                f"board {self.name}: {key} = {self.text(key)} is no number: write 8192 or 0x2000"
-            ) from None
+        if not NUMBER.fullmatch(self.text(key)):
+            raise BuildError(f"board {self.name}: {key} = {self.text(key)} is no number: write 8192 or 0x2000")
+        return int(self.text(key), 0)
 
     def words(self, key: str) -> list[str]:
         """A list of words; empty when board.mk does not give the key."""
@@ -96,6 +94,17 @@ class Board:
         """The board for an image that keeps its model: all flash and RAM for that one."""
         return replace(self, facts={key: fact for key, fact in self.facts.items() if not key.startswith("UPDATE_")})
 
+    def check(self) -> None:
+        """BuildError when a fact that must be a number is none, or CPU names no folder of firmware/cpu; missing ones may never
+        be needed."""
+        shared = flags()
+        for key in ("QEMU_TIMER_HZ", "UF2_FAMILY", *shared["C_FACTS"].split(), *shared["LD_FACTS"].split()):
+            if key in self.facts and key != "NAME":
+                self.number(key)
+        cpus = sorted(path.parent.name for path in (firmware() / "cpu").glob("*/link.ld.in"))
+        if self.facts.get("CPU", cpus[0]) not in cpus:
+            raise BuildError(f"board {self.name}: CPU = {self.text('CPU')}: firmware/cpu has: {', '.join(cpus)}")
+
     @property
     def target(self) -> str:
         """The core, as ``emit --target`` names it; "any" for one that has no packing of its own."""
@@ -127,14 +136,27 @@ def board_names() -> list[str]:
 
 
 def load_board(name: str) -> Board:
-    """The board ``name``, or the one in the folder ``name`` when that holds a "/" (./myboard). UnknownBoard lists the boards."""
+    """The board ``name``, or the one in the folder ``name`` when that holds a "/" (./myboard).
+
+    UnknownBoard lists the boards; BuildError when its facts make no sense.
+    """
     folder = Path(name).resolve() if "/" in name else firmware() / "boards" / name
     if not name or not (folder / "board.mk").is_file():
-        what = f"{name} has no board.mk" if "/" in name else f"no board '{name}'"
         raise UnknownBoard(
-            f"{what}; there are: {', '.join(board_names())}, or a folder of your own, written with a slash: ./myboard"
+            f"{_why_unknown(name, folder)}; there are: {', '.join(board_names())}, or a folder of your own, written with a slash: "
+            "./myboard"
         )
-    return Board(folder, {"NAME": folder.name} | parse_facts(folder / "board.mk"))
+    board = Board(folder, {"NAME": folder.name} | parse_facts(folder / "board.mk"))
+    board.check()
+    return board
+
+
+def _why_unknown(name: str, folder: Path) -> str:
+    if "/" not in name:
+        return f"no board '{name}'"
+    if folder.is_file():
+        return f"{name} is a file: a board is the folder that it is in, {name[: name.rindex('/') + 1]}"
+    return f"{name} has no board.mk"
 
 
 def flags() -> dict[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stepwell.errors import QuantizeError, SampleError
+from stepwell.errors import SampleError, UnknownWord
 from stepwell.float_stream import FloatStream
 from stepwell.graph import Dense, Graph, Layer, Recurrent
 
@@ -143,7 +143,7 @@ HELP = (
 
 
 def range_rule(text: str) -> Callable[[np.ndarray], float]:
-    """From |x| of all samples to the largest that the input's format holds; QuantizeError for an unknown rule."""
+    """From |x| of all samples to the largest that the input's format holds; UnknownWord for an unknown rule."""
     if text in ("auto", "minmax"):
         return lambda x: HEADROOM * float(x.max())
     if text == "mse":
@@ -154,7 +154,7 @@ def range_rule(text: str) -> Callable[[np.ndarray], float]:
     except ValueError:
         percent = -1.0
     if name != "percentile" or not 50 <= percent <= 100:
-        raise QuantizeError(f"calibration '{text}' is not one of {HELP}, P from 50 to 100")
+        raise UnknownWord(f"calibration '{text}' is not one of {HELP}, P from 50 to 100")
     return lambda x: float(np.percentile(x, percent)) or float(x.max())
 
 

@@ -39,13 +39,32 @@ def find_source(model: Model, model_path: Path, given: str | None) -> Path:
     )
 
 
+def is_source(model: Model, path: Path) -> bool | None:
+    """Whether the model was made from the very file ``path``, by its SHA-256; None when the model has none."""
+    from stepwell.importer import file_sha256
+
+    digest = model.notes.get("source", {}).get("sha256")
+    return file_sha256(path) == digest if digest else None
+
+
+def no_output(model: Model, sequences: Sequence[np.ndarray]) -> str | None:
+    """Why there is nothing to compare: every sequence ends before the model's first output. None when one does not."""
+    lengths, takes = {len(sequence) for sequence in sequences}, timing(model)["first_output"] + 1
+    if max(lengths) >= takes:
+        return None
+    have = f"{'at most ' if len(lengths) > 1 else ''}{max(lengths)} steps"
+    what = "the first output" if model.mode.kind == "carry" else "the window"
+    return f"no output: the sequences have {have}, {what} takes {takes}"
+
+
 def compare(
     model: Model, graph: Graph, samples: Samples, progress: Progress | None = None, metric: Metric | None = None
 ) -> dict[str, Any]:
     """Run float, reference and engine on every sequence (each from zero state).
 
     Returns JSON types: SQNR in dB and largest error per output, saturation counts per place, the task's metric when the samples
-    have targets, and ``engine_mismatches``: values in which C and reference differ, which is 0 or a defect.
+    have targets, and ``engine_mismatches``: values in which C and reference differ, which is 0 or a defect. ``no_output``: why
+    there are no figures, or None.
     """
     graph = fold_outputs(graph, model.scaler)
     if (graph.n_in, graph.n_out) != (model.n_in, model.n_out):
@@ -71,19 +90,22 @@ def compare(
             if progress:
                 progress(done, total)
     f, i = np.concatenate(in_float), np.concatenate(in_int)
+    nothing = no_output(model, samples.sequences)
+    errors = [None if nothing else float(error) for error in np.abs(f - i).max(axis=0)]
     return {
         "model": model.name,
         "id": f"{model.id:08x}",
         "data": samples.name,
         "sequences": len(samples.sequences),
         "steps": total,
+        "no_output": nothing,
         "sqnr_db": sqnr_db(f, i),
         "outputs": [
-            {"output": k, "sqnr_db": sqnr_db(f[:, k], i[:, k]), "max_abs_error": float(np.abs(f[:, k] - i[:, k]).max())}
-            for k in range(model.n_out)
+            {"output": k, "sqnr_db": sqnr_db(f[:, k], i[:, k]), "max_abs_error": error}
+            for k, error in enumerate(errors)
         ],
         "saturation": saturation.counts,
-        "metric": task_metric(samples.targets, in_float, in_int, metric),
+        "metric": None if nothing else task_metric(samples.targets, in_float, in_int, metric),
         "engine_mismatches": mismatches,
         "mode": str(model.mode),
     }
@@ -121,9 +143,8 @@ def compare_modes(
             "macs_per_step": macs_per_step(other),
             "ram_bytes": sum(ram_bytes(other)[k] for k in ("state", "scratch")),
         }
-        found.append(
-            {"mode": str(mode), "sqnr_db": result["sqnr_db"], "metric": result["metric"], **costs, **timing(other)}
-        )
+        figures = {name: result[name] for name in ("no_output", "sqnr_db", "metric")}
+        found.append({"mode": str(mode), **figures, **costs, **timing(other)})
     return found
 
 
@@ -180,9 +201,9 @@ def warm_up(model: Model, sequences: Sequence[np.ndarray]) -> dict[str, Any] | N
 
     Up to 8 sequences run twice, from a reset and with another sequence before them, until the outputs differ by less than 1 % of
     their range for good. ``steps``: the most that one of them took; None when one did not come together within its
-    ``of`` steps. None altogether for models whose mode resets them, and with fewer than two sequences.
+    ``of`` steps. None altogether for models whose mode resets them, without outputs, and with fewer than two sequences.
     """
-    if model.mode.kind != "carry" or len(sequences) < 2:
+    if model.mode.kind != "carry" or len(sequences) < 2 or no_output(model, sequences):
         return None
     pairs = list(pairwise(sequences))[:HISTORIES]
     fresh = [model.stream().run(x) for _, x in pairs]

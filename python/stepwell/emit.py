@@ -12,8 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from stepwell import info
 from stepwell._version import __version__
 from stepwell.blob import packed_channels, packed_extra, parameters, places
-from stepwell.errors import StepwellError
-from stepwell.files import write_whole
+from stepwell.errors import StepwellError, WrongUse
+from stepwell.files import folder_for, write_all
 from stepwell.model import FORMAT, IntLayer, Model, RecurrentLayer
 from stepwell.packing import packed_rows, packed_weights, packing_for, packing_of
 from stepwell.sources import csrc
@@ -77,15 +77,15 @@ TAKEN = re.compile(
 
 
 def emit(model: Model, folder: str | Path, name: str | None = None, target: str = "any") -> list[Path]:
-    """Write the folder and return its files. ``name`` (default: the model's) becomes the C identifier and the file names.
+    """Write the folder, whole or not at all, and return its files.
 
-    ``target``: the core whose packing the weights get (packing.TARGETS); every core can run every packing, with the same
-    bits. Deterministic: the same model gives the same bytes. StepwellError when ``name`` is not a C identifier or the
-    target is unknown.
+    ``name`` (default: the model's) becomes the C identifier and the file names. ``target``: the core whose packing the weights
+    get (packing.TARGETS); every core can run every packing, with the same bits. Deterministic: the same model gives the same
+    bytes. WrongUse when ``name`` is not a C identifier or the target is unknown, StepwellError when a file is in the way.
     """
     name = name or c_name(model.name)
     if not _usable(name):
-        raise StepwellError(
+        raise WrongUse(
             f"'{name}' cannot name a C object and its files: use letters, digits and _, start with a letter, and take no C "
             "keyword, no name of the C library, of the engine, main or readme"
         )
@@ -93,7 +93,6 @@ def emit(model: Model, folder: str | Path, name: str | None = None, target: str 
     if folder.exists() and not folder.is_dir():
         raise StepwellError(f"{folder} is a file: give a folder")
     facts = _facts(model, name, target)
-    folder.mkdir(parents=True, exist_ok=True)
     environment = Environment(
         loader=PackageLoader("stepwell"),
         undefined=StrictUndefined,
@@ -108,8 +107,9 @@ def emit(model: Model, folder: str | Path, name: str | None = None, target: str 
         "README.md": "README.md.j2",
     }
     _refuse_to_overwrite([folder / file for file in generated])
-    paths = [write_whole(folder / file, environment.get_template(t).render(facts)) for file, t in generated.items()]
-    return paths + copy_engine(folder)
+    contents = {folder / file: environment.get_template(t).render(facts) for file, t in generated.items()}
+    with folder_for(folder):
+        return write_all(contents | _engine_files(folder))
 
 
 def _refuse_to_overwrite(targets: list[Path]) -> None:
@@ -120,9 +120,13 @@ def _refuse_to_overwrite(targets: list[Path]) -> None:
 
 
 def copy_engine(folder: Path) -> list[Path]:
-    """Copy the C library beside the model."""
+    """Copy the C library into ``folder``."""
+    return write_all(_engine_files(folder))
+
+
+def _engine_files(folder: Path) -> dict[Path, bytes]:
     files = sorted(path for path in csrc().iterdir() if path.suffix in (".c", ".h"))
-    return [write_whole(folder / path.name, path.read_bytes()) for path in files]
+    return {folder / path.name: path.read_bytes() for path in files}
 
 
 def c_name(text: str) -> str:

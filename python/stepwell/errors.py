@@ -25,12 +25,24 @@ class WrongUse(StepwellError):
     """A word that is none of those there are, or options that do not go together; the command line exits with 2."""
 
 
+class UnknownWord(QuantizeError, WrongUse):
+    """There is no such precision, no such rule of calibration, or no recurrent layer of that name in the model."""
+
+
+class UnknownMetric(SampleError, WrongUse):
+    """There is no metric of that name."""
+
+
 class BuildError(StepwellError):
     """A board image could not be built: unknown board, no compiler, model too large, compiler error."""
 
 
 class UnknownBoard(BuildError, WrongUse):
     """There is no board of that name."""
+
+
+class PortMissing(BuildError, WrongUse):
+    """A program that flashes needs to be told the port."""
 
 
 class LinkError(StepwellError):

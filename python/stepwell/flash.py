@@ -15,7 +15,7 @@ from pathlib import Path
 
 from stepwell.boards import Board
 from stepwell.build import image_board, image_files
-from stepwell.errors import BuildError, WrongUse
+from stepwell.errors import BuildError, PortMissing, WrongUse
 
 
 @dataclass(frozen=True)
@@ -193,8 +193,18 @@ def is_usable(board: Board, runner: str) -> bool:
     return shutil.which(RUNNERS[runner](board, Files(Path("any.elf")), None)[0]) is not None
 
 
+def check_port(runner: str, port: str | None) -> None:
+    """PortMissing when ``runner`` finds no board without it."""
+    if runner in NEED_PORT and port is None:
+        raise PortMissing(f"{runner} needs --port, the board's serial port; `stepwell boards` lists them")
+
+
 def check_image(board: Board, files: Files) -> None:
-    """BuildError when the image is for another board, or when the files beside the ELF are not its own."""
+    """BuildError when there is no image, it is for another board, or the files beside the ELF are not its own."""
+    if files.elf.is_dir():
+        raise BuildError(f"{files.elf} is a folder: give the .elf file in it")
+    if not files.elf.exists():
+        raise BuildError(f"no {files.elf}: run `stepwell build --board {board.name} MODEL.stw` first, or give --image")
     built_for = image_board(files.elf)
     if built_for != board.name:
         whose = f"built for {built_for}" if built_for else "not built by stepwell: it names no board"
@@ -204,11 +214,17 @@ def check_image(board: Board, files: Files) -> None:
             raise BuildError(f"{path} is missing or not of {files.elf.name}: run `stepwell build` again")
 
 
-def flash(board: Board, files: Files, runner: str, port: str | None = None) -> None:
-    """Run the program; its output goes to stderr. BuildError when the image is another board's or the program fails."""
+def flash(board: Board, files: Files, runner: str | None = None, port: str | None = None) -> str:
+    """Run ``runner``, or the board's first that is installed; its output goes to stderr. Returns its name.
+
+    What is wrong with the image is said before what is missing on this machine. PortMissing; BuildError when check_image or
+    choose raise it, or the program fails.
+    """
+    if runner is not None:
+        check_port(choose(board, runner), port)
     check_image(board, files)
-    if runner in NEED_PORT and port is None:
-        raise BuildError(f"{runner} needs --port, the board's serial port; `stepwell boards` lists them")
+    runner = choose(board, runner)
+    check_port(runner, port)
     command = RUNNERS[runner](board, files, port)
     try:
         done = subprocess.run(command, stdout=2, check=False)
@@ -218,6 +234,7 @@ def flash(board: Board, files: Files, runner: str, port: str | None = None) -> N
         raise BuildError(
             f"{runner} could not write {files.elf} to {board.name}: exit code {done.returncode}, see above"
         )
+    return runner
 
 
 if __name__ == "__main__":  # the drives' runners are this program

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stepwell.errors import SampleError
+from stepwell.errors import SampleError, UnknownMetric
 
 Values = Sequence[np.ndarray]
 
@@ -106,7 +106,7 @@ HELP = f"{', '.join(METRICS)}, or FILE.py:FUNCTION(targets, outputs)"
 
 
 def find_metric(given: str | Metric | Callable[[Values, Values], float]) -> Metric:
-    """By name, from a file of the user's, or made from a function. SampleError when there is none."""
+    """By name, from a file of the user's, or made from a function. UnknownMetric, or SampleError on a bad file."""
     if isinstance(given, Metric):
         return given
     if callable(given):
@@ -115,7 +115,7 @@ def find_metric(given: str | Metric | Callable[[Values, Values], float]) -> Metr
         return METRICS[given]
     file, _, name = str(given).rpartition(":")
     if not file.endswith(".py"):
-        raise SampleError(f"metric '{given}' is not one of {HELP}")
+        raise UnknownMetric(f"metric '{given}' is not one of {HELP}")
     if not Path(file).is_file():
         raise SampleError(f"metric: {file}: no such file")
     spec = importlib.util.spec_from_file_location("users_metric", file)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stepwell.errors import StepwellError
+from stepwell.errors import WrongUse
 
 KINDS = ("carry", "tumble", "slide", "stagger")  # STW_CARRY .. STW_STAGGER
 WINDOW_MAX = 65535
@@ -36,9 +36,9 @@ class Mode:
         return f"{self.kind}:{self.window}" + (f"/{self.stride}" if self.kind == "slide" and self.stride > 1 else "")
 
     def __post_init__(self) -> None:
-        """StepwellError when the numbers make no sense; a Mode that exists is one the engine can run."""
+        """WrongUse when the numbers make no sense; a Mode that exists is one the engine can run."""
         if self.kind not in KINDS:
-            raise StepwellError(f"mode '{self.kind}' is not one of {HELP}")
+            raise WrongUse(f"mode '{self.kind}' is not one of {HELP}")
         given = (self.window, self.stride)
         fits = given == (0, 1) if self.kind == "carry" else 1 <= self.stride <= self.window <= WINDOW_MAX
         if self.kind == "tumble":
@@ -46,7 +46,7 @@ class Mode:
         if self.kind == "stagger":
             fits = fits and self.window % self.stride == 0
         if not fits:
-            raise StepwellError(
+            raise WrongUse(
                 f"mode {self.kind} with a window of {self.window} and a stride of {self.stride} steps: give {HELP}"
             )
 
@@ -100,30 +100,28 @@ def _tumbling(mode: Mode, run: Run, known: np.ndarray, n_past: int, n_seen: int,
 
 
 def parse_mode(text: str | Mode, readout: str = "every") -> Mode:
-    """A Mode from text as in HELP. ``readout`` "last": a tumbling window gives its last output only. StepwellError on nonsense."""
+    """A Mode from text as in HELP. ``readout`` "last": a tumbling window gives its last output only. WrongUse on nonsense."""
     if isinstance(text, Mode):
         return text
     match = re.fullmatch(r"(carry)|(tumble|slide|stagger):(\d{1,6})(?:/(\d{1,6}))?", str(text).strip())
     if not match:
-        raise StepwellError(f"mode '{text}' is not one of {HELP}")
+        raise WrongUse(f"mode '{text}' is not one of {HELP}")
     if match[1]:
         return CARRY
     kind, window, part = match[2], int(match[3]), None if match[4] is None else int(match[4])
     if not 1 <= window <= WINDOW_MAX:
-        raise StepwellError(f"mode '{text}': a window has 1 to {WINDOW_MAX} steps")
+        raise WrongUse(f"mode '{text}': a window has 1 to {WINDOW_MAX} steps")
     if part == 0:
-        raise StepwellError(f"mode '{text}': the number after the / is at least 1")
+        raise WrongUse(f"mode '{text}': the number after the / is at least 1")
     if kind == "tumble" and part:
-        raise StepwellError(f"mode '{text}': tumble takes no second number, it gives {HELP}")
+        raise WrongUse(f"mode '{text}': tumble takes no second number, it gives {HELP}")
     if kind == "tumble":
         return Mode(kind, window, window if readout == "last" else 1)
     if kind == "slide":
         stride = part or 1
         if stride > window:
-            raise StepwellError(
-                f"mode '{text}': an output every {stride} steps would skip inputs of a window of {window}"
-            )
+            raise WrongUse(f"mode '{text}': an output every {stride} steps would skip inputs of a window of {window}")
         return Mode(kind, window, stride)
     if not part or window % part:
-        raise StepwellError(f"mode '{text}': stagger:T/K needs a number of streams K that divides T")
+        raise WrongUse(f"mode '{text}': stagger:T/K needs a number of streams K that divides T")
     return Mode(kind, window, window // part)

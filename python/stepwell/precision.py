@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from stepwell.errors import QuantizeError
+from stepwell.errors import UnknownWord
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Plan:
         return given.get(name, given.get(str(index), self.default))
 
     def check(self, names: Sequence[str]) -> None:
-        """QuantizeError when it speaks of a layer that is not among the recurrent ones: ``names`` by number, "" for others."""
+        """UnknownWord when it speaks of a layer that is not among the recurrent ones: ``names`` by number, "" for others."""
         for layer, _ in self.layers:
             if layer not in names and not (layer.isdigit() and int(layer) < len(names) and names[int(layer)]):
                 known = ", ".join(f"{index} '{name}'" for index, name in enumerate(names) if name)
-                raise QuantizeError(f"precision: '{layer}' is no recurrent layer of the model, which has {known}")
+                raise UnknownWord(f"precision: '{layer}' is no recurrent layer of the model, which has {known}")
 
     def __str__(self) -> str:
         return ",".join([self.default.name, *(f"{layer}:{precision.name}" for layer, precision in self.layers)])
@@ -60,21 +60,21 @@ UNIFORM = Plan()
 
 
 def parse_precision(given: str | Precision | Plan) -> Plan:
-    """``given``: a plan, a precision, or text as in ``HELP``. QuantizeError for anything else."""
+    """``given``: a plan, a precision, or text as in ``HELP``. UnknownWord for anything else."""
     if isinstance(given, Plan):
         return given
     if isinstance(given, Precision):
         return Plan(given)
     if not isinstance(given, str):
-        raise QuantizeError(f"precision: expected {HELP}; got {given!r}")
+        raise UnknownWord(f"precision: expected {HELP}; got {given!r}")
     first, *rest = (part.strip() for part in given.split(","))
     layers = [part.rpartition(":") for part in rest]
     if not all(layer and colon for layer, colon, _ in layers):
-        raise QuantizeError(f"precision '{given}': expected {HELP}")
+        raise UnknownWord(f"precision '{given}': expected {HELP}")
     return Plan(_known(first), tuple((layer, _known(name)) for layer, _, name in layers))
 
 
 def _known(name: str) -> Precision:
     if name not in PRECISIONS:
-        raise QuantizeError(f"precision '{name}' is not one of {', '.join(PRECISIONS)}")
+        raise UnknownWord(f"precision '{name}' is not one of {', '.join(PRECISIONS)}")
     return PRECISIONS[name]

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from conftest import ROOT, random_dense, random_lstm, random_sequences
 from stepwell.boards import board_names, load_board
 from stepwell.build import build
-from stepwell.cli import cli
+from stepwell.cli.commands import cli
 from stepwell.errors import LinkError, SampleError, StepwellError, WrongUse
 from stepwell.graph import Graph
 from stepwell.hil import run_side_by_side

@@ -22,7 +22,7 @@ from stepwell.cli.output import (
     progress,
     split_columns,
 )
-from stepwell.errors import StepwellError
+from stepwell.errors import StepwellError, WrongUse
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,6 +90,8 @@ def build(
     from stepwell.boards import load_board
     from stepwell.build import build as build_image
 
+    if mlperf and updates:
+        raise WrongUse("--mlperf and --updates do not go together: MLPerf's text interface takes no updates")
     facts = load_board(board)
     model = stepwell.load(model_file)
     image = build_image(model, facts, output, compiler, mlperf=mlperf, updates=updates)
@@ -114,18 +116,26 @@ def build(
 @click.option(
     "--port", help="Serial port of a bootloader; serial number of a probe, if there are several; place of a drive."
 )
-@click.option("--dry-run", is_flag=True, help="Print the commands of all runners (or of --runner) and do nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check the image, print the commands of all runners (or of --runner), write nothing.",
+)
 @json_option
 def flash(board: str, image: str | None, runner: str | None, port: str | None, dry_run: bool, as_json: bool) -> None:
     """Write an image to a board with the program that can."""
     from stepwell.boards import load_board
-    from stepwell.flash import RUNNERS, Files, choose, runners
+    from stepwell.flash import RUNNERS, Files, check_image, choose, runners
     from stepwell.flash import flash as run_runner
 
     facts = load_board(board)
     files = Files(Path(image or f"{facts.name}.elf"))
     if dry_run:
         names = [choose(facts, runner)] if runner else runners(facts)
+        if files.elf.exists():
+            check_image(facts, files)
+        else:
+            click.echo(f"stepwell: {files.elf} is not there yet: `stepwell build` writes it", err=True)
         commands = {name: RUNNERS[name](facts, files, port) for name in names}
         if as_json:
             print_json({"board": facts.name, "commands": commands})
@@ -133,12 +143,7 @@ def flash(board: str, image: str | None, runner: str | None, port: str | None, d
             for name, command in commands.items():
                 click.echo(f"{name + ':':<12} {shlex.join(command)}")
         return
-    chosen = choose(facts, runner)
-    if not files.elf.is_file():
-        raise click.ClickException(
-            f"no {files.elf}: run stepwell build --board {board} MODEL.stw first, or give --image"
-        )
-    run_runner(facts, files, chosen, port)
+    chosen = run_runner(facts, files, runner, port)
     if as_json:
         print_json({"board": facts.name, "runner": chosen, "image": str(files.elf)})
     else:

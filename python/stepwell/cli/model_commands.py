@@ -17,6 +17,7 @@ from stepwell.calibrate import HELP as RANGE_HELP
 from stepwell.cli.output import (
     columns_option,
     examples,
+    float_source,
     json_option,
     kilo,
     print_image_costs,
@@ -24,7 +25,7 @@ from stepwell.cli.output import (
     progress,
     split_columns,
 )
-from stepwell.errors import ImportRefused, SampleError
+from stepwell.errors import ImportRefused, SampleError, WrongUse
 from stepwell.graph import Graph
 from stepwell.metrics import HELP as METRIC_HELP
 from stepwell.metrics import find_metric
@@ -32,12 +33,15 @@ from stepwell.mode import CARRY, Mode, parse_mode
 from stepwell.mode import HELP as MODE_HELP
 from stepwell.packing import TARGETS, packing_for
 from stepwell.precision import HELP as BITS_HELP
+from stepwell.precision import parse_precision
 from stepwell.scaler import KEYS as SCALER_KEYS
 from stepwell.scaler import MISSING, Scaler, as_scaler
 from stepwell.search import Trial
 
 if TYPE_CHECKING:
     from stepwell.build import Image
+
+MAX_DROP = "0.5%"
 
 
 @click.command(
@@ -59,9 +63,7 @@ if TYPE_CHECKING:
     "--precision", default="w8a16", show_default=True, help=f"Bits of weights and activations: {BITS_HELP}; auto."
 )
 @click.option("--data", help="With --precision auto: test sequences, with targets 'y' for the metric.")
-@click.option(
-    "--max-drop", default="0.5%", show_default=True, help="With auto: how much the metric may drop, relative."
-)
+@click.option("--max-drop", show_default=MAX_DROP, help="With auto: how much the metric may drop, relative.")
 @click.option("--max-flash", type=int, help="With auto: most bytes of constants.")
 @click.option("--metric", help=f"With auto: {METRIC_HELP}.")
 @click.option("--calibration", default="auto", show_default=True, help=f"The input's range: {RANGE_HELP}.")
@@ -78,7 +80,7 @@ def convert(
     name: str | None,
     precision: str,
     data: str | None,
-    max_drop: str,
+    max_drop: str | None,
     max_flash: int | None,
     metric: str | None,
     calibration: str,
@@ -90,8 +92,12 @@ def convert(
     as_json: bool,
 ) -> None:
     """Import an ONNX file (or .keras), calibrate and quantise it: MODEL.stw."""
+    _check_auto(precision, {"--data": data, "--max-drop": max_drop, "--max-flash": max_flash, "--metric": metric})
     if not Path(source).is_file():
-        raise ImportRefused(f"{source}: no such file")
+        raise ImportRefused(
+            f"{source}: {'is a folder: give the file in it' if Path(source).is_dir() else 'no such file'}"
+        )
+    plan, allowed = None if precision == "auto" else parse_precision(precision), _percent(max_drop or MAX_DROP)
     target = Path(output) if output else Path(source).with_suffix(".stw")
     if target.is_file() and target.read_bytes()[:4] != MAGIC:
         raise SampleError(f"{target} exists and is no .stw file: give another name with -o")
@@ -104,14 +110,12 @@ def convert(
     }
     tried: list[Trial] = []
     with progress("calibrating", quiet=as_json) as tick:
-        if precision == "auto":
-            limits = {"max_drop": _percent(max_drop), "max_flash": max_flash, "metric": metric}
-            if not data:
-                raise SampleError("--precision auto needs test sequences: --data FILE")
+        if plan:
+            model = stepwell.convert(source, calib, precision=plan, progress=tick, **options)
+        else:
+            limits = {"max_drop": allowed, "max_flash": max_flash, "metric": metric}
             show = None if as_json else _print_trial
             model, tried = stepwell.smallest(source, calib, data, **limits, tried=show, progress=tick, **options)
-        else:
-            model = stepwell.convert(source, calib, precision=precision, progress=tick, **options)
     model.save(target)
     info = model.info()
     if as_json:
@@ -128,13 +132,22 @@ def convert(
     _print_notes(notes)
 
 
+def _check_auto(precision: str, options: dict[str, object]) -> None:
+    """WrongUse when an option of the search would do nothing, or when the search lacks its data."""
+    given = [name for name, value in options.items() if value is not None]
+    if precision != "auto" and given:
+        raise WrongUse(f"{given[0]} does something with --precision auto only: add that, or leave {given[0]} out")
+    if precision == "auto" and not options["--data"]:
+        raise WrongUse("--precision auto needs test sequences: --data FILE")
+
+
 def _percent(text: str) -> float:
     try:
         value = float(text.removesuffix("%"))
     except ValueError:
         value = -1.0
     if not value >= 0:
-        raise SampleError(f"--max-drop {text}: expected a percentage such as 0.5%")
+        raise WrongUse(f"--max-drop {text}: expected a percentage such as {MAX_DROP}")
     return value
 
 
@@ -267,12 +280,12 @@ def check(
     as_json: bool,
 ) -> None:
     """Compare float and integer on your data: SQNR, errors, saturation, task metric, memory; window modes with --modes."""
-    from stepwell.check import compare, compare_modes, find_source, warm_up
+    from stepwell.check import compare, compare_modes, warm_up
     from stepwell.importer import import_file
     from stepwell.samples import load_samples
 
     model, wanted = stepwell.load(model_file), find_metric(metric) if metric else None
-    source = find_source(model, Path(model_file), float_file)
+    source, source_facts = float_source(model, model_file, float_file)
     graph = import_file(source, verify=False).graph
     asked = _modes(modes, model, graph)
     may_miss = model.scaler.missing != "refuse"
@@ -282,7 +295,7 @@ def check(
     if asked:
         with progress("modes", quiet=as_json) as tick:
             result["modes"] = compare_modes(model, graph, samples, asked, tick, wanted)
-    result["warm_up"] = warm_up(model, samples.sequences)
+    result |= {"warm_up": warm_up(model, samples.sequences), "float": source_facts}
     if as_json:
         print_json(result)
     else:
@@ -304,16 +317,10 @@ def _print_check(result: dict[str, Any]) -> None:
     click.echo(
         f"{result['model']} (id {result['id']}) on {result['data']}: {result['sequences']} sequences, {result['steps']} steps"
     )
-    for output in result["outputs"]:
-        click.echo(
-            f"  output {output['output']:<4} SQNR {_db(output['sqnr_db'])}   largest error {output['max_abs_error']:.3g}"
-        )
-    click.echo(f"  all outputs SQNR {_db(result['sqnr_db'])}")
-    metric = result["metric"]
-    if metric:
-        change = f"{metric['change_percent']:+.3f} %" if metric["change_percent"] is not None else "-"
-        name = f"{metric['name']} ({metric['at']})"
-        click.echo(f"  {name}: float {metric['float']:.6g}, integer {metric['integer']:.6g}, change {change}")
+    if result["no_output"]:
+        click.echo(f"  {result['no_output']}")
+    else:
+        _print_figures(result)
     rails = {place: count for place, count in result["saturation"].items() if count["saturated"]}
     for place, count in rails.items():
         click.echo(f"  saturated   {place}: {count['saturated']} of {count['values']} values")
@@ -326,6 +333,19 @@ def _print_check(result: dict[str, Any]) -> None:
     click.echo(f"  C = reference: {result['engine_mismatches']} mismatches")
 
 
+def _print_figures(result: dict[str, Any]) -> None:
+    for output in result["outputs"]:
+        click.echo(
+            f"  output {output['output']:<4} SQNR {_db(output['sqnr_db'])}   largest error {output['max_abs_error']:.3g}"
+        )
+    click.echo(f"  all outputs SQNR {_db(result['sqnr_db'])}")
+    metric = result["metric"]
+    if metric:
+        change = f"{metric['change_percent']:+.3f} %" if metric["change_percent"] is not None else "-"
+        name = f"{metric['name']} ({metric['at']})"
+        click.echo(f"  {name}: float {metric['float']:.6g}, integer {metric['integer']:.6g}, change {change}")
+
+
 def _warm_up_text(found: dict[str, Any]) -> str:
     if found["steps"] is None:
         return f"the state still shows its start after {found['of']} steps: give longer sequences, or let it run on"
@@ -333,6 +353,8 @@ def _warm_up_text(found: dict[str, Any]) -> str:
 
 
 def _mode_text(mode: dict[str, Any]) -> str:
+    if mode["no_output"]:
+        return mode["no_output"]
     metric = mode["metric"]
     scores = f"{metric['name']} float {metric['float']:.6g}, integer {metric['integer']:.6g}, " if metric else ""
     return f"{scores}SQNR {_db(mode['sqnr_db'])}, {mode['macs_per_step']} MACs a step, {mode['ram_bytes']} B RAM"

@@ -6,12 +6,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from stepwell.build import Image
+    from stepwell.model import Model
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 
@@ -45,6 +47,20 @@ def progress(label: str, quiet: bool = False) -> Iterator[Callable[[int, int], N
             bar.update(done - bar.pos)
 
         yield update
+
+
+def float_source(model: Model, model_file: str, given: str | None) -> tuple[Path, dict[str, Any]]:
+    """The float model to compare ``model`` with, and what --json says of it; a warning when it is not the model's source."""
+    from stepwell.check import find_source, is_source
+
+    path = find_source(model, Path(model_file), given)
+    facts = {"file": str(path), "is_source": is_source(model, path)}
+    if facts["is_source"] is False:
+        made_from = model.notes["source"].get("file", "")
+        click.echo(
+            f"stepwell: {path} is not the file that {model_file} was made from ('{made_from}', by SHA-256)", err=True
+        )
+    return path, facts
 
 
 def kilo(n_bytes: int) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 import stepwell
-from stepwell.cli.output import columns_option, examples, json_option, print_json, progress, split_columns
+from stepwell.cli.output import columns_option, examples, float_source, json_option, print_json, progress, split_columns
+from stepwell.errors import SampleError
 from stepwell.metrics import HELP as METRIC_HELP
 from stepwell.metrics import find_metric
 
@@ -44,7 +45,7 @@ def report(
     as_json: bool,
 ) -> None:
     """One page on what quantisation costs and where: pictures, tables, and which knob to turn. Reads without scripts."""
-    from stepwell.check import find_source
+    from stepwell.check import no_output
     from stepwell.importer import import_file
     from stepwell.report import analyse, to_json, write_report
     from stepwell.report.pictures import require_matplotlib
@@ -54,13 +55,16 @@ def report(
     if has_page:
         require_matplotlib()  # before a long measurement, not after
     model, wanted = stepwell.load(model_file), find_metric(metric) if metric else None
-    graph = import_file(find_source(model, Path(model_file), float_file), verify=False).graph
+    source, source_facts = float_source(model, model_file, float_file)
+    graph = import_file(source, verify=False).graph
     may_miss = model.scaler.missing != "refuse"
     samples = load_samples(data, model.n_in, columns=split_columns(columns), may_miss=may_miss)
+    if nothing := no_output(model, samples.sequences):
+        raise SampleError(f"{data}: {nothing}")
     with progress("measuring", quiet=as_json) as tick:
         analysis = analyse(model, graph, samples, steps, wanted, tick)
     if as_json:
-        print_json(to_json(analysis))
+        print_json(to_json(analysis) | {"float": source_facts})
     if has_page:
         path = write_report(analysis, output or Path(model_file).with_suffix(".html"))
         click.echo(f"{path}: {path.stat().st_size // 1024} kB", err=as_json)
