@@ -736,3 +736,17 @@ def test_dead_nodes_are_not_run(path):
 def test_inputs_that_would_not_fit_memory(path, shape):
     with pytest.raises(ImportRefused, match="more than 16 million values"):
         import_onnx(save(path, [lstm(), squeeze(), identity("h")], lstm_parts() | ONE, x=shape))
+
+
+def test_sequences_that_would_take_minutes(path):
+    refused(after_lstm(path, identity("h"), x=(2**20, 1, 3)), "1048576 steps", "16384 at most", "dynamic number")
+
+
+def test_axis_that_is_added_twice(path):
+    twice = {"twice": np.array([0, 0])}
+    refused(after_lstm(path, node("Unsqueeze", "h", "twice"), tensors=twice), "'culprit' (Unsqueeze)", "one axis twice")
+
+
+def test_attribute_of_another_type(path):
+    clip = numpy_helper.from_array(np.ones(1, np.float32))
+    refused(save(path, [lstm(clip=clip), squeeze(), identity("h")], lstm_parts() | ONE), "'clip' is not of type float")

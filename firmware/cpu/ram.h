@@ -24,9 +24,9 @@ static inline void cpu_fill_data(void)
 }
 
 /* Inline: it runs on the caller's frame and may paint right up to it. */
-static inline void cpu_paint_stack(uint32_t *below)
+static inline void cpu_paint_stack(const uint32_t *below)
 {
-    for (volatile uint32_t *p = cpu_stack_low; p < (volatile uint32_t *)below; p++) {
+    for (volatile uint32_t *p = cpu_stack_low; p < (const volatile uint32_t *)below; p++) {
         *p = CPU_STACK_PAINT;
     }
 }

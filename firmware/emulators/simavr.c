@@ -70,12 +70,15 @@ static avr_t *start(const char *mcu, const char *hz, const char *path)
     avr_t         *avr   = avr_make_mcu_by_name(mcu);
     uint32_t       flags = 0; /* no stdout, no sleep while the program polls */
 
+    if (file) {
+        (void)fclose(file);
+    }
     if (!avr || !n) {
-        fprintf(stderr, "simavr: %s %s\n", avr ? "cannot read" : "does not know", avr ? path : mcu);
+        (void)fprintf(stderr, "simavr: %s %s\n", avr ? "cannot read" : "does not know", avr ? path : mcu);
         exit(1);
     }
     avr_init(avr);
-    avr->frequency = (uint32_t)atol(hz);
+    avr->frequency = (uint32_t)strtoul(hz, NULL, 10);
     avr_loadcode(avr, flash, (uint32_t)n, 0);
     avr->codeend = avr->flashend;
     avr_ioctl(avr, AVR_IOCTL_UART_SET_FLAGS('0'), &flags);
@@ -93,7 +96,7 @@ int main(int argc, char **argv)
     int    listener;
 
     if (argc != 4) {
-        fprintf(stderr, "simavr MCU HZ FLASH.bin\n");
+        (void)fprintf(stderr, "simavr MCU HZ FLASH.bin\n");
         return 2;
     }
     avr = start(argv[1], argv[2], argv[3]);
@@ -101,7 +104,7 @@ int main(int argc, char **argv)
     avr_irq_register_notify(uart(avr, UART_IRQ_OUT_XON), on_room, &may_send);
     avr_irq_register_notify(uart(avr, UART_IRQ_OUT_XOFF), on_room, NULL);
     printf("port %d\n", open_port(&listener));
-    fflush(stdout);
+    (void)fflush(stdout);
     await_client(listener);
     for (;;) {
         uint8_t byte;
@@ -117,7 +120,7 @@ int main(int argc, char **argv)
             int state = avr_run(avr);
 
             if (state == cpu_Done || state == cpu_Crashed) {
-                fprintf(stderr, "simavr: the program crashed at 0x%x\n", avr->pc);
+                (void)fprintf(stderr, "simavr: the program crashed at 0x%x\n", avr->pc);
                 return 1;
             }
         }

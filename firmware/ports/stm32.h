@@ -24,7 +24,7 @@
 #define USART_ENABLE  (1u << 13)
 #endif
 
-static inline int stm32_wait(volatile uint32_t *reg, uint32_t mask, uint32_t value)
+static inline int stm32_wait(const volatile uint32_t *reg, uint32_t mask, uint32_t value)
 {
     for (uint32_t i = 0; i < STM32_WAIT; i++) {
         if ((*reg & mask) == value) {

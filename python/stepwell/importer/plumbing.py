@@ -63,6 +63,8 @@ def unsqueeze(w: Walk, x: Value, given: Value = None) -> tuple[Value]:
     new = _axes_given(w, given) or []
     rank = len(x.axes) + len(new)
     places = {k % rank for k in new}
+    if len(places) != len(new):
+        raise w.refuse(f"adds one axis twice: {new}")
     old = iter(x.axes)
     return (replace(x, axes=tuple(UNIT if k in places else next(old) for k in range(rank))),)
 

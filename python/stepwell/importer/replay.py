@@ -17,6 +17,7 @@ from stepwell.importer.walk import Walked, live_part
 
 TOLERANCE = 1e-5  # of the output's range
 STEPS = 17  # where time is dynamic
+STEPS_LIMIT = 1 << 14  # where it is not: some seconds of a stream in NumPy
 STREAMS = 2  # where the batch is
 SINGLE_STEPS = 6  # calls of a model exported for one step, state handed on
 Run = Callable[[list[str], dict[str, np.ndarray]], list]  # (output names, feeds) -> outputs
@@ -35,6 +36,12 @@ def replay(model: onnx.ModelProto, walked: Walked, graph: Graph) -> Replay:
     model = in_float32(live_part(model))
     sizes = [size or (STEPS if f"in{k}" == walked.time else STREAMS) for k, size in enumerate(walked.input_shape)]
     draw = _draws(graph)
+    n_steps = sizes[int(walked.time[2:])] if walked.time.startswith("in") else 1
+    if n_steps > STEPS_LIMIT:
+        raise ImportRefused(
+            f"the sequence has {n_steps} steps, too many to compare source and stream ({STEPS_LIMIT} at most): "
+            "export with fewer timesteps, or with a dynamic number of them"
+        )
     hands_state_on = walked.state_inputs and len(walked.state_inputs) == len(walked.state_outputs)
     chunks = [draw(sizes) for _ in range(SINGLE_STEPS if hands_state_on else 1)]
     wanted, oracle = _source_outputs(model, walked, chunks, _zero_states(model, walked, sizes))
@@ -42,7 +49,6 @@ def replay(model: onnx.ModelProto, walked: Walked, graph: Graph) -> Replay:
     worst, low, high = 0.0, np.inf, -np.inf
     for x, expected in zip(chunks, wanted, strict=True):
         if graph.readout == "every":
-            n_steps = x.shape[int(walked.time[2:])] if walked.time.startswith("in") else 1
             expected = _as_far(expected, walked, len(_fresh(graph, stream.steps, n_steps)))
         ours = _stream_outputs(stream, walked, x, expected.shape)
         worst = max(worst, float(np.abs(ours - expected).max()))

@@ -206,6 +206,7 @@ def _feature_axis(graph: onnx.GraphProto, data: onnx.ValueInfoProto, rank: int) 
 
 def _visit(w: Walk, inputs: list[Value]) -> None:
     node = w.node
+    _check_attributes(w)
     if node.op_type == "Constant":
         outputs: tuple = (_constant_node(w),)
     elif node.op_type == "Shape" and isinstance(inputs[0], Signal):
@@ -222,6 +223,18 @@ def _visit(w: Walk, inputs: list[Value]) -> None:
         w.values[name] = value
     for name in node.output[len(outputs) :]:
         w.values[name] = None
+
+
+def _check_attributes(w: Walk) -> None:
+    """A tensor where the operator has a number would travel on into a layer."""
+    node = w.node
+    if not onnx.defs.has(node.op_type, w.opset, node.domain):
+        return
+    known = onnx.defs.get_schema(node.op_type, w.opset, node.domain).attributes
+    for attribute in node.attribute:
+        if attribute.name in known and attribute.type != known[attribute.name].type.value:
+            wanted = known[attribute.name].type.name.lower()
+            raise w.refuse(f"its attribute '{attribute.name}' is not of type {wanted}: export the model again")
 
 
 def _constant_node(w: Walk) -> np.ndarray:
