@@ -32,7 +32,16 @@ from stepwell.graph import (
 ROOT = Path(__file__).resolve().parent.parent
 NO_SKIP = bool(os.environ.get("STEPWELL_NO_SKIP"))
 # What may be missing all the same: packages without a build for some Python, and files that stand outside of the repository.
-MAY_BE_MISSING = ("torch", "keras", "onnxruntime", "onnxscript", "sklearn", "ml_dtypes", "not part of the repository")
+MAY_BE_MISSING = (
+    "torch",
+    "keras",
+    "onnxruntime",
+    "onnxscript",
+    "sklearn",
+    "ml_dtypes",
+    "atheris",
+    "not part of the repository",
+)
 
 # a C file of an image that takes updates
 SIGNED = """

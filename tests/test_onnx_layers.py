@@ -333,16 +333,19 @@ def attention_nodes(form: str) -> list:
     ]
 
 
-@pytest.mark.parametrize("form", ["score, sum", "score, product", "dot, query first", "dot, keys first"])
+ATTENTIONS = ("score, sum", "score, product", "dot, query first", "dot, keys first")
+ATTENTION_TENSORS = {
+    "w": weights(4, 4),
+    "k": weights(4, 1),
+    "end": np.array(-1),
+    "two": np.array([2]),
+    "half": np.float32(0.5),
+}
+
+
+@pytest.mark.parametrize("form", ATTENTIONS)
 def test_attention(path, form):
-    tensors = {
-        "w": weights(4, 4),
-        "k": weights(4, 1),
-        "end": np.array(-1),
-        "two": np.array([2]),
-        "half": np.float32(0.5),
-    }
-    file = after_lstm(path, *attention_nodes(form), tensors=tensors)
+    file = after_lstm(path, *attention_nodes(form), tensors=ATTENTION_TENSORS)
     (attention,) = [layer for layer in import_onnx(file).graph.layers if isinstance(layer, Attention)]
     assert attention.steps == 6 and attention.form == form.split(",")[0]
     assert attention.scale == (0.5 if form == "dot, query first" else 1.0)
