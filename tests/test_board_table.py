@@ -62,7 +62,7 @@ def test_fresh_rows(page, right, turbofan, capsys):
         ("flash, RAM", "1.0 kB, {ram}"),
         ("flash, RAM", "{flash} kB, 1 B"),
         ("flash, RAM", ""),
-        ("stack of a step", "8 B"),
+        ("stack: step, program", "8 B, 9 B"),
         ("updates", "yes, over the air"),
         ("flash programs", "openocd"),
     ],

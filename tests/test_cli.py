@@ -1,6 +1,7 @@
 """The command line as a person or a script uses it: output, --json, exit codes, bad input, whole files."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import stepwell
 from conftest import DEMO
+from stepwell.boards import load_board
+from stepwell.build import why_not
 
 ONNX, CALIB, TEST = DEMO / "turbofan.onnx", DEMO / "turbofan_calib.npz", DEMO / "turbofan_test.npz"
 
@@ -94,6 +97,17 @@ def test_info_json(stw):
     model = stepwell.load(stw)
     assert facts == json.loads(json.dumps(model.info()))
     assert facts["id"] == f"{model.id:08x}" and facts["ram_bytes"] == 192 + 64
+
+
+def test_the_ram_of_a_stream_is_one_figure_everywhere(stw, tmp_path):
+    """256 B for stw_init; the struct of 16 B is said to come on top."""
+    line = "  RAM         256 B a stream (192 state + 64 scratch), 272 B with its struct stw_stream\n"
+    assert line in run("info", stw).stdout and line in run("emit", stw, "-o", tmp_path / "out").stdout
+    modes = run("check", stw, "--data", TEST, "--float", ONNX, "--modes", "carry").stdout
+    assert re.search(r"  mode carry .* RAM 256 B a stream\n", modes)
+    if why := why_not("gcc", load_board("microbit")):
+        pytest.skip(why)
+    assert ", of which the stream 256 B; " in run("info", stw, "--board", "microbit").stdout
 
 
 def test_check_prints_the_metric(stw):

@@ -36,7 +36,7 @@ COLUMNS = (
     "label",
     "built by",
     "flash, RAM",
-    "stack of a step",
+    "stack: step, program",
     "hil, emulated",
     "a step",
     "updates",
@@ -70,7 +70,7 @@ def told(board: Board, image: Image | None) -> dict[str, str]:
     return {
         "label": board.label,
         "flash, RAM": f"{image.sizes.flash / 1000:.1f} kB, {image.sizes.ram} B" if image else "",
-        "stack of a step": f"{image.step_stack} B" if image and image.step_stack else "",
+        "stack: step, program": f"{image.step_stack} B, {image.program_stack} B" if image and image.step_stack else "",
         "updates": "yes" if board.has_update_area else "-",
         "flash programs": " ".join(board.words("FLASH_RUNNERS")) or "-",
     }

@@ -170,8 +170,9 @@ def _scaler(file: str | None, raw: str | None, missing: str | None) -> Scaler:
 
 def _print_costs(info: dict[str, Any]) -> None:
     click.echo(f"  flash       {kilo(info['flash_bytes'])} of constants (engine code on top)")
-    ram = f"{info['state_bytes']} state + {info['scratch_bytes']} scratch + {info['stream_struct_bytes']} stw_stream"
-    click.echo(f"  RAM         {info['ram_bytes'] + info['stream_struct_bytes']} B a stream: {ram}")
+    whole = info["ram_bytes"] + info["stream_struct_bytes"]
+    parts = f"{info['state_bytes']} state + {info['scratch_bytes']} scratch"
+    click.echo(f"  RAM         {info['ram_bytes']} B a stream ({parts}), {whole} B with its struct stw_stream")
     click.echo(f"  work        {info['macs_per_step']} multiply-accumulates a step")
     timing = info["timing"]
     if info["mode"] != "carry":
@@ -357,7 +358,9 @@ def _mode_text(mode: dict[str, Any]) -> str:
         return mode["no_output"]
     metric = mode["metric"]
     scores = f"{metric['name']} float {metric['float']:.6g}, integer {metric['integer']:.6g}, " if metric else ""
-    return f"{scores}SQNR {_db(mode['sqnr_db'])}, {mode['macs_per_step']} MACs a step, {mode['ram_bytes']} B RAM"
+    return (
+        f"{scores}SQNR {_db(mode['sqnr_db'])}, {mode['macs_per_step']} MACs a step, RAM {mode['ram_bytes']} B a stream"
+    )
 
 
 def _db(value: float | None) -> str:
