@@ -378,7 +378,7 @@ def test_qemu_ends_with_its_leash(images, small_model):
 def test_avr_boards_side_by_side(images, small_model, turbofan):
     """Each runs its own image, and nothing is left behind."""
     need("simavr:arduino-mega")
-    before = set(Path(tempfile.gettempdir()).glob("stepwell-simavr-*"))
+    before = set(Path(tempfile.gettempdir()).glob("stepwell-flash-*"))
     models = [small_model, turbofan] * 2
 
     def run(model):
@@ -389,7 +389,7 @@ def test_avr_boards_side_by_side(images, small_model, turbofan):
         images(model, "arduino-mega")
     with ThreadPoolExecutor(4) as threads:
         assert list(threads.map(run, models)) == [model.id for model in models]
-    assert set(Path(tempfile.gettempdir()).glob("stepwell-simavr-*")) <= before
+    assert set(Path(tempfile.gettempdir()).glob("stepwell-flash-*")) <= before
 
 
 def processes_with(argument: str) -> list[str]:

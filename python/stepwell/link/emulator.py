@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 
 from stepwell.boards import Board
@@ -85,6 +86,17 @@ def module_command(module: str, *arguments: str | Path) -> list[str]:
         module,
         *(str(argument) for argument in arguments),
     ]
+
+
+@contextlib.contextmanager
+def flash_file(image: Path) -> Iterator[Path]:
+    """What an ELF puts into flash, as a file for an emulator that reads it when it starts; then the file goes, with its folder."""
+    from stepwell.build import flash_bytes
+
+    with tempfile.TemporaryDirectory(prefix="stepwell-flash-") as folder:
+        flash = Path(folder) / "flash.bin"
+        flash.write_bytes(flash_bytes(image))
+        yield flash
 
 
 def serving(what: str, command: list[str], unit: str = "instructions") -> Emulator:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 
 from stepwell.boards import Board
 from stepwell.errors import LinkError
-from stepwell.link.emulator import Emulator, cannot_run, module_command, serving
+from stepwell.link.emulator import Emulator, cannot_run, flash_file, module_command, serving
 from stepwell.sources import firmware
 
 COUNTS = "cycles"  # what a step costs there
@@ -38,11 +37,7 @@ def start_rp2040js(board: Board, image: Path) -> Emulator:
     reason = why_not(board)
     if reason:
         raise LinkError(reason)
-    from stepwell.build import flash_bytes
-
-    with tempfile.TemporaryDirectory(prefix="stepwell-rp2040js-") as folder:  # what runs no longer needs its file
-        flash = Path(folder) / "flash.bin"
-        flash.write_bytes(flash_bytes(image))
+    with flash_file(image) as flash:
         command = module_command("stepwell.link.leash", *_program(), flash, board.text("UART_BAUD"))
         return serving(f"rp2040js for {board.name}", command, COUNTS)
 

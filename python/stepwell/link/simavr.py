@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 from stepwell.boards import Board
 from stepwell.errors import LinkError
-from stepwell.link.emulator import Emulator, cannot_run, module_command, serving
+from stepwell.link.emulator import Emulator, cannot_run, flash_file, module_command, serving
 from stepwell.sources import firmware
 
 HEADER = "simavr/sim_avr.h"
@@ -35,12 +34,8 @@ def start_simavr(board: Board, image: Path) -> Emulator:
     reason = why_not(board)
     if reason:
         raise LinkError(reason)
-    from stepwell.build import flash_bytes
-
-    with tempfile.TemporaryDirectory(prefix="stepwell-simavr-") as folder:  # what runs no longer needs its file
-        flash = Path(folder) / "flash.bin"
-        flash.write_bytes(flash_bytes(image))
-        arguments = [_compiled(Path(folder)), board.text("SIMAVR_MCU"), board.text("CPU_HZ"), flash]
+    with flash_file(image) as flash:
+        arguments = [_compiled(flash.parent), board.text("SIMAVR_MCU"), board.text("CPU_HZ"), flash]
         return serving(f"simavr for {board.name}", module_command("stepwell.link.leash", *arguments), COUNTS)
 
 
