@@ -22,7 +22,7 @@ from stepwell import stack
 from stepwell.boards import Board, flags, load_board
 from stepwell.emit import emit, lean_flags
 from stepwell.errors import BuildError, WrongUse
-from stepwell.files import write_whole
+from stepwell.files import folder_for, write_all
 from stepwell.info import ram_bytes
 from stepwell.link.messages import MOST_IN, MOST_OUT, MOST_SNAPSHOT
 from stepwell.model import Model
@@ -117,7 +117,7 @@ def build(
     if updates and not facts.has_update_area:
         raise BuildError(f"{facts.name} has no update area: docs/update.md says what its board.mk and port need")
     if updates and mlperf:
-        raise BuildError("MLPerf's text interface takes no updates: build with one of the two")
+        raise WrongUse("MLPerf's text interface takes no updates: build with one of the two")
     if not updates:
         facts = facts.without_update_area()
     _check_fits_link(model)
@@ -133,11 +133,10 @@ def build(
         graph = call_graph(kind, facts, work)
         sizes = image_sizes(elf, facts)
         step_stack, program_stack = _stack_bounds(graph, sizes.stack, facts)
-        stem = Path(out_dir) / facts.name
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        written = {".elf": write_whole(stem.with_suffix(".elf"), elf.read_bytes())}
-        for path, content in image_files(written[".elf"], facts).items():
-            written[path.suffix] = write_whole(path, content)
+        contents = {elf: elf.read_bytes()} | image_files(elf, facts)
+        targets = {Path(out_dir) / f"{facts.name}{path.suffix}": content for path, content in contents.items()}
+        with folder_for(Path(out_dir)):
+            written = {path.suffix: path for path in write_all(targets)}
         return Image(
             board=facts.name,
             compiler=kind,

@@ -220,8 +220,9 @@ def flash(board: Board, files: Files, runner: str | None = None, port: str | Non
     What is wrong with the image is said before what is missing on this machine. PortMissing; BuildError when check_image or
     choose raise it, or the program fails.
     """
-    if runner is not None:
-        check_port(choose(board, runner), port)
+    names = [choose(board, runner)] if runner else runners(board)
+    if len(names) == 1:
+        check_port(names[0], port)
     check_image(board, files)
     runner = choose(board, runner)
     check_port(runner, port)
