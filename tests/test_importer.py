@@ -750,3 +750,15 @@ def test_axis_that_is_added_twice(path):
 def test_attribute_of_another_type(path):
     clip = numpy_helper.from_array(np.ones(1, np.float32))
     refused(save(path, [lstm(clip=clip), squeeze(), identity("h")], lstm_parts() | ONE), "'clip' is not of type float")
+
+
+FOUND = sorted((ROOT / "tests" / "fuzz" / "found" / "importer").iterdir())
+
+
+@pytest.mark.parametrize("found", FOUND, ids=lambda path: path.name)
+def test_files_that_fuzzing_found(found, tmp_path):
+    """Once they were crashes."""
+    file = tmp_path / "found.onnx"
+    file.write_bytes(found.read_bytes())
+    with pytest.raises(ImportRefused):
+        import_onnx(file)

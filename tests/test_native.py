@@ -148,13 +148,14 @@ def test_input_codes_in_c_are_those_of_the_host(turbofan, tmp_path):
     assert np.array_equal(np.frombuffer(done.stdout, "<i2"), turbofan.quantize(x))
 
 
-def test_files_of_the_user_are_not_overwritten(small_model, tmp_path):
+@pytest.mark.parametrize("name", ["main.c", "stw_fix.h"])
+def test_files_of_the_user_are_not_overwritten(name, small_model, tmp_path):
     emit(small_model, tmp_path, "pump")
     emit(small_model, tmp_path, "pump")  # its own files may be replaced
-    (tmp_path / "main.c").write_text("int main(void) { return 42; }\n")
-    with pytest.raises(StepwellError, match=r"main\.c exists and was not written by stepwell"):
+    (tmp_path / name).write_text("int answer(void) { return 42; }\n")
+    with pytest.raises(StepwellError, match=f"{name} exists and was not written by stepwell"):
         emit(small_model, tmp_path, "pump")
-    assert "42" in (tmp_path / "main.c").read_text()
+    assert "42" in (tmp_path / name).read_text()
 
 
 def test_names_in_a_model_cannot_become_code(small_model, tmp_path):

@@ -58,7 +58,8 @@ def test_bounds_are_above_what_a_run_paints(port, golden, tmp_path):
     assert 100 < painted <= image.step_stack < MAY_TAKE
     assert painted < used <= image.program_stack < used + painted
     said = CliRunner().invoke(cli, ["info", str(path), "--board", board])
-    assert f"of a step: at most {image.step_stack} B; of the whole program: {image.program_stack} B" in said.output
+    assert f"of a step: at most {image.step_stack} B, by gcc's frames" in said.output
+    assert f"of the whole program: {image.program_stack} B" in said.output
 
 
 def test_bound_of_a_program_that_takes_updates(small_model, tmp_path):

@@ -46,16 +46,17 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """The names of ``__all__`` that were not imported yet."""
-    from importlib import import_module
+if not TYPE_CHECKING:  # to type checkers only the names above exist
 
-    if name not in __all__:
-        raise AttributeError(f"module 'stepwell' has no attribute '{name}'")
-    found = getattr(import_module("stepwell.api"), name)
-    globals()[name] = found
-    return found
+    def __getattr__(name: str) -> object:
+        """The names of ``__all__`` that were not imported yet."""
+        from importlib import import_module
 
+        if name not in __all__:
+            raise AttributeError(f"module 'stepwell' has no attribute '{name}'")
+        found = getattr(import_module("stepwell.api"), name)
+        globals()[name] = found
+        return found
 
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

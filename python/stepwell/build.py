@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -278,6 +279,7 @@ def compile_image(board: Board, kind: str, work: Path, program: Sequence[Path] |
     own = [root / source for source in facts["APP"].split()] if program is None else list(program)
     sources = [*model_sources, *own, *sorted(cpu_dir.glob("*.c")), *sorted((root / "cpu" / "freestanding").glob("*.c"))]
     sources += [board.port, *board.more_sources]
+    _check_names(sources)
     link = [*facts["LDFLAGS"].split(), "-T", layout, *sources, *facts[f"{kind.upper()}_LIBS"].split(), "-o", elf]
     _run(
         [
@@ -292,6 +294,14 @@ def compile_image(board: Board, kind: str, work: Path, program: Sequence[Path] |
         work,
     )
     return elf
+
+
+def _check_names(sources: Sequence[Path]) -> None:
+    """Of two files with the same name the compiler would keep one's frames and calls only."""
+    for name, n in Counter(source.name for source in sources).items():
+        if n > 1:
+            places = ", ".join(str(source) for source in sources if source.name == name)
+            raise BuildError(f"{n} C files are called {name}: {places}: give yours another name")
 
 
 def _run(command: list[str | Path], work: Path) -> None:

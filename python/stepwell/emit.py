@@ -77,7 +77,7 @@ TAKEN = re.compile(
 
 
 def emit(model: Model, folder: str | Path, name: str | None = None, target: str = "any") -> list[Path]:
-    """Write the folder, whole or not at all, and return its files.
+    """Write the folder and return its files, none of which is put in its place before all are written.
 
     ``name`` (default: the model's) becomes the C identifier and the file names. ``target``: the core whose packing the weights
     get (packing.TARGETS); every core can run every packing, with the same bits. Deterministic: the same model gives the same
@@ -106,17 +106,23 @@ def emit(model: Model, folder: str | Path, name: str | None = None, target: str 
         "main.c": "main.c.j2",
         "README.md": "README.md.j2",
     }
-    _refuse_to_overwrite([folder / file for file in generated])
     contents = {folder / file: environment.get_template(t).render(facts) for file, t in generated.items()}
+    contents |= _engine_files(folder)
+    _refuse_to_overwrite(contents)
     with folder_for(folder):
-        return write_all(contents | _engine_files(folder))
+        return write_all(contents)
 
 
-def _refuse_to_overwrite(targets: list[Path]) -> None:
+def _refuse_to_overwrite(targets: Iterable[Path]) -> None:
     """What an earlier ``emit`` wrote may be replaced; a file of the user's may not."""
     for target in targets:
-        if target.exists() and b"stepwell" not in target.read_bytes()[:300]:
+        if target.exists() and not _is_ours(target.name, target.read_bytes()[:300]):
             raise StepwellError(f"{target} exists and was not written by stepwell: give another folder or --name")
+
+
+def _is_ours(name: str, beginning: bytes) -> bool:
+    """What is generated names its maker, what belongs to the engine its own name."""
+    return b"stepwell" in beginning or beginning.startswith(f"/* {name} - ".encode())
 
 
 def copy_engine(folder: Path) -> list[Path]:

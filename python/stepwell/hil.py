@@ -64,7 +64,8 @@ class HilReport:
     The line: ``frames`` and damaged ones (``damaged_at_board``) that the board received, damaged ones that came back
     (``damaged_here``), requests that were sent again (``retries``) and that the board had done already (``repeats``).
 
-    ``cost_per_step`` is in ``cost_unit``: "instructions" (emulators, exact), "cycles" (hardware), "ticks", or None (host).
+    ``cost_per_step`` is in ``cost_unit``: "instructions" (QEMU, the simulator: exact), "cycles" (simavr, rp2040js, hardware),
+    "ticks" of the board's timer, or None (host).
     """
 
     board: str
@@ -116,8 +117,10 @@ def run_hil(
     if not sequences or not all(len(sequence) for sequence in sequences):
         raise SampleError("no steps to stream: give at least one sequence, and none that is empty")
     info = link.connect(model)
-    codes = [Reference(model).codes(sequence) for sequence in sequences]
-    total, done = sum(map(len, codes)), 0
+    total, done, codes = sum(map(len, sequences)), 0, []
+    for sequence in sequences:
+        codes.append(Reference(model).codes(sequence))
+        progress(0, total)
     mismatches, first = 0, None
     stream = model.stream()
     before, retries, damaged = link.stat(), link.retries, link.damaged

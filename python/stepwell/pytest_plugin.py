@@ -45,7 +45,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--hil-no-reset",
         action="store_true",
-        help="Open the serial port with DTR and RTS low: an Arduino or ESP runs on",
+        help="Open the serial port with DTR and RTS low: an ESP runs on; for an Arduino see docs/hil.md",
     )
     group.addoption("--hil-board", metavar="NAME", help="The board must be this one, by its own words")
     group.addoption("--hil-image", metavar="ELF", help="Image for an emulator (default: built from the model)")

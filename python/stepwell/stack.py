@@ -58,8 +58,9 @@ class CallGraph:
         for caller, called in self.calls.items():
             if INDIRECT in called and plain(caller) in pointers:
                 pattern = pointers[plain(caller)]
-                called.remove(INDIRECT)
-                called.update(function for function in self.frames if re.fullmatch(pattern, plain(function)))
+                found = {function for function in self.frames if re.fullmatch(pattern, plain(function))}
+                called.difference_update({INDIRECT} if found else ())
+                called.update(found)
 
     def bound(self, function: str) -> int:
         """Bytes that ``function`` takes at most, interrupts included, in whole words. BuildError as for ``deepest``."""
@@ -106,6 +107,9 @@ def read_call_graph(files: Iterable[Path]) -> CallGraph:
                     graph.unbounded.add(name)
         for caller, called in EDGE.findall(text):
             graph.calls.setdefault(caller, set()).add(called)
+    for title in graph.frames:  # a weak function has its file in its title; the linker may take another of that name
+        if (name := title.rpartition(":")[2]) != title and name in graph.frames:
+            graph.calls.setdefault(title, set()).add(name)
     return graph
 
 

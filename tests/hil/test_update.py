@@ -182,14 +182,23 @@ def test_signatures_on_a_board_of_ones_own(small_model, turbofan, tmp_path):
         file.write("\nMORE_SOURCES = key.c\n")
     with pytest.raises(BuildError, match=r"board own: MORE_SOURCES names key\.c, and there is no .*own/key\.c"):
         build(small_model, str(own), tmp_path, updates=True)
-    (own / "key.c").write_text(SIGNED)
-    image = build(small_model, str(own), tmp_path, updates=True)
+    (own / "frame.c").touch()
+    with (own / "board.mk").open("a") as file:
+        file.write("MORE_SOURCES = frame.c\n")
+    with pytest.raises(BuildError, match=r"2 C files are called frame\.c: .*: give yours another name"):
+        build(small_model, str(own), tmp_path, updates=True)
+    with (own / "board.mk").open("a") as file:
+        file.write("MORE_SOURCES = key.c\n")
+    deep = "volatile uint8_t deep[2500]; deep[n % 2500] = 0; return (int)deep[n % 2500] + signature_bytes"
+    (own / "key.c").write_text(SIGNED.replace("return signature_bytes", deep))
+    image = build(small_model, str(own), tmp_path, "gcc", updates=True)
     with connect(f"qemu:{own}", image=image.elf) as link:
         with pytest.raises(LinkError, match="the board refused the signature"):
             link.update(turbofan)
         assert link.info().model_id == small_model.id
         link.update(turbofan, sign=lambda message: zlib.crc32(message, 77).to_bytes(4, "little"))
         assert link.info().model_id == turbofan.id
+        assert 2500 < link.mem().stack_used <= image.program_stack < 4096
 
 
 def test_what_is_wrong_before_anything_is_sent(small_model, tmp_path, monkeypatch):

@@ -38,7 +38,7 @@ board_option = click.option(
 no_reset_option = click.option(
     "--no-reset",
     is_flag=True,
-    help="Open the serial port with DTR and RTS low, so that an Arduino or ESP runs on (docs/hil.md).",
+    help="Open the serial port with DTR and RTS low, so that an ESP runs on; for an Arduino see docs/hil.md.",
 )
 
 

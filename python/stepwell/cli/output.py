@@ -80,5 +80,7 @@ def print_image_costs(image: Image) -> None:
             "  stack       of a step: not known, its bound needs the frames and calls that gcc tells (10 or later, and avr-gcc)"
         )
     else:
-        whole = f"; of the whole program: {image.program_stack} B" if image.program_stack else ""
-        click.echo(f"  stack       of a step: at most {image.step_stack} B{whole}, by gcc's frames and calls")
+        whole = f"{image.program_stack} B" if image.program_stack else "not known, as code of the board hides its calls"
+        click.echo(
+            f"  stack       of a step: at most {image.step_stack} B, by gcc's frames and calls; of the whole program: {whole}"
+        )

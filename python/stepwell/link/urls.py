@@ -71,7 +71,7 @@ def check_url(url: str, image: str | Path | None = None) -> None:
         return
     if image is not None:
         raise WrongUse(f"{url} runs no image: only an emulator takes one")
-    if kind in NETWORK:
+    if kind.lower() in NETWORK:  # as pyserial reads them
         _check_address(url)
     elif (board := url.rpartition(":")[2]) in board_names():
         ports = [f"{emulator}:{board}" for emulator in load_board(board).emulators]
@@ -119,7 +119,7 @@ def _image(board: Board, image: str | Path | None, model: Model | None, folder: 
 
 def _open(url: str, baud: int, no_reset: bool = False) -> serial.SerialBase:
     # pyserial's rfc2217 has no write_timeout
-    write_timeout = None if url.startswith("rfc2217:") else WRITE_SECONDS
+    write_timeout = None if url.lower().startswith("rfc2217:") else WRITE_SECONDS
     alone = None if "://" in url else True  # two programs at one device would take each other's answers
     options = {"baudrate": baud, "timeout": POLL, "write_timeout": write_timeout, "exclusive": alone}
     try:
