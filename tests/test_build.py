@@ -189,7 +189,7 @@ def test_image_that_takes_updates(name, small_model, tmp_path):
 def test_updates_need_a_place(small_model, tmp_path):
     with pytest.raises(BuildError, match="arduino-uno has no update area"):
         build(small_model, "arduino-uno", tmp_path, updates=True)
-    with pytest.raises(BuildError, match="takes no updates: build with one of the two"):
+    with pytest.raises(WrongUse, match="takes no updates: build with one of the two"):
         build(small_model, "microbit", tmp_path, updates=True, mlperf=True)
     assert not list(tmp_path.iterdir())
 

@@ -74,7 +74,7 @@ def run(program: list[str | Path], folder: Path, name: str, seeds: list[bytes]) 
         zipfile.ZipFile(kept).extractall(corpus)
     for path in (FUZZ / "found" / name).glob("*"):
         shutil.copy(path, corpus)
-    bounds = [f"-max_total_time={SECONDS}", f"-max_len={MOST_BYTES}", "-timeout=20", "-rss_limit_mb=2048"]
+    bounds = [f"-max_total_time={SECONDS}", f"-max_len={MOST_BYTES}", "-timeout=60", "-rss_limit_mb=2048"]
     options = [*bounds, "-print_final_stats=1", "-verbosity=0"]
     done = subprocess.run([*program, *options, corpus], cwd=folder, capture_output=True, text=True, errors="replace")
     assert done.returncode == 0, done.stderr[-4000:]

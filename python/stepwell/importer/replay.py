@@ -17,7 +17,7 @@ from stepwell.importer.walk import Walked, live_part
 
 TOLERANCE = 1e-5  # of the output's range
 STEPS = 17  # where time is dynamic
-STEPS_LIMIT = 1 << 14  # where it is not: some seconds of a stream in NumPy
+STEPS_LIMIT = 1 << 12  # where it is not: a second of a stream in NumPy, some of one with many layers
 STREAMS = 2  # where the batch is
 SINGLE_STEPS = 6  # calls of a model exported for one step, state handed on
 Run = Callable[[list[str], dict[str, np.ndarray]], list]  # (output names, feeds) -> outputs
