@@ -12,12 +12,13 @@ import stepwell
 from conftest import ROOT
 from stepwell.boards import Board, board_names, flags, load_board
 from stepwell.emit import emit
+from stepwell.sources import csrc, firmware
 
 sys.path.insert(0, str(ROOT / "tools"))
 import misra
 import prove
 
-CSRC, FIRMWARE = ROOT / "csrc", ROOT / "firmware"
+CSRC, FIRMWARE = csrc(), firmware()  # as installed: boards name their files there
 APP, CPU = FIRMWARE / "app", FIRMWARE / "cpu"
 SIMAVR = FIRMWARE / "emulators" / "simavr.c"
 SOURCES = [*sorted(CSRC.glob("*.c")), *sorted(APP.glob("*.c"))]
