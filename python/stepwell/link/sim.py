@@ -15,6 +15,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from elftools.elf.elffile import ELFFile
@@ -99,26 +100,15 @@ class Line:
             self._to_send.clear()
 
 
-def stm32_uart(line: Line) -> tuple[Read, Write]:
-    """USART: SR at 0 (RXNE 0x20, TXE and TC 0xC0), DR at 4."""
+def stm32_uart(line: Line, status: int = 0, receive: int = 4, send: int = 4) -> tuple[Read, Write]:
+    """USART: SR (RXNE 0x20, TXE and TC 0xC0) and DR, or in the newer layout ISR, RDR and TDR, at these offsets."""
 
     def read(offset: int) -> int:
-        if offset == 0:
+        if offset == status:
             return 0xE0 if line.ready() else 0xC0
-        return line.get() if offset == 4 else 0
+        return line.get() if offset == receive else 0
 
-    return read, lambda offset, value: line.put(value) if offset == 4 else None
-
-
-def stm32_2_uart(line: Line) -> tuple[Read, Write]:
-    """The newer USART (firmware/ports/stm32.h): ISR at 0x1C with SR's bits, RDR at 0x24, TDR at 0x28."""
-
-    def read(offset: int) -> int:
-        if offset == 0x1C:
-            return 0xE0 if line.ready() else 0xC0
-        return line.get() if offset == 0x24 else 0
-
-    return read, lambda offset, value: line.put(value) if offset == 0x28 else None
+    return read, lambda offset, value: line.put(value) if offset == send else None
 
 
 def cmsdk_uart(line: Line) -> tuple[Read, Write]:
@@ -171,7 +161,12 @@ def nrf5_ticks(count: Callable[[], int]) -> tuple[Read, Write]:
     return lambda offset: captured[0] if offset == 0x540 else 0, write
 
 
-UARTS = {"stm32": stm32_uart, "stm32_2": stm32_2_uart, "cmsdk": cmsdk_uart, "nrf5": nrf5_uart}
+UARTS = {
+    "stm32": stm32_uart,
+    "stm32_2": partial(stm32_uart, status=0x1C, receive=0x24, send=0x28),
+    "cmsdk": cmsdk_uart,
+    "nrf5": nrf5_uart,
+}
 TIMERS = {"dwt": dwt_ticks, "stm32": stm32_ticks, "cmsdk": cmsdk_ticks, "nrf5": nrf5_ticks}
 
 
