@@ -13,17 +13,19 @@ from stepwell.errors import ImportRefused
 from stepwell.graph import Graph
 from stepwell.importer.reader import file_sha256, read_model, source_of
 from stepwell.importer.replay import Replay, replay
+from stepwell.importer.source import OnnxRun, SourceModel
 from stepwell.importer.walk import walk
 
-__all__ = ["Imported", "Replay", "file_sha256", "import_file", "import_onnx"]
+__all__ = ["Imported", "Replay", "SourceModel", "file_sha256", "import_file", "import_onnx"]
 
 
 @dataclass(frozen=True)
 class Imported:
-    """The graph, and how well it replays its source (None when not asked for)."""
+    """The graph, how well it replays its source (None when not asked for), and the source itself."""
 
     graph: Graph
     replay: Replay | None
+    source: SourceModel
 
 
 def import_file(path: str | Path, verify: bool = True) -> Imported:
@@ -52,4 +54,6 @@ def import_onnx(path: str | Path, verify: bool = True) -> Imported:
     walked = walk(onnx_model)
     notes = (*notes, *walked.notes)
     graph = Graph(walked.layers, walked.readout, source_of(path, onnx_model), notes, walked.sources)
-    return Imported(graph, replay(onnx_model, walked, graph) if verify else None)
+    run = OnnxRun(onnx_model, walked, graph.n_out)
+    proof = replay(onnx_model, walked, graph) if verify else None
+    return Imported(graph, proof, SourceModel(run, run.window))

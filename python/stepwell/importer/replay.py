@@ -12,7 +12,7 @@ from stepwell.errors import ImportRefused
 from stepwell.float_stream import FloatStream
 from stepwell.graph import Embedding, Graph
 from stepwell.importer.reader import in_float32
-from stepwell.importer.signals import Axis
+from stepwell.importer.source import Session, in_output_axes, input_labels, zero_states
 from stepwell.importer.walk import Walked, live_part
 
 TOLERANCE = 1e-5  # of the output's range
@@ -20,7 +20,6 @@ STEPS = 17  # where time is dynamic
 STEPS_LIMIT = 1 << 12  # where it is not: a second of a stream in NumPy, some of one with many layers
 STREAMS = 2  # where the batch is
 SINGLE_STEPS = 6  # calls of a model exported for one step, state handed on
-Run = Callable[[list[str], dict[str, np.ndarray]], list]  # (output names, feeds) -> outputs
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ def replay(model: onnx.ModelProto, walked: Walked, graph: Graph) -> Replay:
         )
     hands_state_on = walked.state_inputs and len(walked.state_inputs) == len(walked.state_outputs)
     chunks = [draw(sizes) for _ in range(SINGLE_STEPS if hands_state_on else 1)]
-    wanted, oracle = _source_outputs(model, walked, chunks, _zero_states(model, walked, sizes))
+    wanted, oracle = _source_outputs(model, walked, chunks, zero_states(model, walked, sizes))
     stream = FloatStream(graph)
     worst, low, high = 0.0, np.inf, -np.inf
     for x, expected in zip(chunks, wanted, strict=True):
@@ -76,60 +75,20 @@ def _draws(graph: Graph) -> Callable[[list[int]], np.ndarray]:
 def _source_outputs(
     model: onnx.ModelProto, walked: Walked, chunks: list[np.ndarray], zero: dict[str, np.ndarray]
 ) -> tuple[list[np.ndarray], str]:
-    """The source's output for each chunk, its state handed on if it gives it, and what ran it: onnxruntime, else onnx itself."""
-    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
-    reasons = []
-    for prepare in (_onnxruntime, _reference_evaluator):
-        try:
-            run, oracle = prepare(model)
-            outputs, states = [], zero
-            for x in chunks:
-                feeds = {walked.input_name: x, **states}
-                typed = {k: np.asarray(v, onnx.helper.tensor_dtype_to_np_dtype(types[k])) for k, v in feeds.items()}
-                y, *states_after = run([walked.output_name, *walked.state_outputs], typed)
-                outputs.append(np.asarray(y, dtype=np.float64))
-                states = zero | dict(zip(walked.state_inputs, states_after, strict=False))
-            return outputs, oracle
-        except ImportError:
-            continue
-        except Exception as error:  # neither tells what it raises; what one cannot run (layout = 1) the other may
-            reasons.append(f"{type(error).__name__}: {str(error)[:200]}")
-    raise ImportRefused(f"the source itself cannot be run to compare with: {'; '.join(reasons)}")
-
-
-def _onnxruntime(model: onnx.ModelProto) -> tuple[Run, str]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run, f"onnxruntime {onnxruntime.__version__}"
-
-
-def _reference_evaluator(model: onnx.ModelProto) -> tuple[Run, str]:
-    from onnx.reference import ReferenceEvaluator
-
-    return ReferenceEvaluator(model).run, f"onnx reference evaluator {onnx.__version__}"
-
-
-def _zero_states(model: onnx.ModelProto, walked: Walked, sizes: list[int]) -> dict[str, np.ndarray]:
-    """Zeros for every input but the data."""
-    labels = _input_labels(walked, len(sizes))
-    batch = next((s for s, label in zip(sizes, labels, strict=True) if label not in (walked.time, "feature")), 1)
-    stored = {tensor.name for tensor in model.graph.initializer} | {walked.input_name}
-    return {
-        value.name: np.zeros(
-            [d.dim_value if d.HasField("dim_value") else batch for d in value.type.tensor_type.shape.dim]
-        )
-        for value in model.graph.input
-        if value.name not in stored
-    }
+    """The source's output for each chunk, its state handed on if it gives it, and what ran it."""
+    session = Session(model)
+    outputs, states = [], zero
+    for x in chunks:
+        feeds = {walked.input_name: x, **states}
+        y, *states_after = session.run([walked.output_name, *walked.state_outputs], feeds)
+        outputs.append(np.asarray(y, dtype=np.float64))
+        states = zero | dict(zip(walked.state_inputs, states_after, strict=False))
+    return outputs, session.oracle
 
 
 def _stream_outputs(stream: FloatStream, walked: Walked, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """The graph as a stream over ``x`` in the source's axes; the result in the source's output axes, as far as a stream gets."""
-    labels = _input_labels(walked, x.ndim)
+    labels = input_labels(walked, x.ndim)
     batch = [label for label in labels if label not in (walked.time, "feature")]
     timed = walked.time in labels  # a model of one step may have no time axis
     order = [*batch, *([walked.time] if timed else []), *(["feature"] if "feature" in labels else [])]
@@ -142,20 +101,13 @@ def _stream_outputs(stream: FloatStream, walked: Walked, x: np.ndarray, shape: t
         y, made = y[..., _fresh(stream.graph, before, x.shape[-2]), :], [*batch, walked.time]
     else:
         y, made = y[..., -1, :], batch
-    if any(atom.label == "direction" for axis in walked.output_axes for atom in axis):
-        y = y.reshape(*y.shape[:-1], 2, -1)
-        made = [*made, "direction"]
-    arranged = _arranged(y, [*made, "feature"], walked.output_axes)
+    arranged = in_output_axes(y, made, walked)
     if arranged.size != np.prod(shape):
         raise ImportRefused(
             f"the source gives {list(shape)} for an input of {list(x.shape)}, the stream {arranged.size} values: "
             "its readout depends on the length of the sequence; read out every step or the last one"
         )
     return arranged.reshape(shape)
-
-
-def _input_labels(walked: Walked, rank: int) -> list[str]:
-    return ["feature" if k == walked.features else f"in{k}" for k in range(rank)]
 
 
 def _fresh(graph: Graph, before: int, n_steps: int) -> list[int]:
@@ -174,8 +126,3 @@ def _as_far(expected: np.ndarray, walked: Walked, n_runs: int) -> np.ndarray:
     return expected
 
 
-def _arranged(outputs: np.ndarray, order: list[str], axes: tuple[Axis, ...]) -> np.ndarray:
-    """Transpose from ``order`` to the order of the atoms in ``axes``; atoms of size 1 may be missing there."""
-    wanted = [atom.label for axis in axes for atom in axis if atom.label in order]
-    lost = [label for label in order if label not in wanted]
-    return outputs.transpose([order.index(label) for label in (*lost, *wanted)])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from stepwell.errors import ImportRefused
 from stepwell.graph import Graph, Source
-from stepwell.importer.keras_models.check import replay
+from stepwell.importer.keras_models.check import answers, replay
 from stepwell.importer.keras_models.fuse import fused
 from stepwell.importer.keras_models.walk import walk
 from stepwell.importer.reader import file_sha256
@@ -33,7 +34,7 @@ def import_keras(model, verify: bool = True) -> Imported:
     Raises ImportRefused, naming the layer and what to do, when something in it cannot be streamed or is not understood, or when
     the stream differs from Keras by more than 1e-5 of the output's range.
     """
-    from stepwell.importer import Imported  # that package may import this one
+    from stepwell.importer import Imported, SourceModel  # that package may import this one
 
     keras = _keras()
     _check_model(keras, model)
@@ -42,7 +43,8 @@ def import_keras(model, verify: bool = True) -> Imported:
         layers, sources = fused(walked.layers, walked.sources, walked.output.index)
         readout = "every" if walked.output.timed else "last"
         graph = Graph(layers, readout, _source(keras, model), tuple(walked.notes), sources)
-        return Imported(graph, replay(model, walked, graph) if verify else None)
+        proof = replay(model, walked, graph) if verify else None
+        return Imported(graph, proof, SourceModel(partial(answers, model, readout), model.inputs[0].shape[1]))
     except ImportRefused:
         raise
     except Exception as error:  # a model can hold anything that is Python

@@ -81,6 +81,21 @@ def _keras_output(model, x: np.ndarray) -> np.ndarray:
         ) from error
 
 
+def answers(model, readout: str, x: np.ndarray) -> np.ndarray:
+    """Keras on sequences: float [B, T, n_in] -> float64 [B, n, n_out], n = 1 where it answers at the end."""
+    spec = model.inputs[0]
+    fixed = spec.shape[0] or len(x)  # a batch of fixed size is filled up
+    found = []
+    for at in range(0, len(x), fixed):
+        group = x[at : at + fixed]
+        whole = np.concatenate([group, np.repeat(group[-1:], fixed - len(group), axis=0)])
+        whole = whole.reshape(*whole.shape[:2], *spec.shape[2:]).astype(spec.dtype)
+        found.append(_keras_output(model, whole)[: len(group)])
+    y = np.concatenate(found)
+    n_steps = y.shape[1] if readout == "every" else 1
+    return y.reshape(len(x), n_steps, -1)
+
+
 @contextlib.contextmanager
 def _from_zero_state(model) -> Iterator[None]:
     """Stateful layers begin at zero and have their own state back afterwards."""

@@ -9,14 +9,15 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 
 from stepwell.errors import ImportRefused
 from stepwell.graph import Graph, Source
-from stepwell.importer import Imported
+from stepwell.importer import Imported, SourceModel
 from stepwell.importer.torch import activations, arithmetic, layers, plumbing, recurrent  # noqa: F401  they fill the tables
 from stepwell.importer.torch.plumbing import pick, unsqueeze
-from stepwell.importer.torch.replay import Outputs, replay
+from stepwell.importer.torch.replay import Outputs, answers, replay
 from stepwell.importer.torch.signals import Chain, Path, Signal, Stack, Walk, WidthFound
 from stepwell.importer.torch.tracing import library_class, trace
 
@@ -37,7 +38,13 @@ def converted(module: torch.nn.Module, verify: bool, steps: int | None, n_in: in
         own = _copied(original)
         walk, outputs = _traced(own, steps, n_in)
         graph = _graph(walk, outputs, _source(original), notes)
-        return Imported(graph, replay(own, walk, outputs, graph) if verify else None)
+        proof = replay(own, walk, outputs, graph) if verify else None
+
+    def run(x: np.ndarray) -> np.ndarray:
+        with _undisturbed():
+            return answers(own, walk, outputs, graph, x)
+
+    return Imported(graph, proof, SourceModel(run, steps))
 
 
 # ---- the module ----

@@ -106,18 +106,33 @@ def _source_outputs(
             module.double()
 
 
+def answers(
+    module: torch.nn.Module, walk: Walk, outputs: Outputs, graph: Graph, x: np.ndarray
+) -> np.ndarray:
+    """The module on sequences: float [B, T, n_in] -> float64 [B, n, n_out].
+
+    n = 1 where it answers at the end. A module of one step is called again and again, its state handed on.
+    """
+    tokens = any(isinstance(layer, Embedding) for layer in graph.layers)
+    x = x.astype(np.int64) if tokens else x
+    stretches = [x[:, t : t + 1] for t in range(x.shape[1])] if walk.one_step else [x]
+    found, _ = _source_outputs(module, walk, outputs, stretches)
+    return found[-1] if outputs.signal.last else np.concatenate(found, axis=1)
+
+
 def _run(
     module: torch.nn.Module, walk: Walk, outputs: Outputs, chunks: list[np.ndarray], dtype: torch.dtype
 ) -> list[np.ndarray]:
+    n_batch = len(chunks[0])
     states = {
-        path: torch.zeros([STREAMS if n == BATCH else n for n in entry.shape], dtype=dtype)
+        path: torch.zeros([n_batch if n == BATCH else n for n in entry.shape], dtype=dtype)
         for path, entry in walk.state_inputs.items()
     }
     found = []
     for x in chunks:
         data = torch.as_tensor(x, dtype=torch.int64 if x.dtype.kind == "i" else dtype)
         result = module(_arranged(data, walk.axes), **_arguments(states))
-        found.append(_canonical(_at(result, outputs.path), outputs.signal))
+        found.append(_canonical(_at(result, outputs.path), outputs.signal, n_batch))
         states = {path: _state_after(walk, outputs, result, path) for path in states}
     return found
 
@@ -166,14 +181,14 @@ def _arranged(x: torch.Tensor, axes: tuple[str, ...]) -> torch.Tensor:
     return x.reshape([prod(x.shape[len(lost) + order.index(atom)] for atom in axis) for axis in axes])
 
 
-def _canonical(y: torch.Tensor, signal: Signal) -> np.ndarray:
+def _canonical(y: torch.Tensor, signal: Signal, n_batch: int) -> np.ndarray:
     """The module's output as [B, steps, n_out]; one step where time is gone."""
     order = [atom for axis in signal.axes for atom in axis]
-    sizes = {"B": STREAMS, "T": -1, "F": signal.width}
+    sizes = {"B": n_batch, "T": -1, "F": signal.width}
     y = y.detach().to(torch.float64).reshape([sizes[atom] for atom in order])
     y = y.permute([order.index(atom) for atom in "BTF" if atom in order])
     n_steps = y.shape[1] if "T" in order else 1
-    return y.reshape(STREAMS, n_steps, signal.width).numpy()
+    return y.reshape(n_batch, n_steps, signal.width).numpy()
 
 
 def _fresh(stream: FloatStream, graph: Graph, x: np.ndarray) -> np.ndarray:
