@@ -11,13 +11,14 @@ An activation is the name of a plain function ("none", "relu", "tanh", "sigmoid"
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
 
 from stepwell.errors import ImportRefused
 from stepwell.functions import PLAIN, Function, as_function
+from stepwell.text import printable
 
 SOFTMAX_MAX = 512  # STW_SOFTMAX_MAX
 NORM_MAX = 1024  # STW_NORM_MAX: the sum of squares of a LayerNorm stays in 64 bits
@@ -486,6 +487,21 @@ class Timing:
         return 0 if steps <= self.first else (steps - 1 - self.first) // self.every + 1
 
 
+def timing_behind(layer: Layer, before: Timing) -> Timing:
+    """When a layer runs whose first source runs as ``before`` tells."""
+    if not isinstance(layer, Window):
+        return before
+    return Timing(before.first + layer.delay * before.every, before.every * max(layer.stride, 1))
+
+
+@dataclass(frozen=True)
+class Output:
+    """One of the source's outputs: its name and how many values it has."""
+
+    name: str
+    size: int
+
+
 @dataclass(frozen=True)
 class Graph:
     """Layers in an order in which they can be computed; the last one makes the output.
@@ -493,6 +509,8 @@ class Graph:
     ``sources``: for each layer the values it reads: 0 the model's input, k the output of layer k - 1; left out, the layers are a
     chain. ``readout`` tells which outputs the source model gives: "every" step or the "last" one only. A stream computes the output
     at every step either way. ``notes`` are sentences for the user about what the importer did ("weights were float16").
+    ``outputs``: what the source calls its outputs, which stand side by side in this order; empty where it has no names. Characters
+    that cannot be printed are replaced in all names, and a note says so for layers.
     """
 
     layers: tuple[Layer, ...]
@@ -500,12 +518,14 @@ class Graph:
     source: Source = field(default_factory=Source)
     notes: tuple[str, ...] = ()
     sources: tuple[tuple[int, ...], ...] = ()
+    outputs: tuple[Output, ...] = ()
     timing: tuple[Timing, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
         """Raises ImportRefused, naming the layer, when the graph cannot be run."""
         if not any(isinstance(layer, Recurrent) for layer in self.layers):
             raise ImportRefused("a graph needs at least one recurrent layer")
+        self._make_printable()
         if not self.sources:
             object.__setattr__(self, "sources", tuple((k,) for k in range(len(self.layers))))
         if len(self.sources) != len(self.layers):
@@ -521,6 +541,23 @@ class Graph:
                 raise ImportRefused(
                     f"layer '{layer.name}' runs at other steps than the output, which does not need it: leave it out"
                 )
+        if self.outputs and sum(output.size for output in self.outputs) != self.n_out:
+            sizes = [output.size for output in self.outputs]
+            raise ImportRefused(f"outputs of {sizes} values do not make up the {self.n_out} of the last layer")
+
+    def _make_printable(self) -> None:
+        """Names that a terminal or a file of notes can hold, and a note where one was changed."""
+        layers = tuple(
+            layer if printable(layer.name) == layer.name else replace(layer, name=printable(layer.name))
+            for layer in self.layers
+        )
+        changed = [(a.name, b.name) for a, b in zip(self.layers, layers, strict=True) if a is not b]
+        texts = {name: printable(getattr(self.source, name)) for name in ("file", "sha256", "producer")}
+        outputs = tuple(Output(printable(output.name), output.size) for output in self.outputs)
+        notes = tuple(printable(note) for note in (*self.notes, *replaced_note("layer", changed)))
+        for name, value in (("layers", layers), ("outputs", outputs), ("notes", notes)):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "source", replace(self.source, **texts))
 
     @property
     def n_in(self) -> int:
@@ -545,10 +582,7 @@ class Graph:
         return self.timing[value - 1] if value else Timing()
 
     def _timing(self, index: int) -> Timing:
-        layer, before = self.layers[index], self.timing_of(self.sources[index][0])
-        if not isinstance(layer, Window):
-            return before
-        return Timing(before.first + layer.delay * before.every, before.every * layer.stride)
+        return timing_behind(self.layers[index], self.timing_of(self.sources[index][0]))
 
     def _fault(self, index: int) -> str:
         layer, reads = self.layers[index], self.sources[index]
@@ -577,6 +611,14 @@ class Graph:
         if getattr(layer, "activation", "") == "softmax" and (not is_last or layer.n_out > SOFTMAX_MAX):
             return f"softmax must come last and have at most {SOFTMAX_MAX} classes"
         return ""
+
+
+def replaced_note(what: str, changed: list[tuple[str, str]]) -> list[str]:
+    """A sentence on names that were made printable, pairs of the old and the new one; none where there are none."""
+    if not changed:
+        return []
+    (old, new), others = changed[0], f", and {len(changed) - 1} more" if len(changed) > 1 else ""
+    return [f"{what} {old!r} is called '{new}' here, its name cannot be printed{others}"]
 
 
 def _array_fault(layer: Layer) -> str:

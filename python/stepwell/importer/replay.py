@@ -12,6 +12,7 @@ from stepwell.errors import ImportRefused
 from stepwell.float_stream import FloatStream
 from stepwell.graph import Embedding, Graph
 from stepwell.importer.reader import in_float32
+from stepwell.importer.signals import Axis
 from stepwell.importer.source import Session, in_output_axes, input_labels, zero_states
 from stepwell.importer.walk import Walked, live_part
 
@@ -32,7 +33,8 @@ class Replay:
 
 def replay(model: onnx.ModelProto, walked: Walked, graph: Graph) -> Replay:
     """Run both on random sequences. Raises ImportRefused when they differ by more than TOLERANCE."""
-    model = in_float32(live_part(model))
+    names = [output.name for output in walked.named]
+    model = in_float32(live_part(model, [*names, *walked.state_outputs]))
     sizes = [size or (STEPS if f"in{k}" == walked.time else STREAMS) for k, size in enumerate(walked.input_shape)]
     draw = _draws(graph)
     n_steps = sizes[int(walked.time[2:])] if walked.time.startswith("in") else 1
@@ -45,22 +47,35 @@ def replay(model: onnx.ModelProto, walked: Walked, graph: Graph) -> Replay:
     chunks = [draw(sizes) for _ in range(SINGLE_STEPS if hands_state_on else 1)]
     wanted, oracle = _source_outputs(model, walked, chunks, zero_states(model, walked, sizes))
     stream = FloatStream(graph)
-    worst, low, high = 0.0, np.inf, -np.inf
+    pairs: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in names]  # ours and the source's, of each output
     for x, expected in zip(chunks, wanted, strict=True):
-        if graph.readout == "every":
-            expected = _as_far(expected, walked, len(_fresh(graph, stream.steps, n_steps)))
-        ours = _stream_outputs(stream, walked, x, expected.shape)
-        worst = max(worst, float(np.abs(ours - expected).max()))
-        low, high = min(low, float(expected.min())), max(high, float(expected.max()))
-    # a tenth of the magnitude at least: a large offset costs a float32 source more than its range tells
-    span = max(high - low, abs(low) / 10, abs(high) / 10)
-    error = worst / span if span > 0 else worst
+        n_runs = len(_fresh(graph, stream.steps, n_steps))
+        y, made = _stream_outputs(stream, walked, x)
+        first = 0
+        for output, axes, theirs, found in zip(walked.named, walked.output_axes, expected, pairs, strict=True):
+            ours = y[..., first : first + output.size]
+            first += output.size
+            if graph.readout == "every" and axes is not None:
+                theirs = _as_far(theirs, walked.time, axes, n_runs)
+            found.append((_in_axes(output.name, ours, made, axes, theirs.shape), theirs))
+    error = max(relative_error(found) for found in pairs)
     if not error <= TOLERANCE:
         raise ImportRefused(
             f"the stream differs from the source by {error:.2e} of the output's range ({oracle}, allowed {TOLERANCE:.0e}): "
             "the importer has misread this model; please report it with the file"
         )
     return Replay(error, oracle)
+
+
+def relative_error(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
+    """The largest difference of one output from the source's, the second of each pair, relative to that one's range.
+
+    A tenth of its magnitude counts at least: a large offset costs a float32 source more than its range tells.
+    """
+    worst = max(float(np.abs(ours - theirs).max()) for ours, theirs in pairs)
+    low, high = min(float(y.min()) for _, y in pairs), max(float(y.max()) for _, y in pairs)
+    span = max(high - low, abs(low) / 10, abs(high) / 10)
+    return worst / span if span > 0 else worst
 
 
 def _draws(graph: Graph) -> Callable[[list[int]], np.ndarray]:
@@ -74,20 +89,20 @@ def _draws(graph: Graph) -> Callable[[list[int]], np.ndarray]:
 
 def _source_outputs(
     model: onnx.ModelProto, walked: Walked, chunks: list[np.ndarray], zero: dict[str, np.ndarray]
-) -> tuple[list[np.ndarray], str]:
-    """The source's output for each chunk, its state handed on if it gives it, and what ran it."""
+) -> tuple[list[list[np.ndarray]], str]:
+    """The source's outputs for each chunk, its state handed on if it gives it, and what ran it."""
+    names = [output.name for output in walked.named]
     session = Session(model)
     outputs, states = [], zero
     for x in chunks:
-        feeds = {walked.input_name: x, **states}
-        y, *states_after = session.run([walked.output_name, *walked.state_outputs], feeds)
-        outputs.append(np.asarray(y, dtype=np.float64))
-        states = zero | dict(zip(walked.state_inputs, states_after, strict=False))
+        results = session.run([*names, *walked.state_outputs], {walked.input_name: x, **states})
+        outputs.append([np.asarray(y, dtype=np.float64) for y in results[: len(names)]])
+        states = zero | dict(zip(walked.state_inputs, results[len(names) :], strict=False))
     return outputs, session.oracle
 
 
-def _stream_outputs(stream: FloatStream, walked: Walked, x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The graph as a stream over ``x`` in the source's axes; the result in the source's output axes, as far as a stream gets."""
+def _stream_outputs(stream: FloatStream, walked: Walked, x: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """The graph as a stream over ``x`` in the source's axes: its outputs side by side in the last axis, and what the others are."""
     labels = input_labels(walked, x.ndim)
     batch = [label for label in labels if label not in (walked.time, "feature")]
     timed = walked.time in labels  # a model of one step may have no time axis
@@ -98,13 +113,22 @@ def _stream_outputs(stream: FloatStream, walked: Walked, x: np.ndarray, shape: t
     before = stream.steps
     y = stream.run(x)
     if timed and stream.graph.readout == "every":
-        y, made = y[..., _fresh(stream.graph, before, x.shape[-2]), :], [*batch, walked.time]
+        return y[..., _fresh(stream.graph, before, x.shape[-2]), :], [*batch, walked.time]
+    return y[..., -1, :], batch
+
+
+def _in_axes(
+    name: str, y: np.ndarray, made: list[str], axes: tuple[Axis, ...] | None, shape: tuple[int, ...]
+) -> np.ndarray:
+    """One output of the stream, its axes but the last named by ``made``, in the source's axes and shape."""
+    n = y.shape[-1]
+    if axes is None:  # a constant, whose shape tells nothing
+        arranged = np.broadcast_to(y.reshape(-1, n)[:1], (int(np.prod(shape)) // n, n))
     else:
-        y, made = y[..., -1, :], batch
-    arranged = in_output_axes(y, made, walked)
+        arranged = in_output_axes(y, made, axes)
     if arranged.size != np.prod(shape):
         raise ImportRefused(
-            f"the source gives {list(shape)} for an input of {list(x.shape)}, the stream {arranged.size} values: "
+            f"the source gives {list(shape)} as output '{name}', the stream {arranged.size} values: "
             "its readout depends on the length of the sequence; read out every step or the last one"
         )
     return arranged.reshape(shape)
@@ -116,12 +140,10 @@ def _fresh(graph: Graph, before: int, n_steps: int) -> list[int]:
     return [t for t in range(n_steps) if timing.runs(before + t + 1) > timing.runs(before + t)]
 
 
-def _as_far(expected: np.ndarray, walked: Walked, n_runs: int) -> np.ndarray:
+def _as_far(expected: np.ndarray, time: str, axes: tuple[Axis, ...], n_runs: int) -> np.ndarray:
     """The source's output without the steps that come after the stream's last: those of a convolution that looks ahead."""
-    for axis, atoms in enumerate(walked.output_axes):
-        if [atom.label for atom in atoms if atom.label != "unit"] == [walked.time] and expected.ndim == len(
-            walked.output_axes
-        ):
+    for axis, atoms in enumerate(axes):
+        if [atom.label for atom in atoms if atom.label != "unit"] == [time] and expected.ndim == len(axes):
             return expected.take(range(min(n_runs, expected.shape[axis])), axis=axis)
     return expected
 

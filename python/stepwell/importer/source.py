@@ -11,6 +11,7 @@ import onnx
 
 from stepwell.errors import ImportRefused
 from stepwell.importer.reader import in_float32
+from stepwell.importer.signals import Axis
 from stepwell.importer.walk import Walked, live_part
 
 AT_ONCE = 256  # sequences in one call of the source
@@ -114,12 +115,12 @@ def input_labels(walked: Walked, rank: int) -> list[str]:
     return ["feature" if k == walked.features else f"in{k}" for k in range(rank)]
 
 
-def in_output_axes(y: np.ndarray, made: list[str], walked: Walked) -> np.ndarray:
-    """``y``, with axes ``made`` and the features, in the order of the atoms of the source's output.
+def in_output_axes(y: np.ndarray, made: list[str], axes: tuple[Axis, ...]) -> np.ndarray:
+    """``y``, its axes but the last named by ``made``, in the order of the atoms of an output of the source.
 
     Atoms of size 1 may be missing in that order.
     """
-    atoms = [atom.label for axis in walked.output_axes for atom in axis]
+    atoms = [atom.label for axis in axes for atom in axis]
     if "direction" in atoms:
         y, made = y.reshape(*y.shape[:-1], 2, -1), [*made, "direction"]
     order = [*made, "feature"]
@@ -131,8 +132,8 @@ def in_output_axes(y: np.ndarray, made: list[str], walked: Walked) -> np.ndarray
 class OnnxRun:
     """An ONNX model on sequences [B, T, n_in], whatever order of axes it wants itself."""
 
-    def __init__(self, model: onnx.ModelProto, walked: Walked, n_out: int):
-        self._full, self._walked, self._n_out = model, walked, n_out
+    def __init__(self, model: onnx.ModelProto, walked: Walked):
+        self._full, self._walked = model, walked
         self._labels = input_labels(walked, len(walked.input_shape))
         self._sizes = dict(zip(self._labels, walked.input_shape, strict=True))
         known = (walked.time, "feature")
@@ -146,7 +147,8 @@ class OnnxRun:
 
     @cached_property
     def _model(self) -> onnx.ModelProto:
-        return in_float32(live_part(self._full))
+        names = [output.name for output in self._walked.named]
+        return in_float32(live_part(self._full, [*names, *self._walked.state_outputs]))
 
     @cached_property
     def _session(self) -> Session:
@@ -167,13 +169,13 @@ class OnnxRun:
         n_steps = self._sizes.get(walked.time, 1) or x.shape[1]
         sizes = [{self._batch: len(x), walked.time: n_steps}.get(label, 1) for label in self._labels]
         states, answers = zero_states(self._model, walked, sizes), []
+        names = [output.name for output in walked.named]
         for at in range(0, x.shape[1], n_steps):
             feeds = {walked.input_name: self._arranged(x[:, at : at + n_steps]), **states}
-            names = [walked.output_name, *walked.state_outputs]
-            y, *after = self._session.run(names, feeds)
-            states |= dict(zip(walked.state_inputs, after, strict=False))
-            answers.append(self._canonical(np.asarray(y, np.float64), len(x)))
-        return answers[-1:][0] if walked.readout == "last" else np.concatenate(answers, axis=1)
+            results = self._session.run([*names, *walked.state_outputs], feeds)
+            states |= dict(zip(walked.state_inputs, results[len(names) :], strict=False))
+            answers.append(self._side_by_side(results, len(x)))
+        return answers[-1] if walked.readout == "last" else np.concatenate(answers, axis=1)
 
     def _arranged(self, x: np.ndarray) -> np.ndarray:
         """[B, T, n_in] in the source's axes. An axis that it lacks has size 1."""
@@ -182,14 +184,30 @@ class OnnxRun:
         lost = [axis for axis in range(3) if axis not in order]
         return x.transpose([*lost, *order]).reshape([x.shape[axis] for axis in order])
 
-    def _canonical(self, y: np.ndarray, n_batch: int) -> np.ndarray:
-        """The source's output as [B, n, n_out], by where a stream's outputs would stand in it."""
-        n = max(1, y.size // (n_batch * self._n_out))
-        places = np.arange(n_batch * n * self._n_out).reshape(n_batch, n, self._n_out)
+    def _side_by_side(self, results: list, n_batch: int) -> np.ndarray:
+        """The outputs as one array [B, n, n_out]."""
+        axes, named = self._walked.output_axes, self._walked.named
+        parts = [
+            None if a is None else self._canonical(np.asarray(y, np.float64), a, n_batch, output.size)
+            for y, a, output in zip(results, axes, named, strict=False)
+        ]
+        n = next(part.shape[1] for part in parts if part is not None)
+        for k, (part, output) in enumerate(zip(parts, named, strict=True)):
+            if part is None:  # a constant
+                row = np.asarray(results[k], np.float64).reshape(-1, output.size)[0]
+                parts[k] = np.broadcast_to(row, (n_batch, n, output.size))
+        return np.concatenate(parts, axis=-1)
+
+    def _canonical(
+        self, y: np.ndarray, axes: tuple[Axis, ...], n_batch: int, n_out: int
+    ) -> np.ndarray:
+        """One output as [B, n, n_out], by where the numbers of a stream would stand in it."""
+        n = max(1, y.size // (n_batch * n_out))
+        places = np.arange(n_batch * n * n_out).reshape(n_batch, n, n_out)
         timed = self._walked.readout == "every" and self._walked.time in self._labels
         made = [*([self._batch] if self._batch else []), *([self._walked.time] if timed else [])]
         shown = places if self._batch else places[0]
-        arranged = in_output_axes(shown if timed else shown[..., 0, :], made, self._walked)
+        arranged = in_output_axes(shown if timed else shown[..., 0, :], made, axes)
         found = np.empty(y.size)
         found[arranged.reshape(-1)] = y.reshape(-1)
-        return found.reshape(n_batch, n, self._n_out)
+        return found.reshape(n_batch, n, n_out)
