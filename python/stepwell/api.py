@@ -11,7 +11,7 @@ import numpy as np
 
 from stepwell._version import __version__
 from stepwell.calibrate import Calibration, Progress, calibrate, range_of_8_bits
-from stepwell.errors import ImportRefused, ModelError
+from stepwell.errors import ImportRefused, ModelError, QuantizeError
 from stepwell.graph import Embedding, Graph
 from stepwell.mode import Mode, parse_mode
 from stepwell.model import Model
@@ -19,6 +19,8 @@ from stepwell.precision import Plan, Precision, parse_precision
 from stepwell.scaler import Scaler, as_scaler, fold_outputs
 
 if TYPE_CHECKING:
+    from stepwell.fidelity import Ground
+    from stepwell.importer import SourceModel
     from stepwell.search import Trial
 
 Source = str | Path | Graph | object  # or a torch module, a Keras model
@@ -37,6 +39,7 @@ def convert(
     steps: int | None = None,
     precision: str | Precision | Plan = "w8a16",
     calibration: str = "auto",
+    min_sqnr: float | None = None,
 ) -> Model:
     """A trained model as an integer model.
 
@@ -45,13 +48,18 @@ def convert(
     .npy, .csv; ``columns`` picks csv columns by name). ``mode``: how windows are treated (``stepwell.mode.HELP``). ``scaler``:
     normalisation, clamping, missing samples and raw counts (``stepwell.scaler.as_scaler``). ``steps``: the window's length,
     for torch modules that need to know it. ``precision``: bits of weights and activations (``stepwell.precision.HELP``).
-    ``calibration``: how the input's range is chosen (``stepwell.calibrate.HELP``).
+    ``calibration``: how the input's range is chosen (``stepwell.calibrate.HELP``). ``min_sqnr``: the least SQNR in dB against
+    the source on the calibration data, below which QuantizeError is raised.
+
+    ``notes["window"]`` is the length of the windows that the source was trained on, or None. ``notes["fidelity"]`` holds what
+    was measured on the calibration data (``stepwell.fidelity``): "sqnr_db" against the source, None where both are equal, and
+    for windows "carry_gap" in standard deviations, else None. A FidelityWarning tells when one is worse than it should be.
 
     Raises ImportRefused (a node that cannot be streamed), SampleError (bad calibration data) or QuantizeError (no integer
     model passes the overflow proof); each names the culprit.
     """
     prepared = prepare(source, calib, name, columns, progress, mode, scaler, steps, calibration)
-    return prepared.quantized(parse_precision(precision))
+    return prepared.measured(prepared.quantized(parse_precision(precision)), min_sqnr)
 
 
 def smallest(
@@ -63,6 +71,7 @@ def smallest(
     max_flash: int | None = None,
     metric: object = None,
     tried: Callable[[Trial], None] | None = None,
+    min_sqnr: float | None = None,
     **options: object,
 ) -> tuple[Model, list[Trial]]:
     """The smallest integer model whose metric on ``data`` drops by at most ``max_drop`` percent, and all precisions tried.
@@ -79,7 +88,8 @@ def smallest(
     may_miss = prepared.scaler.missing != "refuse"
     samples = load_samples(data, prepared.graph.n_in, columns=options.get("columns"), may_miss=may_miss)
     wanted = find_metric(metric) if metric else None
-    return search(prepared.quantized, prepared.source, samples, max_drop, max_flash, wanted, tried)
+    model, trials = search(prepared.quantized, prepared.source, samples, max_drop, max_flash, wanted, tried)
+    return prepared.measured(model, min_sqnr), trials
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +105,7 @@ class Prepared:
     notes: dict[str, object]
     sequences: list[np.ndarray]  # normalised
     rule: str  # for the input's range
+    ground: Ground
 
     def quantized(self, plan: Plan) -> Model:
         """Raises QuantizeError."""
@@ -104,6 +115,21 @@ class Prepared:
         model = quantize(self.graph, calibration, self.mode, self.scaler, plan)
         notes = self.notes | {"calibration": self.notes["calibration"] | {"rule": rule}} | model.notes
         return loads(model.replace(notes=notes).blob)  # what load would refuse must not be made
+
+    def measured(self, model: Model, min_sqnr: float | None = None) -> Model:
+        """``model`` with notes["fidelity"], and a FidelityWarning where it is poor. QuantizeError below ``min_sqnr`` dB."""
+        from stepwell import fidelity
+
+        window = self.notes["window"]
+        found = fidelity.sqnr_against_source(model, self.graph, self.ground)
+        gap = fidelity.carry_gap(self.graph, self.sequences, window) if window else None
+        model = loads(model.replace(notes=model.notes | {"fidelity": {"sqnr_db": found, "carry_gap": gap}}).blob)
+        if min_sqnr is not None and found is not None and found < min_sqnr:
+            raise QuantizeError(
+                f"the integer model follows its source at {found:.1f} dB, {min_sqnr:g} are wanted: {fidelity.cause(model)}"
+            )
+        fidelity.warn(model)
+        return model
 
     def _calibration_for(self, plan: Plan) -> tuple[Calibration, str]:
         """With the input's range as the rule and the bits want it, and the rule that was followed."""
@@ -128,16 +154,19 @@ def prepare(
     calibration: str = "auto",
 ) -> Prepared:
     """The first half of ``convert``, with its arguments and errors."""
+    from stepwell.fidelity import Ground, check_growth
     from stepwell.quantize import check_window
     from stepwell.samples import load_samples
 
-    graph, verified = _graph_of(source, steps, _width(calib))
+    graph, verified, run = _graph_of(source, steps, _width(calib))
     mode, scaler = parse_mode(mode, graph.readout), as_scaler(scaler)
     check_window(graph, mode)
     scaler.check(graph.n_in, graph.n_out)
     folded = fold_outputs(graph, scaler)
     samples = load_samples(calib, graph.n_in, columns=columns, may_miss=scaler.missing != "refuse")
     sequences = samples.sequences if scaler.is_identity else [scaler.normalise(s) for s in samples.sequences]
+    run = _with_window(run, graph, sequences)
+    check_growth(folded, sequences, mode, run.window)
     found = calibrate(folded, sequences, progress, mode.window, calibration)
     notes = {
         "name": name or _name_from(graph.source.file),
@@ -146,9 +175,27 @@ def prepare(
         "source_check": verified,
         "calibration": {"sequences": found.n_sequences, "steps": found.n_steps, "x_peak": found.x_peak},
         "readout": graph.readout,
-        "import_notes": list(graph.notes),
+        "window": run.window,
+        "import_notes": [*graph.notes, *_window_notes(graph, mode, run.window)],
     }
-    return Prepared(graph, folded, found, mode, scaler, notes, sequences, calibration)
+    ground = Ground(run, samples.sequences, sequences, scaler)
+    return Prepared(graph, folded, found, mode, scaler, notes, sequences, calibration, ground)
+
+
+def _with_window(source: SourceModel, graph: Graph, sequences: list[np.ndarray]) -> SourceModel:
+    """A torch module answers for sequences of any length: those that it is calibrated on tell its window."""
+    lengths = {len(sequence) for sequence in sequences}
+    windows = len(sequences) > 1 and len(lengths) == 1 and graph.readout == "last"
+    return replace(source, window=lengths.pop()) if source.shapeless and not source.window and windows else source
+
+
+def _window_notes(graph: Graph, mode: Mode, window: int | None) -> list[str]:
+    if graph.readout != "last" or not window or mode.kind != "carry":
+        return []
+    return [
+        f"the source reads windows of {window} steps from a zero state, the stream remembers everything since its reset: "
+        f"--mode tumble:{window} or slide:{window} gives the same outputs"
+    ]
 
 
 def _width(calib: Samples) -> int | None:
@@ -159,10 +206,15 @@ def _width(calib: Samples) -> int | None:
     return int(np.shape(first)[-1]) if np.ndim(first) >= 2 else None
 
 
-def _graph_of(source: Source, steps: int | None, n_in: int | None) -> tuple[Graph, dict[str, object]]:
-    """The float graph and how well it replays its source. Heavy frameworks are imported only when something of theirs is given."""
+def _graph_of(source: Source, steps: int | None, n_in: int | None) -> tuple[Graph, dict[str, object], SourceModel]:
+    """The float graph, how well it replays its source, and the source.
+
+    Heavy frameworks are imported only when something of theirs is given.
+    """
     if isinstance(source, Graph):
-        return source, {}
+        from stepwell.fidelity import graph_source
+
+        return source, {}, graph_source(source)
     frameworks = {base.__module__.split(".")[0] for base in type(source).__mro__}
     if "keras" in frameworks:
         from stepwell.importer.keras_models import import_keras
@@ -180,7 +232,7 @@ def _graph_of(source: Source, steps: int | None, n_in: int | None) -> tuple[Grap
         raise ImportRefused(
             f"a model is an .onnx file, a torch module, a Keras model or a Graph, not {type(source).__name__}"
         )
-    return imported.graph, asdict(imported.replay)
+    return imported.graph, asdict(imported.replay), imported.source
 
 
 def _name_from(file: str) -> str:

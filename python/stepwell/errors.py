@@ -47,3 +47,7 @@ class PortMissing(BuildError, WrongUse):
 
 class LinkError(StepwellError):
     """The board at the other end of the link is silent, noisy, or runs something else."""
+
+
+class FidelityWarning(UserWarning):
+    """A stream of the model gives something else than its source was trained to give, by notes["fidelity"]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -25,7 +26,7 @@ from stepwell.cli.output import (
     progress,
     split_columns,
 )
-from stepwell.errors import ImportRefused, SampleError, WrongUse
+from stepwell.errors import FidelityWarning, ImportRefused, SampleError, WrongUse
 from stepwell.graph import Graph
 from stepwell.metrics import HELP as METRIC_HELP
 from stepwell.metrics import find_metric
@@ -52,6 +53,7 @@ MAX_DROP = "0.5%"
         "stepwell convert motor.onnx --calib train.npz --precision w4a16",
         "stepwell convert motor.onnx --calib train.npz --precision auto --data test.npz --max-drop 0.5%",
         "stepwell convert motor.onnx --calib windows.npz --mode slide:50",
+        "stepwell convert motor.onnx --calib train.npz --min-sqnr 40",
         "stepwell convert motor.onnx --calib adc.csv --scaler scaler.json --raw int16 --missing hold",
     )
 )
@@ -68,6 +70,7 @@ MAX_DROP = "0.5%"
 @click.option("--metric", help=f"With auto: {METRIC_HELP}.")
 @click.option("--calibration", default="auto", show_default=True, help=f"The input's range: {RANGE_HELP}.")
 @click.option("--mode", default="carry", show_default=True, help=f"How windows are treated: {MODE_HELP}.")
+@click.option("--min-sqnr", type=float, metavar="DB", help="Refuse a model that follows its source less closely.")
 @click.option("--scaler", help=f"Normalisation of inputs, .json or .npz: {SCALER_KEYS}.")
 @click.option("--raw", type=click.Choice(["int16", "int32"]), help="The device is given raw counts (stw_step_raw).")
 @click.option("--missing", type=click.Choice(MISSING), help="What a missing sample (NaN, empty cell) becomes.")
@@ -85,6 +88,7 @@ def convert(
     metric: str | None,
     calibration: str,
     mode: str,
+    min_sqnr: float | None,
     scaler: str | None,
     raw: str | None,
     missing: str | None,
@@ -107,7 +111,9 @@ def convert(
         "mode": mode,
         "scaler": _scaler(scaler, raw, missing),
         "calibration": calibration,
+        "min_sqnr": min_sqnr,
     }
+    warnings.simplefilter("ignore", FidelityWarning)  # printed below, as all that is worth a warning
     tried: list[Trial] = []
     with progress("calibrating", quiet=as_json) as tick:
         if plan:
@@ -128,8 +134,23 @@ def convert(
         f"  import      stream = source ({verified['oracle']}), largest relative difference {verified['error']:.1e}"
     )
     click.echo(f"  calibrated  {notes['calibration']['sequences']} sequences, {notes['calibration']['steps']} steps")
+    _print_fidelity(model)
     _print_costs(info)
-    _print_notes(notes)
+    _print_notes(model)
+
+
+def _print_fidelity(model: stepwell.Model) -> None:
+    """What was measured on the calibration data, in words."""
+    from stepwell.fidelity import gap_text
+
+    found, window = model.notes.get("fidelity"), model.notes.get("window")
+    if not found:
+        return
+    followed = "equal to" if found["sqnr_db"] is None else f"SQNR {found['sqnr_db']:.1f} dB against"
+    trained = f"windows of {window} steps" if window else "whole sequences"
+    click.echo(f"  fidelity    {followed} the source, on the calibration data in {trained}")
+    if found["carry_gap"] is not None:
+        click.echo(f"  windows     {gap_text(found['carry_gap'], window)}")
 
 
 def _check_auto(precision: str, options: dict[str, object]) -> None:
@@ -182,12 +203,15 @@ def _print_costs(info: dict[str, Any]) -> None:
         click.echo(f"  outputs     {every}, the first after {timing['first_output'] + 1} steps; held in between")
 
 
-def _print_notes(notes: dict[str, Any]) -> None:
+def _print_notes(model: stepwell.Model) -> None:
+    from stepwell.fidelity import texts
+
+    notes = model.notes
     for note in notes.get("import_notes", []):
         click.echo(f"  note        {note}")
     for row in notes.get("repaired_rows", []):
         click.echo(f"  repaired    {row}")
-    for warning in notes.get("warnings", []):
+    for warning in [*notes.get("warnings", []), *texts(model)]:
         click.echo(f"  warning     {warning}", err=True)
 
 
@@ -231,7 +255,8 @@ def info(model_file: str, board: str | None, as_json: bool) -> None:
     source = facts["notes"].get("source", {})
     if source.get("file"):
         click.echo(f"  source      {source['file']} (SHA-256 {source['sha256'][:16]}...), {source['producer']}")
-    _print_notes(facts["notes"])
+    _print_fidelity(model)
+    _print_notes(model)
     if image:
         click.echo(f"  on {image.board}, by {image.compiler}, with the test program around the model:")
         print_image_costs(image)
@@ -280,19 +305,23 @@ def check(
     columns: str | None,
     as_json: bool,
 ) -> None:
-    """Compare float and integer on your data: SQNR, errors, saturation, task metric, memory; window modes with --modes."""
+    """Compare the source on whole sequences, its float stream and the integer model on your data.
+
+    SQNR, errors, saturation, the task's metric and memory, and window modes with --modes.
+    """
     from stepwell.check import compare, compare_modes, warm_up
     from stepwell.importer import import_file
     from stepwell.samples import load_samples
 
     model, wanted = stepwell.load(model_file), find_metric(metric) if metric else None
     source, source_facts = float_source(model, model_file, float_file)
-    graph = import_file(source, verify=False).graph
+    imported = import_file(source, verify=False)
+    graph = imported.graph
     asked = _modes(modes, model, graph)
     may_miss = model.scaler.missing != "refuse"
     samples = load_samples(data, model.n_in, columns=split_columns(columns), may_miss=may_miss)
     with progress("comparing", quiet=as_json) as tick:
-        result = compare(model, graph, samples, tick, wanted)
+        result = compare(model, graph, samples, tick, wanted, imported.source)
     if asked:
         with progress("modes", quiet=as_json) as tick:
             result["modes"] = compare_modes(model, graph, samples, asked, tick, wanted)
@@ -335,16 +364,34 @@ def _print_check(result: dict[str, Any]) -> None:
 
 
 def _print_figures(result: dict[str, Any]) -> None:
-    for output in result["outputs"]:
-        click.echo(
-            f"  output {output['output']:<4} SQNR {_db(output['sqnr_db'])}   largest error {output['max_abs_error']:.3g}"
-        )
-    click.echo(f"  all outputs SQNR {_db(result['sqnr_db'])}")
+    source = result["source"] or {"why_not": "there is no source to run"}
+    compared = source["why_not"] is None
+    if compared:
+        where = f"windows of {source['window']} steps" if source["window"] else "whole sequences"
+        click.echo(f"  source      run on {where}, {source['answers']} answers")
+    else:
+        click.echo(f"  source      not compared: {source['why_not']}")
+    click.echo(
+        "              integer/stream" + ("  stream/source  integer/source" if compared else "") + "  largest error"
+    )
+    rows = [(f"output {o['output']}", o["sqnr_db"], f"{o['max_abs_error']:.3g}") for o in result["outputs"]]
+    sides = list(zip(source["float_outputs"], source["outputs"], strict=True)) if compared else [()] * len(rows)
+    for (label, value, error), side in zip(rows, sides, strict=True):
+        click.echo(_figures_row(label, value, side, error))
+    side = (source["float_sqnr_db"], source["sqnr_db"]) if compared else ()
+    click.echo(_figures_row("all outputs", result["sqnr_db"], side, "").rstrip())
     metric = result["metric"]
     if metric:
         change = f"{metric['change_percent']:+.3f} %" if metric["change_percent"] is not None else "-"
         name = f"{metric['name']} ({metric['at']})"
-        click.echo(f"  {name}: float {metric['float']:.6g}, integer {metric['integer']:.6g}, change {change}")
+        exact = "" if metric["source"] is None else f"source {metric['source']:.6g}, "
+        scores = f"float stream {metric['float']:.6g}, integer {metric['integer']:.6g}"
+        click.echo(f"  {name}: {exact}{scores}, change {change}")
+
+
+def _figures_row(label: str, value: float | None, side: tuple, error: str) -> str:
+    cells = f"{_db(value):>14}" + "".join(f"{_db(v):>{n}}" for v, n in zip(side, (15, 16), strict=False))
+    return f"  {label:<12}{cells}{error:>15}"
 
 
 def _warm_up_text(found: dict[str, Any]) -> str:

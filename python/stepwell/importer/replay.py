@@ -146,5 +146,3 @@ def _as_far(expected: np.ndarray, time: str, axes: tuple[Axis, ...], n_runs: int
         if [atom.label for atom in atoms if atom.label != "unit"] == [time] and expected.ndim == len(axes):
             return expected.take(range(min(n_runs, expected.shape[axis])), axis=axis)
     return expected
-
-

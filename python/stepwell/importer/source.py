@@ -24,10 +24,12 @@ class SourceModel:
 
     ``run``: float [B, T, n_in] -> [B, n, n_out], n = 1 where it answers at the end only.
     ``window``: the length of the sequences that it takes, None where any will do.
+    ``shapeless``: the source has no place where a window would stand (a torch module).
     """
 
     run: Callable[[np.ndarray], np.ndarray]
     window: int | None
+    shapeless: bool = False
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
         """The answers to ``x`` [B, T, n_in], some sequences at a time: float64 [B, n, n_out]."""
@@ -70,9 +72,7 @@ class Session:
     def _next(self) -> tuple[Run, str]:
         for prepare in self._ways:
             return prepare()
-        raise ImportRefused(
-            f"the source itself cannot be run to compare with: {'; '.join(self._reasons)}"
-        )
+        raise ImportRefused(f"the source itself cannot be run to compare with: {'; '.join(self._reasons)}")
 
 
 def _ways(model: onnx.ModelProto) -> Iterator[Callable[[], tuple[Run, str]]]:
@@ -198,9 +198,7 @@ class OnnxRun:
                 parts[k] = np.broadcast_to(row, (n_batch, n, output.size))
         return np.concatenate(parts, axis=-1)
 
-    def _canonical(
-        self, y: np.ndarray, axes: tuple[Axis, ...], n_batch: int, n_out: int
-    ) -> np.ndarray:
+    def _canonical(self, y: np.ndarray, axes: tuple[Axis, ...], n_batch: int, n_out: int) -> np.ndarray:
         """One output as [B, n, n_out], by where the numbers of a stream would stand in it."""
         n = max(1, y.size // (n_batch * n_out))
         places = np.arange(n_batch * n * n_out).reshape(n_batch, n, n_out)

@@ -400,12 +400,6 @@ def _result(
     left = [name for name in states if name not in chosen]
     if left:
         w.notes.append(f"outputs {', '.join(left)} are final states: the stream keeps them")
-    window = next((size for k, size in enumerate(shape) if f"in{k}" == time), None)
-    if readout == "last" and window:
-        w.notes.append(
-            f"the source reads windows of {window} steps from a zero state, the stream remembers everything since its reset: "
-            f"--mode tumble:{window} or slide:{window} gives the same outputs"
-        )
     chain, sources = live_layers(w, last)
     axes = tuple(y.axes if isinstance(y, Signal) else None for y in values)
     labels = (data, outputs_of(heads), shape, tuple(state_inputs), tuple(left), tuple(states))

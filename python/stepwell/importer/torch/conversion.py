@@ -44,7 +44,7 @@ def converted(module: torch.nn.Module, verify: bool, steps: int | None, n_in: in
         with _undisturbed():
             return answers(own, walk, outputs, graph, x)
 
-    return Imported(graph, proof, SourceModel(run, steps))
+    return Imported(graph, proof, SourceModel(run, steps, shapeless=not walk.one_step))
 
 
 # ---- the module ----

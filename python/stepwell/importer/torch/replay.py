@@ -106,9 +106,7 @@ def _source_outputs(
             module.double()
 
 
-def answers(
-    module: torch.nn.Module, walk: Walk, outputs: Outputs, graph: Graph, x: np.ndarray
-) -> np.ndarray:
+def answers(module: torch.nn.Module, walk: Walk, outputs: Outputs, graph: Graph, x: np.ndarray) -> np.ndarray:
     """The module on sequences: float [B, T, n_in] -> float64 [B, n, n_out].
 
     n = 1 where it answers at the end. A module of one step is called again and again, its state handed on.
