@@ -168,7 +168,7 @@ def test_fidelity_is_measured_against_the_source(tmp_path):
 
 
 def test_noise_is_warned_of_and_refused_when_asked(tmp_path):
-    path, data = onnx_lstm(tmp_path / "m.onnx", None), tmp_path / "x.npz"
+    path, data = onnx_lstm(tmp_path / "m.onnx", None, answers="every"), tmp_path / "x.npz"
     x = wandering(400) - 0.5
     np.savez(data, x=x[None])
     with pytest.warns(stepwell.FidelityWarning, match=r"dB only .*precision"):
