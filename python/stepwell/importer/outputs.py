@@ -51,13 +51,15 @@ def as_names(outputs: Names) -> tuple[str, ...]:
     return wanted
 
 
-def unique_names(names: Iterable[str]) -> list[str]:
-    """The names without characters that cannot be printed, each of them once."""
-    made: list[str] = []
+def unique_names(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
+    """The names without characters that cannot be printed, with a number behind those that are taken already."""
+    used, numbers, made = set(taken), Counter(), []
     for name in map(printable, names):
-        copy, number = name, 2
-        while copy in made:
-            copy, number = f"{name}_{number}", number + 1
+        copy = name
+        while copy in used:
+            numbers[name] += 1
+            copy = f"{name}_{numbers[name] + 1}"
+        used.add(copy)
         made.append(copy)
     return made
 
@@ -116,7 +118,7 @@ def side_by_side(layers: list[Layer], sources: list[tuple[int, ...]], heads: Seq
         sources.append(reads)
         return len(layers)
 
-    name = unique_names([*(layer.name for layer in layers), "outputs"])[-1]
+    (name,) = unique_names(["outputs"], (layer.name for layer in layers))
     if not any(head.constant is not None or _is_plain(layers, head) for head in heads):
         return _concatenated(put, name, [(head.value, head.size) for head in heads])
     parts = [_rows(layers, sources, head) for head in heads]

@@ -9,6 +9,7 @@ from math import prod
 import numpy as np
 
 from stepwell.graph import Layer
+from stepwell.text import printable
 
 
 class Refusal(Exception):
@@ -99,7 +100,7 @@ class Call:
 
     @property
     def name(self) -> str:
-        return self.layer.name
+        return printable(self.layer.name)
 
     @property
     def x(self) -> Value:

@@ -11,19 +11,29 @@ import torch
 
 from stepwell.errors import ImportRefused
 from stepwell.float_stream import FloatStream
-from stepwell.graph import Attention, Embedding, Graph, Window
-from stepwell.importer.replay import SINGLE_STEPS, STEPS, STREAMS, TOLERANCE, Replay
+from stepwell.graph import Attention, Embedding, Graph, Output, Window
+from stepwell.importer.replay import SINGLE_STEPS, STEPS, STREAMS, TOLERANCE, Replay, relative_error
 from stepwell.importer.torch.signals import BATCH, Path, Signal, Walk
 
 MOST_LENGTHS = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One output: where it is in what forward returns, and its signal, or its values [size] where it is a constant."""
+
+    path: Path
+    content: Signal | np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Outputs:
-    """What forward returns: the data, where it is in the result, and where each (call, "h" or "c") state is."""
+    """What forward returns: ``signal`` all ``parts`` side by side, their names where they have some, and where each (call, "h" or
+    "c") state is."""
 
     signal: Signal
-    path: Path
+    parts: tuple[Part, ...]
+    named: tuple[Output, ...]
     states: dict[tuple[int, str], Path]
 
 
@@ -50,7 +60,7 @@ def replay(module: torch.nn.Module, walk: Walk, outputs: Outputs, graph: Graph) 
                 f"the module gives {list(theirs.shape)} [batch, steps, outputs], the stream {list(ours.shape)}: "
                 "what it reads out depends on the length of the sequence; read out every step or the last one"
             )
-    error = _error([(ours, theirs[:, : ours.shape[1]]) for ours, theirs in pairs])
+    error = _error([(ours, theirs[:, : ours.shape[1]]) for ours, theirs in pairs], outputs)
     oracle = f"torch {torch.__version__} ({kind})"
     if not error <= TOLERANCE:
         raise ImportRefused(
@@ -61,12 +71,15 @@ def replay(module: torch.nn.Module, walk: Walk, outputs: Outputs, graph: Graph) 
     return Replay(error, oracle)
 
 
-def _error(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
-    """The largest difference, relative to the output's range, or to a tenth of its magnitude."""
-    worst = max(float(np.abs(ours - theirs).max()) for ours, theirs in pairs)
-    low, high = min(float(y.min()) for _, y in pairs), max(float(y.max()) for _, y in pairs)
-    span = max(high - low, abs(low) / 10, abs(high) / 10)
-    return worst / span if span > 0 else worst
+def _error(pairs: list[tuple[np.ndarray, np.ndarray]], outputs: Outputs) -> float:
+    """The largest difference of an output, relative to its range."""
+    ends = np.cumsum([_size(part) for part in outputs.parts])[:-1]
+    split = [[np.split(y, ends, axis=-1) for y in pair] for pair in pairs]
+    return max(relative_error([(ours[k], theirs[k]) for ours, theirs in split]) for k in range(len(outputs.parts)))
+
+
+def _size(part: Part) -> int:
+    return part.content.width if isinstance(part.content, Signal) else len(part.content)
 
 
 # ---- the source ----
@@ -130,7 +143,7 @@ def _run(
     for x in chunks:
         data = torch.as_tensor(x, dtype=torch.int64 if x.dtype.kind == "i" else dtype)
         result = module(_arranged(data, walk.axes), **_arguments(states))
-        found.append(_canonical(_at(result, outputs.path), outputs.signal, n_batch))
+        found.append(_side_by_side(result, outputs, n_batch))
         states = {path: _state_after(walk, outputs, result, path) for path in states}
     return found
 
@@ -144,9 +157,20 @@ def _state_after(walk: Walk, outputs: Outputs, result: Any, path: Path) -> torch
     return _at(result, outputs.states[state])
 
 
+def _side_by_side(result: Any, outputs: Outputs, n_batch: int) -> np.ndarray:
+    """All outputs [B, steps, n_out] of a call."""
+    found = [(_at(result, part.path), part.content) for part in outputs.parts]
+    data = [_canonical(y, content, n_batch) if isinstance(content, Signal) else None for y, content in found]
+    leading = next(y.shape[:2] for y in data if y is not None)
+    constants = (y.detach().to(torch.float64).reshape(-1, y.shape[-1] if y.dim() else 1)[0].numpy() for y, _ in found)
+    whole = zip(data, constants, strict=True)
+    return np.concatenate([np.broadcast_to(k, (*leading, len(k))) if y is None else y for y, k in whole], axis=-1)
+
+
 def _at(result: Any, path: Path) -> torch.Tensor:
     for key in path:
-        result = result[key]
+        is_field = isinstance(key, str) and not isinstance(result, dict)
+        result = getattr(result, key) if is_field else result[key]
     return result
 
 

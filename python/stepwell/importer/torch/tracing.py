@@ -6,6 +6,7 @@ proxy. Code that looks at sizes (``torch.zeros(1, x.size(0), n)``, ``if x.dim() 
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -68,9 +69,8 @@ class Tracer(fx.Tracer):
         return attr_val  # parameters stay tensors
 
     def create_arg(self, a: Any) -> None:
-        self.result = mapped(
-            a, self._value
-        )  # fx calls it for the result only: create_proxy makes nodes without arguments
+        # fx calls it for the result only: create_proxy makes nodes without arguments
+        self.result = mapped(_without_dataclasses(a), self._value)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         raise self.walk.refuse(
@@ -164,6 +164,29 @@ def operation_name(target: Any) -> str:
     """relu for torch.relu, Tensor.relu_, torch.nn.functional.relu; add for operator.add, iadd, __radd__."""
     name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
     return name.strip("_")
+
+
+def items_of(result: Any) -> list[tuple[Any, Any]] | None:
+    """(key or field or place, part) of a dict, dataclass, namedtuple, tuple or list; None for anything else."""
+    if isinstance(result, dict):
+        return list(result.items())
+    if dataclasses.is_dataclass(result) and not isinstance(result, type):
+        return [(field.name, getattr(result, field.name)) for field in dataclasses.fields(result)]
+    if isinstance(result, tuple) and hasattr(result, "_fields"):
+        return list(zip(result._fields, result, strict=True))
+    return list(enumerate(result)) if isinstance(result, (tuple, list)) else None
+
+
+def _without_dataclasses(result: Any) -> Any:
+    """Dataclasses as dicts of their fields, at any depth of dicts, tuples and lists."""
+    items = items_of(result)
+    if items is None:
+        return result
+    parts = [(key, _without_dataclasses(part)) for key, part in items]
+    if isinstance(result, (tuple, list)):
+        values = [part for _, part in parts]
+        return type(result)(*values) if hasattr(result, "_fields") else type(result)(values)
+    return dict(parts)
 
 
 def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
