@@ -216,7 +216,7 @@ def test_run_with_header_and_columns(stw, rows):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("", "line 3: empty row"),
+        ("," * 13, "line 3: empty row"),
         (",".join(["1"] * 13), "line 3: 13 values, the model takes 14"),
         (",".join(["1"] * 15), "line 3: 15 values"),
         (",".join(["1"] * 13 + ["warm"]), "line 3, column 14: 'warm' is not a number"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from onnx import numpy_helper
 
 from stepwell.errors import ImportRefused
 from stepwell.graph import Source
+from stepwell.memory import check_size
 
 SIZE_LIMIT = 1 << 30  # a recurrent model for a microcontroller has kilobytes
 OPSETS = range(7, 27)
@@ -39,6 +41,7 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, list[str]]:
     except Exception as error:
         raise ImportRefused(f"{path}: its local functions cannot be inlined ({error}): export without them") from error
     tensors = [*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute if a.HasField("t"))]
+    check_size(_external_bytes(tensors, path), f"{path}: its weights in other files", ImportRefused)
     for tensor in tensors:
         _load_external(tensor, path)
     for tensor in model.graph.initializer:
@@ -56,6 +59,7 @@ def _opset(model: onnx.ModelProto) -> int:
 
 def _parse(path: Path) -> onnx.ModelProto:
     try:
+        check_size(path.stat().st_size, str(path), ImportRefused)
         if path.stat().st_size > SIZE_LIMIT:
             raise ImportRefused(f"{path}: larger than 1 GB: this is no model for a microcontroller")
         model = onnx.load_model_from_string(path.read_bytes())
@@ -79,6 +83,19 @@ def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
         yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
         yield from (attribute.name for attribute in node.attribute)
     yield from (value.name for values in (graph.input, graph.output, graph.initializer) for value in values)
+
+
+def _external_bytes(tensors: Sequence[onnx.TensorProto], path: Path) -> int:
+    """What the tensors take that lie in other files. Several may claim the same bytes."""
+    total = 0
+    for tensor in tensors:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        entries = {str(entry.key): str(entry.value) for entry in tensor.external_data}
+        with suppress(OSError, ValueError):  # _load_external says what is wrong
+            size = (path.resolve().parent / entries.get("location", "")).stat().st_size
+            total += max(0, int(entries.get("length", size - int(entries.get("offset", 0)))))
+    return total
 
 
 def _load_external(tensor: onnx.TensorProto, path: Path) -> None:

@@ -20,6 +20,7 @@ from stepwell.importer.keras_models.check import replay
 from stepwell.importer.keras_models.fuse import fused
 from stepwell.importer.keras_models.walk import walk
 from stepwell.importer.reader import file_sha256
+from stepwell.memory import check_packed
 
 if TYPE_CHECKING:
     from stepwell.importer import Imported
@@ -56,6 +57,7 @@ def import_keras_file(path: Path, verify: bool = True) -> Imported:
     keras = _keras()
     if not path.is_file():
         raise ImportRefused(f"{path}: no such file")
+    check_packed(path)
     try:
         model = keras.saving.load_model(path, compile=False)
     except Exception as error:  # Keras raises many kinds, and a file can hold anything
