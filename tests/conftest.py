@@ -39,6 +39,7 @@ MAY_BE_MISSING = (
     "onnxscript",
     "sklearn",
     "ml_dtypes",
+    "pandas",
     "atheris",
     "not part of the repository",
 )

@@ -178,7 +178,7 @@ def test_run_says_when_it_clips_and_when_there_is_nothing(stw, rows, tmp_path):
     done = run("run", stw, stdin="")
     assert done.returncode == 1 and "stdin: no rows" in done.stderr
     done = run("run", stw, stdin="# a comment\n" + csv_of(rows[:1]))
-    assert done.returncode == 1 and "line 2: 14 values, the header has 1" in done.stderr
+    assert done.returncode == 1 and "line 1: 1 values, the model takes 14" in done.stderr
 
 
 def test_convert_does_not_overwrite_its_source(tmp_path):
@@ -216,7 +216,7 @@ def test_run_with_header_and_columns(stw, rows):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("", "line 3: empty row"),
+        ("," * 13, "line 3: empty row"),
         (",".join(["1"] * 13), "line 3: 13 values, the model takes 14"),
         (",".join(["1"] * 15), "line 3: 15 values"),
         (",".join(["1"] * 13 + ["warm"]), "line 3, column 14: 'warm' is not a number"),

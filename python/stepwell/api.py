@@ -11,8 +11,9 @@ import numpy as np
 
 from stepwell._version import __version__
 from stepwell.calibrate import Calibration, Progress, calibrate, range_of_8_bits
-from stepwell.errors import ImportRefused, ModelError, QuantizeError
+from stepwell.errors import ImportRefused, ModelError, QuantizeError, SampleError
 from stepwell.graph import Embedding, Graph
+from stepwell.memory import at_most, check_size
 from stepwell.mode import Mode, parse_mode
 from stepwell.model import Model
 from stepwell.precision import Plan, Precision, parse_precision
@@ -40,12 +41,18 @@ def convert(
     precision: str | Precision | Plan = "w8a16",
     calibration: str = "auto",
     min_sqnr: float | None = None,
+    header: bool | None = None,
+    max_memory: int | str | None = None,
 ) -> Model:
     """A trained model as an integer model.
 
     ``source``: an .onnx, .keras or .h5 file, a torch module, a Keras model, or a Graph. ``calib``: sample sequences that look
-    like real input, in the user's units: float [n_seq, T, n_in], one [T, n_in], a list of those, or a path (.npz with array "x",
-    .npy, .csv; ``columns`` picks csv columns by name). ``mode``: how windows are treated (``stepwell.mode.HELP``). ``scaler``:
+    like real input, in the user's units: float [n_seq, T, n_in], one [T, n_in], a list of those, a DataFrame,
+    a list of them (one for each sequence), or a path (.npz with array "x", .npy, .csv). ``columns`` picks
+    columns by name, ``header`` says whether a csv file has one (``stepwell.samples.load_samples``). The
+    names of the columns that are fed become ``model.notes["columns"]``: later data is matched by them.
+    ``max_memory``: the most that a file may unpack to, bytes or "2G" (default: a quarter of the machine's).
+    ``mode``: how windows are treated (``stepwell.mode.HELP``). ``scaler``:
     normalisation, clamping, missing samples and raw counts (``stepwell.scaler.as_scaler``). ``steps``: the window's length,
     for torch modules that need to know it. ``precision``: bits of weights and activations (``stepwell.precision.HELP``).
     ``calibration``: how the input's range is chosen (``stepwell.calibrate.HELP``). ``min_sqnr``: the least SQNR in dB against
@@ -58,7 +65,8 @@ def convert(
     Raises ImportRefused (a node that cannot be streamed), SampleError (bad calibration data) or QuantizeError (no integer
     model passes the overflow proof); each names the culprit.
     """
-    prepared = prepare(source, calib, name, columns, progress, mode, scaler, steps, calibration)
+    with at_most(max_memory):
+        prepared = prepare(source, calib, name, columns, progress, mode, scaler, steps, calibration, header)
     return prepared.measured(prepared.quantized(parse_precision(precision)), min_sqnr)
 
 
@@ -72,21 +80,30 @@ def smallest(
     metric: object = None,
     tried: Callable[[Trial], None] | None = None,
     min_sqnr: float | None = None,
+    max_memory: int | str | None = None,
     **options: object,
 ) -> tuple[Model, list[Trial]]:
     """The smallest integer model whose metric on ``data`` drops by at most ``max_drop`` percent, and all precisions tried.
 
     ``data``: as ``calib``, with targets "y" for the metric; without them the drop is the relative RMS error in percent.
     ``max_flash``: most bytes of constants. ``metric``: a name, a function or a ``stepwell.metrics.Metric``. ``tried`` is
-    called after each trial. ``options``: those of ``convert`` but precision. Raises QuantizeError when none fits.
+    called after each trial. ``max_memory`` and ``options``: those of ``convert`` but precision.
+    Raises QuantizeError when none fits.
     """
     from stepwell.metrics import find_metric
     from stepwell.samples import load_samples
     from stepwell.search import search
 
-    prepared = prepare(source, calib, **options)
-    may_miss = prepared.scaler.missing != "refuse"
-    samples = load_samples(data, prepared.graph.n_in, columns=options.get("columns"), may_miss=may_miss)
+    with at_most(max_memory):
+        prepared = prepare(source, calib, **options)
+        samples = load_samples(
+            data,
+            prepared.graph.n_in,
+            columns=options.get("columns"),
+            may_miss=prepared.scaler.missing != "refuse",
+            names=prepared.notes.get("columns"),
+            header=options.get("header"),
+        )
     wanted = find_metric(metric) if metric else None
     model, trials = search(prepared.quantized, prepared.source, samples, max_drop, max_flash, wanted, tried)
     return prepared.measured(model, min_sqnr), trials
@@ -152,18 +169,19 @@ def prepare(
     scaler: object = None,
     steps: int | None = None,
     calibration: str = "auto",
+    header: bool | None = None,
 ) -> Prepared:
     """The first half of ``convert``, with its arguments and errors."""
     from stepwell.fidelity import Ground, check_growth
     from stepwell.quantize import check_window
     from stepwell.samples import load_samples
 
-    graph, verified, run = _graph_of(source, steps, _width(calib))
+    graph, verified, run = _graph_of(source, steps, _width(calib, columns))
     mode, scaler = parse_mode(mode, graph.readout), as_scaler(scaler)
     check_window(graph, mode)
     scaler.check(graph.n_in, graph.n_out)
     folded = fold_outputs(graph, scaler)
-    samples = load_samples(calib, graph.n_in, columns=columns, may_miss=scaler.missing != "refuse")
+    samples = load_samples(calib, graph.n_in, columns, scaler.missing != "refuse", header=header)
     sequences = samples.sequences if scaler.is_identity else [scaler.normalise(s) for s in samples.sequences]
     run = _with_window(run, graph, sequences)
     check_growth(folded, sequences, mode, run.window)
@@ -178,6 +196,8 @@ def prepare(
         "window": run.window,
         "import_notes": [*graph.notes, *_window_notes(graph, mode, run.window)],
     }
+    if samples.columns:
+        notes["columns"] = _names_of_inputs(samples.columns, samples.name)
     ground = Ground(run, samples.sequences, sequences, scaler)
     return Prepared(graph, folded, found, mode, scaler, notes, sequences, calibration, ground)
 
@@ -198,11 +218,22 @@ def _window_notes(graph: Graph, mode: Mode, window: int | None) -> list[str]:
     ]
 
 
-def _width(calib: Samples) -> int | None:
+def _names_of_inputs(names: Sequence[str], file: str) -> list[str]:
+    """As the model keeps them. SampleError when two inputs have the same name, or one has none."""
+    for name in names:
+        if not name or names.count(name) > 1:
+            what = f"two columns are named {name!r}" if name else "a column has no name"
+            raise SampleError(f"{file}: {what}, but later data is matched by name: give each a name of its own")
+    return list(names)
+
+
+def _width(calib: Samples, columns: Sequence[object] | None) -> int | None:
     """Inputs of calibration arrays; None for files, which are read later."""
+    if columns:
+        return len(columns)
     if isinstance(calib, (str, Path)):
         return None
-    first = calib if isinstance(calib, np.ndarray) else next(iter(calib), None)
+    first = calib if hasattr(calib, "shape") else next(iter(calib), None)
     return int(np.shape(first)[-1]) if np.ndim(first) >= 2 else None
 
 
@@ -244,6 +275,7 @@ def load(path: str | Path) -> Model:
     """Read a .stw file. ModelError, naming the file and the reason, when it is damaged, foreign or unsafe."""
     path = Path(path)
     try:
+        check_size(path.stat().st_size, str(path), ModelError)
         content = path.read_bytes()
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error

@@ -269,7 +269,7 @@ def unpack(blob: bytes) -> Model:
         )
         scaler.check(n_in, n_out)
         x_scale = _positive(host["x_scale"])
-        notes = _checked_notes(host["notes"])
+        notes = _checked_notes(host["notes"], n_in)
     except (
         ValueError,
         KeyError,
@@ -309,6 +309,7 @@ NOTE_TYPES: dict[str, type] = {
     "source_check": dict,
     "calibration": dict,
     "import_notes": list,
+    "columns": list,
     "repaired_rows": list,
     "warnings": list,
     "functions": dict,
@@ -317,7 +318,7 @@ NOTE_TYPES: dict[str, type] = {
 SOURCE_TEXTS = ("file", "sha256", "producer")
 
 
-def _checked_notes(notes: Any) -> dict[str, Any]:
+def _checked_notes(notes: Any, n_in: int) -> dict[str, Any]:
     """Notes as the quantiser writes them: known types, text that can be printed. ValueError otherwise."""
     for name, kind in NOTE_TYPES.items():
         if not isinstance(notes.get(name, kind()), kind):
@@ -326,6 +327,10 @@ def _checked_notes(notes: Any) -> dict[str, Any]:
         for line in lines:
             _printable(line)
     _printable(notes.get("name", ""))
+    columns = notes.get("columns", [])
+    named = all(isinstance(name, str) and name for name in columns)
+    if columns and not (named and len(set(columns)) == len(columns) == n_in):
+        raise ValueError(f"note 'columns' does not name the {n_in} inputs")
     source = notes.get("source", {})
     for text in [source[name] for name in SOURCE_TEXTS] if source else []:
         _printable(text)

@@ -13,7 +13,7 @@ from stepwell.check import compare
 from stepwell.emit import emit
 from stepwell.files import write_whole
 from stepwell.model import Model
-from stepwell.samples import Samples, load_samples
+from stepwell.samples import Samples, samples_for
 
 FILES = ("turbofan.onnx", "turbofan_calib.npz", "turbofan_test.npz")
 BOARD = "netduinoplus2"
@@ -38,7 +38,7 @@ def run_demo(folder: Path, tell: Tell, progress: Callable | None = None) -> dict
     within = f"within {checked['error']:.0e} of the output's range ({checked['oracle']})"
     tell(f"   stream = source {within}; no accumulator can overflow")
 
-    samples = load_samples(folder / FILES[2], model.n_in)
+    samples = samples_for(model, folder / FILES[2])
     accuracy = _accuracy(model, folder, samples, tell)
     c_folder = folder / "turbofan"
     emit(model, c_folder, "turbofan")

@@ -105,9 +105,9 @@ def _pointer(kind: str, array: np.ndarray):
     return ffi.cast(kind, array.ctypes.data)
 
 
-def _rows(x: object, n_in: int, what: str) -> np.ndarray:
+def _rows(x: object, model: Model, what: str) -> np.ndarray:
     """``x`` as contiguous float64 [n, n_in]; SampleError when its shape is another. Values are checked in C."""
-    x = as_numbers(x)
+    x, n_in = as_numbers(model.wanted.of_rows(x)), model.n_in
     if x.ndim != 2 or x.shape[1] != n_in:
         raise SampleError(f"input has shape {list(x.shape)}, expected [{what}, {n_in}]")
     return x
@@ -131,8 +131,13 @@ class Stream:
         self._shape, self._session = session._x.shape, session._session
 
     def step(self, x: Sequence[float] | np.ndarray) -> np.ndarray:
-        """One timestep: float [n_in] -> float64 [n_out]. SampleError on a wrong shape, NaN or inf; then the state is unchanged."""
-        row = x if type(x) is np.ndarray and x.dtype is FLOAT64 else as_numbers(x)
+        """One timestep: float [n_in] -> float64 [n_out].
+
+        SampleError on a wrong shape, NaN or inf; then the state is unchanged.
+        A dict or a pandas Series is matched by the names of the model's columns.
+        """
+        fits = type(x) is np.ndarray and x.dtype is FLOAT64
+        row = x if fits else as_numbers(self.model.wanted.of_row(x))
         if row.shape != self._shape:
             self._refuse(row)
         self.x[:] = row
@@ -153,9 +158,13 @@ class Stream:
         raise SampleError(f"input has shape {list(x.shape)}, expected [{self._s.n_in}]")
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        """A sequence, the loop in C: float [T, n_in] -> float64 [T, n_out]. State carries on; unchanged on SampleError."""
+        """A sequence, the loop in C: float [T, n_in] -> float64 [T, n_out].
+
+        State carries on; unchanged on SampleError. A DataFrame is matched by the names of the
+        model's columns: extra ones are ignored, missing ones refused.
+        """
         s = self._s
-        x = _rows(x, s.n_in, "T")
+        x = _rows(x, self.model, "T")
         y = np.empty((len(x), s.n_out))
         if lib.stw_session_run(s._session, len(x), _pointer("double *", x), _pointer("double *", y)):
             check_input(x, s.n_in, s.may_miss)
@@ -241,9 +250,13 @@ class Batch:
         self.reset()
 
     def step(self, x: np.ndarray) -> np.ndarray:
-        """One timestep of every stream: float [n, n_in] -> float64 [n, n_out]. No state changes on SampleError."""
+        """One timestep of every stream: float [n, n_in] -> float64 [n, n_out].
+
+        A DataFrame, a row a stream, is matched by the names of the model's columns. No state
+        changes on SampleError.
+        """
         s = self._s
-        x = _rows(x, s.n_in, "n")
+        x = _rows(x, self.model, "n")
         if len(x) != self.n:
             raise SampleError(f"input has {len(x)} rows, the batch has {self.n} streams")
         if self._pool is None:

@@ -13,6 +13,10 @@ class SampleError(StepwellError):
     """Sample data (calibration, test or live input) has the wrong shape, text in numbers, NaN, ..."""
 
 
+class SampleWarning(UserWarning):
+    """Sample data can be read in two ways: says which one was taken, and how to take the other."""
+
+
 class QuantizeError(StepwellError):
     """No integer model that passes the overflow proof exists for these weights."""
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from stepwell.columns import is_table
 from stepwell.errors import LinkError, SampleError, StepwellError
 from stepwell.link import HostLink, Link, Unit
 from stepwell.model import Model, Part, RecurrentLayer, state_parts
@@ -111,9 +112,12 @@ def run_hil(
 ) -> HilReport:
     """Stream ``sequences`` (float [T_i, n_in] each, quantised by the model; the state is reset between them) through the board.
 
+    DataFrames are matched by the names of the model's columns.
     Compares all outputs and the state after each sequence with the host engine. ``progress(done, total)`` counts steps.
     Raises LinkError when the board fails to answer, runs another model or has used up its stack, SampleError on bad data.
     """
+    sequences = [sequences] if is_table(sequences) else sequences
+    sequences = [model.wanted.of_rows(sequence) for sequence in sequences]
     if not sequences or not all(len(sequence) for sequence in sequences):
         raise SampleError("no steps to stream: give at least one sequence, and none that is empty")
     info = link.connect(model)

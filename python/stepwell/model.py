@@ -19,6 +19,7 @@ from stepwell.mode import CARRY, Mode
 from stepwell.scaler import NO_SCALER, Scaler
 
 if TYPE_CHECKING:
+    from stepwell.columns import Wanted
     from stepwell.engine import Batch, Stream
     from stepwell.reference import Reference
 
@@ -487,6 +488,19 @@ class Model:
     def name(self) -> str:
         return self.notes.get("name", "model")
 
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """Names of the inputs, when the calibration data had them: ``notes["columns"]``."""
+        names = self.notes.get("columns")
+        return tuple(names) if names else None
+
+    @cached_property
+    def wanted(self) -> Wanted:
+        """Which columns of a table with names feed the model."""
+        from stepwell.columns import Wanted
+
+        return Wanted(self.n_in, names=self.columns)
+
     @cached_property
     def blob(self) -> bytes:
         """The packed form (.stw): what ``save`` writes, what the host engine opens, what can be sent to a device."""
@@ -541,8 +555,9 @@ class Model:
         """Real input -> int16 codes: ``floor(x / x_scale + 1/2)``, clamped; any shape [..., n_in].
 
         With a scaler x is in the user's units; missing samples (NaN) become fill codes here, only a stream knows what to hold.
+        A DataFrame is matched by name.
         """
-        return self.scaler.codes(x, self.x_scale)
+        return self.scaler.codes(self.wanted.of_rows(x), self.x_scale)
 
     def dequantize(self, y_q: np.ndarray) -> np.ndarray:
         """int32 outputs -> real numbers, exactly: ``y_q * 2^-y_frac``; any shape [..., n_out]."""

@@ -471,7 +471,8 @@ class Reference:
 
     def step(self, x: Array) -> Array:
         """One timestep on real numbers: float [..., n_in] -> float64 [..., n_out]. SampleError on NaN, inf or a wrong width."""
-        return self.run(np.asarray(as_numbers(x))[..., None, :])[..., 0, :]
+        row = as_numbers(self.model.wanted.of_row(x))
+        return self.run(row[..., None, :])[..., 0, :]
 
     def run(self, x: Array) -> Array:
         """float [..., T, n_in] -> float64 [..., T, n_out]; state carries on."""
@@ -479,7 +480,8 @@ class Reference:
 
     def codes(self, x: Array) -> Array:
         """float [..., T, n_in] -> int16 codes, what is missing held or filled. SampleError on a wrong width or value."""
-        x = check_input(x, self.model.n_in, missing=self.model.scaler.missing != "refuse")
+        x, may_miss = self.model.wanted.of_rows(x), self.model.scaler.missing != "refuse"
+        x = check_input(x, self.model.n_in, may_miss)
         codes = self.model.quantize(x)
         return self._held_codes(codes, np.isnan(x)) if self.model.scaler.missing == "hold" else codes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 
 import click
 
@@ -60,10 +61,17 @@ def cli() -> None:
     """
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    """One line, without the place in the code."""
+    click.echo(f"stepwell: {message}", err=True)
+
+
 def run() -> int:
     """The command that was typed, and its exit code: errors that stepwell raises on purpose become one line on stderr."""
     try:
-        code = cli(standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            code = cli(standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.UsageError as error:

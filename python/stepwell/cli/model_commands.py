@@ -41,6 +41,7 @@ from stepwell.search import Trial
 
 if TYPE_CHECKING:
     from stepwell.build import Image
+    from stepwell.samples import RowReader
 
 MAX_DROP = "0.5%"
 
@@ -93,6 +94,7 @@ def convert(
     raw: str | None,
     missing: str | None,
     columns: str | None,
+    header: bool | None,
     as_json: bool,
 ) -> None:
     """Import an ONNX file (or .keras), calibrate and quantise it: MODEL.stw."""
@@ -108,6 +110,7 @@ def convert(
     options = {
         "name": name,
         "columns": split_columns(columns),
+        "header": header,
         "mode": mode,
         "scaler": _scaler(scaler, raw, missing),
         "calibration": calibration,
@@ -303,6 +306,7 @@ def check(
     metric: str | None,
     modes: str | None,
     columns: str | None,
+    header: bool | None,
     as_json: bool,
 ) -> None:
     """Compare the source on whole sequences, its float stream and the integer model on your data.
@@ -311,15 +315,14 @@ def check(
     """
     from stepwell.check import compare, compare_modes, warm_up
     from stepwell.importer import import_file
-    from stepwell.samples import load_samples
+    from stepwell.samples import samples_for
 
     model, wanted = stepwell.load(model_file), find_metric(metric) if metric else None
     source, source_facts = float_source(model, model_file, float_file)
     imported = import_file(source, verify=False)
     graph = imported.graph
     asked = _modes(modes, model, graph)
-    may_miss = model.scaler.missing != "refuse"
-    samples = load_samples(data, model.n_in, columns=split_columns(columns), may_miss=may_miss)
+    samples = samples_for(model, data, split_columns(columns), header)
     with progress("comparing", quiet=as_json) as tick:
         result = compare(model, graph, samples, tick, wanted, imported.source)
     if asked:
@@ -459,16 +462,29 @@ def emit(model_file: str, output: str | None, name: str | None, target: str, as_
 @click.option("--codes", is_flag=True, help="Print the integer outputs instead of real numbers.")
 @click.option("--skip-bad", is_flag=True, help="Report a bad row on stderr and go on; the state stays as it was.")
 @click.option("--json", "as_json", is_flag=True, help='Print one JSON object a line: {"row": 1, "y": [...]}.')
-def run(model_file: str, data_file: str, columns: str | None, codes: bool, skip_bad: bool, as_json: bool) -> None:
+def run(
+    model_file: str,
+    data_file: str,
+    columns: str | None,
+    header: bool | None,
+    codes: bool,
+    skip_bad: bool,
+    as_json: bool,
+) -> None:
     """Stream a csv file or stdin: one line in, one line out, at once."""
+    from stepwell.samples import RowReader
+
     model = stepwell.load(model_file)
+    name = "stdin" if data_file == "-" else data_file
+    may_miss = model.scaler.missing != "refuse"
+    reader = RowReader(model.n_in, split_columns(columns), name, may_miss, model.columns, header)
     # bytes that are no UTF-8 become characters that are no numbers, so that the row's own error names them
     if data_file == "-":
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
-        _run_lines(model, sys.stdin, "stdin", split_columns(columns), codes, skip_bad, as_json)
+        _run_lines(model, sys.stdin, reader, codes, skip_bad, as_json)
     else:
         with open(data_file, encoding="utf-8-sig", errors="replace") as file:
-            _run_lines(model, file, data_file, split_columns(columns), codes, skip_bad, as_json)
+            _run_lines(model, file, reader, codes, skip_bad, as_json)
 
 
 def _clipping(model: stepwell.Model, x: np.ndarray) -> str:
@@ -484,27 +500,27 @@ def _clipping(model: stepwell.Model, x: np.ndarray) -> str:
 def _run_lines(
     model: stepwell.Model,
     lines: TextIO,
-    name: str,
-    columns: list[str] | None,
+    reader: RowReader,
     codes: bool,
     skip_bad: bool,
     as_json: bool,
 ) -> None:
     import json
 
-    from stepwell.samples import RowReader
+    from stepwell.samples import numbered_lines
 
-    stream, reader = model.stream(), RowReader(model.n_in, columns, name, model.scaler.missing != "refuse")
-    n_rows, clipped = 0, False
-    for number, line in enumerate(lines, start=1):
+    stream, name = model.stream(), reader.name
+    n_rows, n_bad, clipped = 0, 0, False
+    for number, line in numbered_lines(lines):
         try:
             x = reader.parse(line, number)
         except SampleError as error:
             if not skip_bad:
                 raise
             click.echo(f"stepwell: {error}", err=True)
+            n_bad += 1
             continue
-        if x is None:  # a header
+        if x is None:  # a header, or a blank line
             continue
         n_rows += 1
         if not clipped and (text := _clipping(model, x)):
@@ -517,5 +533,5 @@ def _run_lines(
         )
         click.echo(text)
         sys.stdout.flush()
-    if n_rows == 0 and not skip_bad:
-        raise SampleError(f"{name}: no rows")
+    if n_rows == 0 and (n_bad or not skip_bad):
+        raise SampleError(f"{name}: no rows" + (f": all {n_bad} were bad" if n_bad else ""))

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stepwell.memory import HELP as MEMORY_HELP
+from stepwell.memory import at_most
+
 if TYPE_CHECKING:
     from stepwell.build import Image
     from stepwell.model import Model
@@ -18,7 +21,28 @@ if TYPE_CHECKING:
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 
 
-columns_option = click.option("--columns", help="Columns of a csv file to use, by header name: s2,s3,s4.")
+max_memory_option = click.option(
+    "--max-memory",
+    metavar="SIZE",
+    expose_value=False,
+    callback=lambda context, _, size: context.with_resource(at_most(size)),
+    help=MEMORY_HELP,
+)
+
+
+def columns_option(command: Callable) -> Callable:
+    """--columns, --header and --max-memory: for all commands that read tables."""
+    columns = click.option(
+        "--columns",
+        help="Columns of a csv file in the order of the model's inputs, by header name: s2,s3,s4. "
+        "Without a header by number from 0: 1,2,3. Default: by the names the model was made with.",
+    )
+    header = click.option(
+        "--header/--no-header",
+        default=None,
+        help="Line 1 of a csv file is a header, or data (default: by its looks).",
+    )
+    return columns(header(max_memory_option(command)))
 
 
 def split_columns(text: str | None) -> list[str] | None:

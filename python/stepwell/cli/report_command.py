@@ -42,6 +42,7 @@ def report(
     steps: int,
     metric: str | None,
     columns: str | None,
+    header: bool | None,
     as_json: bool,
 ) -> None:
     """One page on what quantisation costs and where: pictures, tables, and which knob to turn. Reads without scripts."""
@@ -49,7 +50,7 @@ def report(
     from stepwell.importer import import_file
     from stepwell.report import analyse, to_json, write_report
     from stepwell.report.pictures import require_matplotlib
-    from stepwell.samples import load_samples
+    from stepwell.samples import samples_for
 
     has_page = bool(output) or not as_json
     if has_page:
@@ -57,8 +58,7 @@ def report(
     model, wanted = stepwell.load(model_file), find_metric(metric) if metric else None
     source, source_facts = float_source(model, model_file, float_file)
     graph = import_file(source, verify=False).graph
-    may_miss = model.scaler.missing != "refuse"
-    samples = load_samples(data, model.n_in, columns=split_columns(columns), may_miss=may_miss)
+    samples = samples_for(model, data, split_columns(columns), header)
     if nothing := no_output(model, samples.sequences):
         raise SampleError(f"{data}: {nothing}")
     with progress("measuring", quiet=as_json) as tick:

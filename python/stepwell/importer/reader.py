@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from stepwell.errors import ImportRefused
 from stepwell.graph import Source, replaced_note
 from stepwell.importer.functions import inlined
 from stepwell.importer.outputs import unique_names
+from stepwell.memory import check_size
 from stepwell.text import printable
 
 SIZE_LIMIT = 1 << 30  # a recurrent model for a microcontroller has kilobytes
@@ -39,6 +41,7 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, list[str]]:
         raise ImportRefused(f"{path}: opset {_opset(model)} is not supported: export with opset_version 11 to 20")
     model = inlined(model, path)
     tensors = [*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute if a.HasField("t"))]
+    check_size(_external_bytes(tensors, path), f"{path}: its weights in other files", ImportRefused)
     for tensor in tensors:
         _load_external(tensor, path)
     for tensor in model.graph.initializer:
@@ -55,6 +58,7 @@ def _opset(model: onnx.ModelProto) -> int:
 
 def _parse(path: Path) -> onnx.ModelProto:
     try:
+        check_size(path.stat().st_size, str(path), ImportRefused)
         if path.stat().st_size > SIZE_LIMIT:
             raise ImportRefused(f"{path}: larger than 1 GB: this is no model for a microcontroller")
         model = onnx.load_model_from_string(path.read_bytes())
@@ -108,6 +112,19 @@ def _with_printable_names(model: onnx.ModelProto) -> list[str]:
         else:
             getattr(message, field)[:] = renamed
     return replaced_note("name", list(changed.items()))
+
+
+def _external_bytes(tensors: Sequence[onnx.TensorProto], path: Path) -> int:
+    """What the tensors take that lie in other files. Several may claim the same bytes."""
+    total = 0
+    for tensor in tensors:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        entries = {str(entry.key): str(entry.value) for entry in tensor.external_data}
+        with suppress(OSError, ValueError):  # _load_external says what is wrong
+            size = (path.resolve().parent / entries.get("location", "")).stat().st_size
+            total += max(0, int(entries.get("length", size - int(entries.get("offset", 0)))))
+    return total
 
 
 def _load_external(tensor: onnx.TensorProto, path: Path) -> None:

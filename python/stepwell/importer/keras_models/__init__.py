@@ -22,6 +22,7 @@ from stepwell.importer.keras_models.fuse import fused
 from stepwell.importer.keras_models.walk import Walked, data_names, walk
 from stepwell.importer.outputs import Names, advised, as_names, outputs_of
 from stepwell.importer.reader import file_sha256
+from stepwell.memory import check_packed
 from stepwell.text import printable
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def import_keras_file(path: Path, verify: bool = True, *, outputs: Names = None)
     keras = _keras()
     if not path.is_file():
         raise ImportRefused(f"{path}: no such file")
+    check_packed(path)
     try:
         model = keras.saving.load_model(path, compile=False)
     except Exception as error:  # Keras raises many kinds, and a file can hold anything
