@@ -123,6 +123,17 @@ int16_t *stw_held_codes(const stw_stream *s)
     return s->h + window_values(s->model);
 }
 
+/* Whether some steps make no new output. */
+static int may_hold(const stw_model *m)
+{
+    return stw_has_clock(m) || (STW_WITH_MODES && (m->stride != 1 || m->mode == STW_SLIDE || m->mode == STW_STAGGER));
+}
+
+int32_t *stw_last_output(const stw_stream *s)
+{
+    return may_hold(s->model) ? (int32_t *)(void *)s->h - s->model->n_out : 0; /* c[] ends where h[] begins */
+}
+
 stw_layout stw_model_layout(const stw_model *m)
 {
     stw_layout plan = {1, 0, 0, 0, 0, 0, 0};
@@ -147,7 +158,7 @@ stw_layout stw_model_layout(const stw_model *m)
             plan.n_copies++;
         }
     }
-    plan.n_cells = plan.cells_before + plan.n_copies * plan.cells_each;
+    plan.n_cells = plan.cells_before + plan.n_copies * plan.cells_each + (may_hold(m) ? m->n_out : 0u);
     return plan;
 }
 
@@ -274,7 +285,11 @@ void stw_copy_reset(const stw_stream *s, stw_copy to)
 void stw_reset(stw_stream *s)
 {
     stw_layout plan = stw_model_layout(s->model);
+    int32_t   *last = stw_last_output(s);
 
+    if (last) {
+        memset(last, 0, s->model->n_out * sizeof *last);
+    }
     memset(s->c, 0, plan.cells_before * sizeof *s->c);
     memset(s->h, 0, plan.hidden_before * sizeof *s->h);
     for (size_t k = 0; k < plan.n_copies; k++) {
@@ -648,6 +663,17 @@ int stw_run_layers(const stw_stream *s, stw_copy state, const int16_t *x, int32_
     return fresh;
 }
 
+/* The end of a step: a new output y is remembered, otherwise y is the last one. */
+static int with_output(const stw_stream *s, int fresh, int32_t *y)
+{
+    int32_t *last = stw_last_output(s);
+
+    if (last) {
+        memcpy(fresh ? last : y, fresh ? y : last, s->model->n_out * sizeof *y);
+    }
+    return fresh ? STW_OK : STW_HOLD;
+}
+
 int stw_step(stw_stream *s, const int16_t *x, int32_t *y)
 {
     if (!s || !s->model || !x || !y) {
@@ -655,10 +681,10 @@ int stw_step(stw_stream *s, const int16_t *x, int32_t *y)
     }
 #if STW_WITH_MODES
     if (s->model->mode != STW_CARRY) {
-        return stw_mode_step(s, x, y);
+        return with_output(s, stw_mode_step(s, x, y), y);
     }
 #endif
-    return stw_run_layers(s, stw_first_copy(s), x, y) ? STW_OK : STW_HOLD;
+    return with_output(s, stw_run_layers(s, stw_first_copy(s), x, y), y);
 }
 
 #if STW_WITH_AVX2
