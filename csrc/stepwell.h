@@ -175,7 +175,7 @@ typedef struct stw_model {
 /* Fields are for stepwell.c; the size may change between versions. */
 typedef struct stw_stream {
     const stw_model *model;
-    int32_t         *c;       /* cell states, Q9.22, counters, and the last output if the model may hold it */
+    int32_t         *c;       /* cell states, Q9.22, counters, and the last output if some step repeats it */
     int16_t         *h;       /* hidden states and what layers and modes remember of their inputs */
     int16_t         *scratch; /* free between steps */
 } stw_stream;

@@ -106,9 +106,14 @@ static inline int32_t stw_counter_limit(const stw_layer *l)
 /* int16 values of scratch behind its output that a layer uses during a step. */
 size_t stw_temporary(const stw_layer *l);
 
+/* int16 values of scratch, from the layer's place on (out * stw_chunk), that it writes during a step; those of them
+ * that later layers read. */
+size_t stw_layer_scratch(const stw_model *m, const stw_layer *l);
+size_t stw_scratch_read(const stw_model *m, const stw_layer *l);
+
 /* State of the model as a whole: for each copy of the state (stagger has several, others one) a clock, if a layer has a
  * stride or a warm-up, and the layers' cells; before them the mode's counter, behind them the last output [n_out], if
- * some steps make none.  h likewise, before them the input window of STW_SLIDE and the last codes of STW_MISSING_HOLD;
+ * some step repeats it.  h likewise, before them the input window of STW_SLIDE and the last codes of STW_MISSING_HOLD;
  * each layer's begins at an even place. */
 typedef struct stw_layout {
     size_t n_copies;
@@ -125,7 +130,7 @@ size_t   stw_hidden_before(const stw_model *m);
 int16_t *stw_held_codes(const stw_stream *s);
 int      stw_has_clock(const stw_model *m);
 
-/* Where the stream remembers its last output, [n_out]; null when every step makes a new one. */
+/* Where the stream remembers its last output, [n_out]; null when no step repeats one. */
 int32_t *stw_last_output(const stw_stream *s);
 
 /* Steps that the layers run over at once: the window for STW_SLIDE, else 1. */

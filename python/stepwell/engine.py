@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from stepwell._engine import ffi, lib
+from stepwell.blob import fault_of
 from stepwell.errors import ModelError, SampleError
 from stepwell.model import IntLayer, Model, RecurrentLayer
 from stepwell.reference import as_numbers, check_codes, check_input
@@ -47,7 +48,7 @@ class OpenModel:
         self.model = ffi.new("stw_model *")
         status = lib.stw_blob_open(self.model, self._layers, max(1, n_layers), self._blob, len(blob))
         if status != lib.STW_OK:
-            raise ModelError(status_text(status))
+            raise ModelError((status == lib.STW_E_SHAPE and fault_of(blob)) or status_text(status))
 
 
 class _Session:

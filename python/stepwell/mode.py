@@ -69,6 +69,12 @@ class Mode:
             return timing.at(step % self.window)
         return step >= self.first and (step - self.first) % self.stride == 0
 
+    def repeats(self, timing: Timing) -> bool:
+        """Whether some step after the first output makes no new one; ``timing``: of the last layer."""
+        if self.stride > 1 or self.kind == "slide":
+            return self.stride > 1
+        return timing.every > 1 or (self.kind == "tumble" and timing.first > 0)
+
     def never(self, timing: Timing) -> str:
         """Why windows never give an output of a model whose last layer has ``timing``, and what to do; empty when they do."""
         if self.kind == "carry":

@@ -578,6 +578,5 @@ def state_parts(model: Model) -> list[Part]:
     for _ in range(mode.n_copies):
         parts.append(Part(-1, "clock", int(has_clock), 0))
         parts += [Part(k, layer.name, layer.n_cells, layer.n_hidden) for k, layer in enumerate(model.layers)]
-    may_hold = has_clock or mode.stride != 1 or mode.kind in ("slide", "stagger")
-    parts.append(Part(-1, LAST_OUTPUT, model.n_out if may_hold else 0, 0))
+    parts.append(Part(-1, LAST_OUTPUT, model.n_out if mode.repeats(model.timing[-1]) else 0, 0))
     return parts
