@@ -270,6 +270,22 @@ static int mode_fits(const stw_model *m)
     }
 }
 
+/* Whether the mode's windows meet an output of the layers: slide takes the last one of a window, a tumbling window all
+ * of them or, like stagger, that of its last step. */
+static int gives_outputs(const stw_model *m)
+{
+    const stw_layer *last = m->layers + m->n_layers - 1;
+
+    if (!STW_WITH_MODES || m->mode == STW_CARRY) {
+        return 1;
+    }
+    if (last->first >= m->window) {
+        return 0;
+    }
+    return m->mode == STW_SLIDE || (m->mode == STW_TUMBLE && m->stride == 1) ||
+           is_multiple(m->window - 1u - last->first, last->every);
+}
+
 /* Whether all sizes stay far from 32 bits. */
 static int sizes_fit(const stw_model *m)
 {
@@ -313,5 +329,5 @@ int stw_model_check(const stw_model *m)
             return STW_E_SHAPE;
         }
     }
-    return last->n_out == m->n_out && sizes_fit(m) ? STW_OK : STW_E_SHAPE;
+    return last->n_out == m->n_out && gives_outputs(m) && sizes_fit(m) ? STW_OK : STW_E_SHAPE;
 }

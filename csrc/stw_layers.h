@@ -106,14 +106,21 @@ static inline int32_t stw_counter_limit(const stw_layer *l)
 /* int16 values of scratch behind its output that a layer uses during a step. */
 size_t stw_temporary(const stw_layer *l);
 
+/* int16 values of scratch, from the layer's place on (out * stw_chunk), that it writes during a step; those of them
+ * that later layers read. */
+size_t stw_layer_scratch(const stw_model *m, const stw_layer *l);
+size_t stw_scratch_read(const stw_model *m, const stw_layer *l);
+
 /* State of the model as a whole: for each copy of the state (stagger has several, others one) a clock, if a layer has a
- * stride or a warm-up, and the layers' cells; before them the mode's counter.  h likewise, before them the input window
- * of STW_SLIDE and the last codes of STW_MISSING_HOLD; each layer's begins at an even place. */
+ * stride or a warm-up, and the layers' cells; before them the mode's counter, behind them the last output [n_out], if
+ * some step repeats it.  h likewise, before them the input window of STW_SLIDE and the last codes of STW_MISSING_HOLD;
+ * each layer's begins at an even place. */
 typedef struct stw_layout {
     size_t n_copies;
-    size_t cells_before, cells_each, n_cells; /* c[cells_before + copy * cells_each + ...]: clock, layers */
-    size_t hidden_before, hidden_each;        /* with the gaps */
-    size_t n_scratch;                         /* int16 values */
+    size_t cells_before, cells_each,
+        n_cells;                       /* c[cells_before + copy * cells_each + ...]: clock, layers; last output */
+    size_t hidden_before, hidden_each; /* with the gaps */
+    size_t n_scratch;                  /* int16 values */
 } stw_layout;
 
 stw_layout stw_model_layout(const stw_model *m);
@@ -122,6 +129,9 @@ stw_layout stw_model_layout(const stw_model *m);
 size_t   stw_hidden_before(const stw_model *m);
 int16_t *stw_held_codes(const stw_stream *s);
 int      stw_has_clock(const stw_model *m);
+
+/* Where the stream remembers its last output, [n_out]; null when no step repeats one. */
+int32_t *stw_last_output(const stw_stream *s);
 
 /* Steps that the layers run over at once: the window for STW_SLIDE, else 1. */
 static inline size_t stw_chunk(const stw_model *m)
@@ -147,7 +157,7 @@ void     stw_copy_reset(const stw_stream *s, stw_copy to);
 /* Runs all layers over stw_chunk() steps of x; y may be null, then the output is not computed.  1 when y is new. */
 int stw_run_layers(const stw_stream *s, stw_copy state, const int16_t *x, int32_t *y);
 
-/* One step of a model whose mode is not STW_CARRY: STW_OK or STW_HOLD. */
+/* One step of a model whose mode is not STW_CARRY: 1 when y is new. */
 int stw_mode_step(stw_stream *s, const int16_t *x, int32_t *y);
 
 /* What unit u does for layer input x and previous hidden states h; c is the unit's cell state before the step, reset

@@ -65,18 +65,12 @@ static int stagger(stw_stream *s, const int16_t *x, int32_t *y)
 
 int stw_mode_step(stw_stream *s, const int16_t *x, int32_t *y)
 {
-    int fresh;
-
     switch (s->model->mode) {
     case STW_TUMBLE:
-        fresh = tumble(s, x, y);
-        break;
+        return tumble(s, x, y);
     case STW_SLIDE:
-        fresh = slide(s, x, y);
-        break;
+        return slide(s, x, y);
     default:
-        fresh = stagger(s, x, y);
-        break;
+        return stagger(s, x, y);
     }
-    return fresh ? STW_OK : STW_HOLD;
 }

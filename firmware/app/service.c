@@ -115,7 +115,6 @@ static int on_reset(const uint8_t *p, size_t n)
     session        = nonce;
     transfer_holds = HOLDS_NOTHING;
     stw_reset(&stream);
-    memset(y, 0, sizeof y); /* what is held until the first new output */
     return 0;
 }
 
@@ -192,7 +191,6 @@ static int on_set_state(const uint8_t *p, size_t n)
         return 0;
     }
     status = stw_load(&stream, transfer, snapshot_bytes);
-    memset(y, 0, sizeof y); /* a snapshot holds no output */
     return status == STW_OK ? 0 : (int)LINK_ERROR_STATE;
 }
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from stepwell.errors import ModelError, SampleError
+from stepwell.errors import ModelError, SampleError, StepwellError
 from stepwell.functions import PLAIN
 from stepwell.graph import ATTENTIONS, Timing
 from stepwell.mode import KINDS as MODES
@@ -171,8 +171,8 @@ def places(model: Model) -> list[int]:
     return found
 
 
-def _scratch(model: Model, layer: IntLayer) -> int:
-    """int16 values a step of the window that the layer needs from its place on, even."""
+def _scratch(model: Model, layer: IntLayer, steps: int = 1) -> int:
+    """int16 values that the layer needs from its place on for ``steps`` outputs, even."""
     writes_output = layer is model.layers[-1] and layer.kind in ("dense", "activation", "add", "mul", "arg_max")
     if writes_output or (isinstance(layer, WindowLayer) and lives_in_state(model, layer)):
         return 0
@@ -181,7 +181,29 @@ def _scratch(model: Model, layer: IntLayer) -> int:
         spare = layer.n_units
     elif isinstance(layer, AttentionLayer):
         spare = 2 * layer.steps
-    return layer.n_out + layer.n_out % 2 + spare + spare % 2
+    return -(-layer.n_out * steps // 2) * 2 + spare + spare % 2
+
+
+def overlap(model: Model, found: list[int]) -> str:
+    """Which layers' ``found`` places break the rule of docs/numerics.md, "Places in scratch"; empty when none does."""
+    last_use = {value: index for index, reads in enumerate(model.sources) for value in reads}
+    steps = model.mode.window if model.mode.kind == "slide" else 1
+    starts = np.array(found, np.int64) * steps
+    ends = starts + [_scratch(model, layer, steps) for layer in model.layers]
+    for index, layer in enumerate(model.layers):
+        if lives_in_state(model, layer):
+            continue
+        start, end, until = starts[index], starts[index] + layer.n_out * steps, last_use.get(index + 1, index)
+        later = slice(index + 1, until + 1)
+        others = np.flatnonzero((starts[later] < end) & (start < ends[later]) & (starts[later] < ends[later]))
+        if len(others):
+            other = index + 1 + int(others[0])
+            return (
+                f"layer {other} '{model.layers[other].name}' writes over the output of layer {index} '{layer.name}', "
+                f"which layer {until} '{model.layers[until].name}' still reads: "
+                "their places in scratch overlap; convert the source anew"
+            )
+    return ""
 
 
 # ---- the blob ----
@@ -287,6 +309,16 @@ def unpack(blob: bytes) -> Model:
     return Model(layers, x_scale, y_frac, notes, sources, timing, Mode(MODES[mode], window, stride), scaler)
 
 
+def fault_of(blob: bytes) -> str:
+    """Why stw_blob_open refused the shape of a blob whose sums are right, in words; empty where this cannot tell."""
+    try:
+        model = unpack(blob)
+        found = [_Fields(blob, index).place for index in range(len(model.layers))]
+        return model.mode.never(model.timing[-1]) or overlap(model, found)
+    except (StepwellError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError, struct.error):
+        return ""
+
+
 def _unpack_channels(blob: bytes, offset: int, n_in: int) -> Channels | None:
     if not offset:
         return None
@@ -351,7 +383,7 @@ class _Fields:
         numbers = LAYER.unpack_from(blob, HEADER.size + LAYER.size * index)
         self.kind, act, self.n_in, self.n_out, *rest = numbers
         self.activation = ACTIVATIONS[act]
-        self.sources, _, self.timing, self.p = tuple(rest[:3]), rest[3], Timing(*rest[4:6]), tuple(rest[6:9])
+        self.sources, self.place, self.timing, self.p = tuple(rest[:3]), rest[3], Timing(*rest[4:6]), tuple(rest[6:9])
         self._w, self._r, self._rows, self._extra = rest[9:]
 
     def _array(self, dtype: Any, offset: int, *shape: int) -> np.ndarray:

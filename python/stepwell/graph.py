@@ -486,6 +486,10 @@ class Timing:
         """How often it runs in the first ``steps`` steps."""
         return 0 if steps <= self.first else (steps - 1 - self.first) // self.every + 1
 
+    def at(self, step: int) -> bool:
+        """Whether it runs at ``step``, from 0."""
+        return step >= self.first and (step - self.first) % self.every == 0
+
 
 def timing_behind(layer: Layer, before: Timing) -> Timing:
     """When a layer runs whose first source runs as ``before`` tells."""

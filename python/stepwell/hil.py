@@ -22,7 +22,7 @@ from stepwell.link import HostLink, Link, Unit
 from stepwell.model import Model, Part, RecurrentLayer, state_parts
 from stepwell.reference import Reference
 
-SNAPSHOT_HEADER = 8  # magic, model id
+SNAPSHOT_HEADER = 8  # magic with the format number, model id
 COMES_AND_GOES = "a second run was right: the fault comes and goes, look at power, clock and memory"
 BATCH = 256  # steps between two calls of progress
 POLL = 0.2  # seconds between two looks at boards that run side by side

@@ -564,9 +564,13 @@ class Model:
         return np.asarray(y_q, dtype=np.float64) * 2.0**-self.y_frac
 
 
+LAST_OUTPUT = "last output"  # the name of its part
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A piece of a stream's state: a counter, inputs that are remembered, or what a layer keeps; ``index`` -1 is no layer.
+    """A piece of a stream's state: a counter, inputs or outputs that are remembered, or what a layer keeps; ``index`` -1 is
+    no layer.
 
     ``c`` int32 [n_cells] and ``h`` int16 [n_hidden] are its values in a snapshot.
     """
@@ -589,4 +593,5 @@ def state_parts(model: Model) -> list[Part]:
     for _ in range(mode.n_copies):
         parts.append(Part(-1, "clock", int(has_clock), 0))
         parts += [Part(k, layer.name, layer.n_cells, layer.n_hidden) for k, layer in enumerate(model.layers)]
+    parts.append(Part(-1, LAST_OUTPUT, model.n_out if mode.repeats(model.timing[-1]) else 0, 0))
     return parts

@@ -110,19 +110,8 @@ def check_window(graph: Graph, mode: Mode) -> None:
             "a layer reads the sequence backwards (reverse or bidirectional), which no stream can do: give the window it was "
             "trained on with mode='slide:T' (--mode slide:T)"
         )
-    timing = graph.timing[-1]
-    if mode.kind == "carry":
-        return
-    if timing.first >= mode.window:
-        raise QuantizeError(
-            f"mode {mode}: the model's first output comes after {timing.first + 1} steps: take a longer window"
-        )
-    missed = (mode.window - 1 - timing.first) % timing.every
-    if missed and (mode.kind == "stagger" or (mode.kind == "tumble" and mode.stride > 1)):
-        raise QuantizeError(
-            f"mode {mode}: the model gives an output every {timing.every} steps, and none at the window's last: take a window of "
-            f"{mode.window - missed} or {mode.window - missed + timing.every} steps"
-        )
+    if never := mode.never(graph.timing[-1]):
+        raise QuantizeError(never)
 
 
 def _rescaled(layer: IntLayer) -> ActivationLayer:

@@ -17,6 +17,7 @@ from stepwell.errors import SampleError
 from stepwell.graph import Timing
 from stepwell.mode import run_windows
 from stepwell.model import (
+    LAST_OUTPUT,
     ActivationLayer,
     AddLayer,
     ArgMaxLayer,
@@ -318,6 +319,7 @@ class Reference:
     def reset(self) -> None:
         """The initial state in every layer; no step seen."""
         self.state: dict[int, tuple[Array, ...]] = {}
+        self.fresh = False  # whether the last step made a new output
         self._steps = 0  # of the layers since their reset
         self._seen: Array | None = None  # inputs, as far as a window mode needs them
         self._n_seen = 0
@@ -325,11 +327,12 @@ class Reference:
         self._last: Array | None = None  # codes to hold where a sample is missing
 
     def restore(self, parts: list[Part]) -> None:
-        """The state of a snapshot of a model in mode carry (hil.snapshot_parts), without held outputs and inputs."""
+        """The state of a snapshot of a model in mode carry (hil.snapshot_parts), without codes that stand for missing ones."""
         self.reset()
         for part in parts:
             if part.index < 0:
                 self._steps = int(part.c[0]) if part.name == "clock" and part.n_cells else self._steps
+                self._held = part.c.astype(np.int64) if part.name == LAST_OUTPUT and part.n_cells else self._held
                 continue
             layer = self.model.layers[part.index]
             c, h = part.c.astype(np.int64), part.h.astype(np.int64)
@@ -366,8 +369,11 @@ class Reference:
         x = x_q.astype(np.int64)
         if self._held is None:
             self._held = np.zeros((*x.shape[:-2], self.model.n_out), np.int64)
-        y = self._carried(x, self._held) if self.model.mode.kind == "carry" else self._windowed(x)
-        self._held = y[..., -1, :] if y.shape[-2] else self._held
+        mode, timing = self.model.mode, self.model.timing[-1]
+        seen = self._steps if mode.kind == "carry" else self._n_seen
+        y = self._carried(x, self._held) if mode.kind == "carry" else self._windowed(x)
+        if y.shape[-2]:
+            self._held, self.fresh = y[..., -1, :], mode.is_new(seen + y.shape[-2] - 1, timing)
         return y.astype(np.int32)
 
     def _carried(self, x: Array, held: Array) -> Array:

@@ -461,7 +461,8 @@ def emit(model_file: str, output: str | None, name: str | None, target: str, as_
 @columns_option
 @click.option("--codes", is_flag=True, help="Print the integer outputs instead of real numbers.")
 @click.option("--skip-bad", is_flag=True, help="Report a bad row on stderr and go on; the state stays as it was.")
-@click.option("--json", "as_json", is_flag=True, help='Print one JSON object a line: {"row": 1, "y": [...]}.')
+@click.option("--held", is_flag=True, help="Print the last output again at steps that make no new one.")
+@click.option("--json", "as_json", is_flag=True, help='One JSON object a line: {"row": 1, "y": [...], "new": true}.')
 def run(
     model_file: str,
     data_file: str,
@@ -469,9 +470,10 @@ def run(
     header: bool | None,
     codes: bool,
     skip_bad: bool,
+    held: bool,
     as_json: bool,
 ) -> None:
-    """Stream a csv file or stdin: one line in, one line out, at once."""
+    """Stream a csv file or stdin: one line in, one line out, at once. Steps that make no new output print nothing."""
     from stepwell.samples import RowReader
 
     model = stepwell.load(model_file)
@@ -481,10 +483,10 @@ def run(
     # bytes that are no UTF-8 become characters that are no numbers, so that the row's own error names them
     if data_file == "-":
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
-        _run_lines(model, sys.stdin, reader, codes, skip_bad, as_json)
+        _run_lines(model, sys.stdin, reader, codes, skip_bad, held, as_json)
     else:
         with open(data_file, encoding="utf-8-sig", errors="replace") as file:
-            _run_lines(model, file, reader, codes, skip_bad, as_json)
+            _run_lines(model, file, reader, codes, skip_bad, held, as_json)
 
 
 def _clipping(model: stepwell.Model, x: np.ndarray) -> str:
@@ -503,14 +505,13 @@ def _run_lines(
     reader: RowReader,
     codes: bool,
     skip_bad: bool,
+    held: bool,
     as_json: bool,
 ) -> None:
-    import json
-
     from stepwell.samples import numbered_lines
 
     stream, name = model.stream(), reader.name
-    n_rows, n_bad, clipped = 0, 0, False
+    n_rows, n_bad, n_printed, clipped = 0, 0, 0, False
     for number, line in numbered_lines(lines):
         try:
             x = reader.parse(line, number)
@@ -527,11 +528,39 @@ def _run_lines(
             clipped = True
             click.echo(f"stepwell: {name} line {number}: {text}, clipped: scaled as in training?", err=True)
         real = stream.step(x)
+        if not (stream.fresh or held):
+            continue
+        if n_printed == 0 and not as_json and len(model.notes.get("outputs", ())) > 1:
+            click.echo(_output_header(model))
+        n_printed += 1
         y = [round(v * 2**model.y_frac) for v in real] if codes else [float(v) for v in real]
-        text = (
-            json.dumps({"row": number, "y": y}) if as_json else ",".join(f"{v:.9g}" if not codes else str(v) for v in y)
-        )
-        click.echo(text)
+        click.echo(_json_row(number, y, stream.fresh) if as_json else ",".join(_cell(v) for v in y))
         sys.stdout.flush()
     if n_rows == 0 and (n_bad or not skip_bad):
         raise SampleError(f"{name}: no rows" + (f": all {n_bad} were bad" if n_bad else ""))
+    if n_rows and not n_printed:
+        first = model.info()["timing"]["first_output"] + 1
+        click.echo(f"stepwell: {name}: {n_rows} rows made no output, the first comes after {first}", err=True)
+
+
+def _output_header(model: stepwell.Model) -> str:
+    """Names of all values of an output, as a line of csv; of an output of several values NAME[0], NAME[1], .."""
+    import csv
+    import io
+
+    line = io.StringIO()
+    names = [(output["name"], int(output["size"])) for output in model.notes["outputs"]]
+    csv.writer(line, lineterminator="").writerow(
+        f"{name}[{k}]" if size > 1 else name for name, size in names for k in range(size)
+    )
+    return line.getvalue()
+
+
+def _json_row(number: int, y: list[float] | list[int], new: bool) -> str:
+    import json
+
+    return json.dumps({"row": number, "y": y, "new": new})
+
+
+def _cell(value: float | int) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.9g}"
