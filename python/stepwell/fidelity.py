@@ -301,12 +301,11 @@ def windowed_modes(window: int) -> str:
 
 def cause(model: Model) -> str:
     """The likeliest cause, and what to turn."""
-    if model.notes.get("warnings"):
-        return model.notes["warnings"][0]
     precision = str(model.notes.get("precision", "w8a16"))
     if precision != "w8a16":
         return f"its precision is {precision}, try --precision w8a16"
-    return "give calibration data like the real input, and look at stepwell report"
+    warned = model.notes.get("warnings")
+    return warned[0] if warned else "give calibration data like the real input, and look at stepwell report"
 
 
 def warn(model: Model) -> None:
