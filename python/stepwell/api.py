@@ -135,7 +135,7 @@ def prepare(
     mode, scaler = parse_mode(mode, graph.readout), as_scaler(scaler)
     check_window(graph, mode)
     scaler.check(graph.n_in, graph.n_out)
-    folded = fold_outputs(graph, scaler)
+    folded = fold_outputs(graph.in_mode(mode), scaler)
     samples = load_samples(calib, graph.n_in, columns=columns, may_miss=scaler.missing != "refuse")
     sequences = samples.sequences if scaler.is_identity else [scaler.normalise(s) for s in samples.sequences]
     found = calibrate(folded, sequences, progress, mode.window, calibration)
