@@ -264,6 +264,11 @@ static void layer_reset(const stw_layer *l, int32_t *c, int16_t *h)
 
     memset(c, 0, stw_n_cells(l) * sizeof *c);
     memset(h, 0, stw_n_hidden(l) * sizeof *h);
+#if STW_WITH_WINDOW
+    for (size_t k = 0; l->kind == STW_WINDOW && stw_window_edge(l) && k < stw_n_hidden(l); k++) {
+        h[k] = stw_window_edge(l);
+    }
+#endif
     if (!stw_is_recurrent(l) || !stw_cell_open(l, &cell) || !stw_variant(cell.h0)) {
         return;
     }
@@ -553,7 +558,16 @@ typedef struct walk {
     int16_t         *scratch;
     int16_t         *h_first; /* state of the first layer */
     size_t           start, n_steps;
+    int32_t          n_inputs; /* steps of the walk that have input; below 1: x is behind it */
 } walk;
+
+/* Whether value `value` is made no more at step t of the walk: the window has ended, and what looked ahead for it. */
+static int has_ended(const walk *w, size_t value, size_t t)
+{
+    int32_t late = (int32_t)t - w->n_inputs;
+
+    return STW_WITH_MODES && late >= 0 && (uint32_t)late >= stw_lag(w->m, value);
+}
 
 /* Where layer l puts its output of step t. */
 static int16_t *place_at(const walk *w, const stw_layer *l, size_t t)
@@ -574,7 +588,7 @@ static const int16_t *source_at(const walk *w, size_t value, size_t t)
     const stw_layer *l = w->m->layers;
 
     if (value == 0) {
-        return w->x + t * w->m->n_in;
+        return has_ended(w, 0, t) ? w->x : w->x + t * w->m->n_in;
     }
     for (; l < w->m->layers + value - 1; l++) {
         h += stw_even(stw_n_hidden(l));
@@ -582,12 +596,12 @@ static const int16_t *source_at(const walk *w, size_t value, size_t t)
     return value_at(w, l, h, t);
 }
 
-/* A window remembers whenever its source runs. */
+/* A window remembers whenever its source runs; when that has ended, what stands after a sequence. */
 static void remember(const walk *w, const stw_layer *l, const int16_t *x, int16_t *h, size_t t)
 {
 #if STW_WITH_WINDOW
-    if (l->kind == STW_WINDOW && (l->src[0] == 0 || runs_at(w->m->layers + l->src[0] - 1, t))) {
-        stw_window_push(l, x, h);
+    if (l->kind == STW_WINDOW && (l->src[0] == 0 || runs_at(w->m->layers + l->src[0] - 1, w->start + t))) {
+        stw_window_push(l, has_ended(w, l->src[0], t) ? 0 : x, h);
     }
 #else
     (void)w, (void)l, (void)x, (void)h, (void)t;
@@ -604,7 +618,10 @@ static int layer_at(const walk *w, const stw_layer *l, int32_t *c, int16_t *h, s
     for (int j = 0; j < 3; j++) {
         in[j] = source_at(w, l->src[j], t);
     }
-    remember(w, l, in[0], h, w->start + t);
+    if (has_ended(w, (size_t)(l - w->m->layers) + 1u, t)) {
+        return 0;
+    }
+    remember(w, l, in[0], h, t);
     if (!runs_at(l, w->start + t)) {
         return 0;
     }
@@ -647,7 +664,7 @@ static int run_layer(const walk *w, const stw_layer *l, int32_t *c, int16_t *h, 
     return ran;
 }
 
-int stw_run_layers(const stw_stream *s, stw_copy state, const int16_t *x, int32_t *y)
+int stw_run_layers(const stw_stream *s, stw_copy state, const int16_t *x, int32_t *y, uint32_t late)
 {
     const stw_model *m    = s->model;
     const stw_layer *last = m->layers + m->n_layers - 1;
@@ -655,12 +672,13 @@ int stw_run_layers(const stw_stream *s, stw_copy state, const int16_t *x, int32_
     walk             w;
     int              fresh = 0;
 
-    w.m       = m;
-    w.x       = x;
-    w.scratch = s->scratch;
-    w.h_first = state.h;
-    w.n_steps = stw_chunk(m);
-    w.start   = m->mode == STW_SLIDE ? 0 : t;
+    w.m        = m;
+    w.x        = x;
+    w.scratch  = s->scratch;
+    w.h_first  = state.h;
+    w.n_steps  = stw_chunk(m);
+    w.start    = m->mode == STW_SLIDE ? 0 : t;
+    w.n_inputs = late ? 1 - (int32_t)late : m->mode == STW_SLIDE ? (int32_t)m->window : 1;
     for (const stw_layer *l = m->layers; l <= last; l++) {
         fresh = run_layer(&w, l, state.c, state.h, l == last ? y : 0);
         state.c += stw_n_cells(l);
@@ -696,7 +714,7 @@ int stw_step(stw_stream *s, const int16_t *x, int32_t *y)
         return with_output(s, stw_mode_step(s, x, y), y);
     }
 #endif
-    return with_output(s, stw_run_layers(s, stw_first_copy(s), x, y), y);
+    return with_output(s, stw_run_layers(s, stw_first_copy(s), x, y, 0), y);
 }
 
 #if STW_WITH_AVX2

@@ -146,8 +146,8 @@ typedef struct stw_layer {
     uint16_t first;  /* it runs at the steps first, first + every, first + 2 every, ... */
     uint16_t every;
     uint16_t p[3]; /* recurrent: units, bits of a weight (8, 4) + 256 * stw_packing, of h (16, 8); dense: groups, rows
-                      and columns of each; window: taps, dilation; slice: start; max pool: taps; norm: exponent;
-                      embedding: tokens, width; attention: steps, form, key width */
+                      and columns of each; window: taps, dilation, steps ahead; slice: start; max pool: taps; norm:
+                      exponent; embedding: tokens, width; attention: steps, form, key width */
     const STW_ROM void *w; /* recurrent int8 [units][gates][n_in]; dense int16 [n_out][columns]; add, norm, embedding,
                       additive attention int16; others: null */
     const STW_ROM int8_t  *r;    /* recurrent int8 [units][gates][n_out]; others: null */

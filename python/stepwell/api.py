@@ -139,7 +139,7 @@ class Prepared:
 
         window = self.notes["window"]
         found = fidelity.sqnr_against_source(model, self.graph, self.ground)
-        gap = fidelity.carry_gap(self.graph, self.sequences, window) if window else None
+        gap = fidelity.carry_gap(self.source, self.ground.seen, window) if window else None
         model = loads(model.replace(notes=model.notes | {"fidelity": {"sqnr_db": found, "carry_gap": gap}}).blob)
         if min_sqnr is not None and found is not None and found < min_sqnr:
             raise QuantizeError(
@@ -178,9 +178,9 @@ def prepare(
 
     graph, verified, run = _graph_of(source, steps, _width(calib, columns))
     mode, scaler = parse_mode(mode, graph.readout), as_scaler(scaler)
-    check_window(graph, mode)
+    check_window(graph, mode, run.window)
     scaler.check(graph.n_in, graph.n_out)
-    folded = fold_outputs(graph, scaler)
+    folded = fold_outputs(graph.in_mode(mode), scaler)
     samples = load_samples(calib, graph.n_in, columns, scaler.missing != "refuse", header=header)
     sequences = samples.sequences if scaler.is_identity else [scaler.normalise(s) for s in samples.sequences]
     run = _with_window(run, graph, sequences)

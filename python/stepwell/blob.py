@@ -78,6 +78,7 @@ CHANNEL = np.dtype(
     ]
 )
 TABLE_ENTRIES = 513
+PADS_LOWEST = 1 << 15  # in the third parameter of a window
 EXTRA_HEADER = 8
 PARTS = ("gate", "candidate", "output", "peephole", "start", "projection")  # STW_PART_GATE, ..: bits 0, 1, ..
 
@@ -112,7 +113,7 @@ def parameters(layer: IntLayer, packing: str = "plain") -> tuple[int, int, int]:
     if isinstance(layer, DenseLayer):
         return layer.groups, layer.n_out // layer.groups, layer.weight.shape[1]
     if isinstance(layer, WindowLayer):
-        return layer.taps, layer.dilation, 0
+        return layer.taps, layer.dilation, layer.ahead + PADS_LOWEST * layer.lowest
     if isinstance(layer, SliceLayer):
         return layer.start, 0, 0
     if isinstance(layer, MaxPoolLayer):
@@ -314,7 +315,7 @@ def fault_of(blob: bytes) -> str:
     try:
         model = unpack(blob)
         found = [_Fields(blob, index).place for index in range(len(model.layers))]
-        return model.mode.never(model.timing[-1]) or overlap(model, found)
+        return model.mode.never(model.timing[-1], model.lags[-1]) or overlap(model, found)
     except (StepwellError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError, struct.error):
         return ""
 
@@ -485,7 +486,9 @@ UNPACK: dict[int, Callable[[_Fields, str, float, float], IntLayer]] = {
     KINDS["layer_norm"]: _unpack_norm,
     KINDS["embedding"]: lambda f, name, x, y: EmbeddingLayer(name, f.weights(f.p[0], f.p[1]), f.n_in, x, y),
     KINDS["arg_max"]: lambda f, name, x, y: ArgMaxLayer(name, f.n_in, x, y),
-    KINDS["window"]: lambda f, name, x, y: WindowLayer(name, f.n_in, f.p[0], f.p[1], x, y),
+    KINDS["window"]: lambda f, name, x, y: WindowLayer(
+        name, f.n_in, f.p[0], f.p[1], x, y, f.p[2] % PADS_LOWEST, f.p[2] >= PADS_LOWEST
+    ),
     KINDS["attention"]: _unpack_attention,
 }
 

@@ -19,6 +19,7 @@ from stepwell.info import macs_per_step, ram_bytes, timing
 from stepwell.metrics import Metric, usual_metric
 from stepwell.mode import Mode
 from stepwell.model import Model, RecurrentLayer
+from stepwell.quantize import in_mode
 from stepwell.reference import Reference
 from stepwell.samples import Samples
 from stepwell.scaler import fold_outputs
@@ -192,7 +193,7 @@ def compare_modes(
     """
     found = []
     for mode in modes:
-        other = model.replace(mode=mode)
+        other = in_mode(model, graph, mode)
         result = compare(other, graph, samples, progress, metric)
         costs = {
             "macs_per_step": macs_per_step(other),

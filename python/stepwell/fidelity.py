@@ -53,16 +53,10 @@ def graph_source(graph: Graph) -> SourceModel:
     """A float graph as the source, for graphs that come without one."""
 
     def run(x: np.ndarray) -> np.ndarray:
-        y = FloatStream(graph).run(x)
-        return y[:, -1:] if graph.readout == "last" else fresh(graph, y)
+        stream = FloatStream(graph.in_window(x.shape[1]) if graph.needs_window else graph)
+        return stream.run(x)[:, -1:] if graph.readout == "last" else stream.outputs(x)
 
     return SourceModel(run, None)
-
-
-def fresh(graph: Graph, y: np.ndarray) -> np.ndarray:
-    """The outputs ``y`` [B, T, n_out] of a stream at the steps at which it makes one."""
-    timing = graph.timing[-1]
-    return y[:, timing.first :: timing.every]
 
 
 # ---- integer model against source ----
@@ -112,11 +106,14 @@ def _spread(lengths: Sequence[int], n_steps: float) -> list[int]:
 
 def aligned(graph: Graph, mode: Mode, window: int | None, y: np.ndarray) -> np.ndarray:
     """Of a stream's outputs ``y`` [T, n_out] from a reset, those that the source answers for these steps: [n, n_out]."""
+    graph = graph.in_mode(mode)
     if mode.kind == "carry":
         whole = window in (None, len(y))
-    else:
-        whole = mode.kind == "tumble" and mode.stride == 1 and mode.window == window == len(y)
-    return fresh(graph, y[None])[0] if graph.readout == "every" and whole else y[-1:]
+    else:  # what looks ahead makes several outputs at a window's end, of which the last one stays
+        each = mode.kind == "tumble" and mode.stride == 1 and not graph.lags[-1]
+        whole = each and mode.window == window == len(y)
+    timing = graph.timing[-1]
+    return y[timing.first :: timing.every] if graph.readout == "every" and whole else y[-1:]
 
 
 def source_answers(source: SourceModel, mode: Mode, scaler: Scaler, x: np.ndarray) -> np.ndarray:
@@ -158,7 +155,7 @@ def carry_gap(graph: Graph, sequences: Sequence[np.ndarray], window: int) -> flo
     carried, windows = [], []
     for run in runs:
         with np.errstate(all="ignore"):
-            y = FloatStream(graph).run(np.concatenate(run)[None])[0]
+            y = FloatStream(graph.in_mode(CARRY)).run(np.concatenate(run)[None])[0]
         start = 0
         for x in run:
             for end in range(window, len(x) + 1):

@@ -89,10 +89,17 @@ def input_range(model: Model) -> list[float]:
 
 def macs_per_step(model: Model) -> float:
     """Multiply-accumulates of a step, on average over those of a turn of the mode and of strides."""
-    per_step = sum(macs(layer) / timing.every for layer, timing in zip(model.layers, model.timing, strict=True))
-    if model.mode.kind == "slide":
-        per_step *= model.mode.window / model.mode.stride
-    return round(per_step * model.mode.n_copies)
+    return round(sum(macs(layer) * runs for layer, runs in zip(model.layers, runs_per_step(model), strict=True)))
+
+
+def runs_per_step(model: Model) -> list[float]:
+    """How often each layer runs at a step, on average over a turn of the mode; a window's end takes more steps than it has."""
+    mode = model.mode
+    every = [timing.every for timing in model.timing]
+    if mode.kind == "carry":
+        return [1 / n for n in every]
+    turns = mode.window / mode.stride if mode.kind == "slide" else mode.n_copies
+    return [turns * (1 + lag / mode.window) / n for n, lag in zip(every, model.lags, strict=True)]
 
 
 def timing(model: Model) -> dict[str, int]:
@@ -103,6 +110,8 @@ def timing(model: Model) -> dict[str, int]:
     last = model.timing[-1]
     if model.mode.kind == "carry" or (model.mode.kind == "tumble" and model.mode.stride == 1):
         first, every = last.first, last.every
+        if model.mode.kind == "tumble":
+            first = min(first, model.mode.window - 1)  # with the window's end comes all that is left
     else:
         first, every = model.mode.first, model.mode.stride
     window = model.mode.window if model.mode.kind != "carry" else -1
@@ -128,6 +137,8 @@ def _describe_layer(model: Model, index: int, packing: str) -> dict[str, Any]:
     }
     if isinstance(layer, WindowLayer):
         described["looks_back"] = layer.span - 1
+        if layer.ahead:
+            described["looks_ahead"] = layer.ahead
     if isinstance(layer, AttentionLayer):
         described["looks_back"] = layer.steps - 1
     if isinstance(layer, RecurrentLayer):

@@ -75,18 +75,19 @@ class Mode:
             return self.stride > 1
         return timing.every > 1 or (self.kind == "tumble" and timing.first > 0)
 
-    def never(self, timing: Timing) -> str:
-        """Why windows never give an output of a model whose last layer has ``timing``, and what to do; empty when they do."""
+    def never(self, timing: Timing, lag: int = 0) -> str:
+        """Why windows never give an output of a model; empty when they do.
+
+        ``timing``: of the last layer, ``lag``: how many steps after a window's end it runs last.
+        """
         if self.kind == "carry":
             return ""
-        if timing.first >= self.window:
+        end = self.window + lag
+        if timing.first >= end:
             return f"mode {self}: the model's first output comes after {timing.first + 1} steps: take a longer window"
-        missed = (self.window - 1 - timing.first) % timing.every
-        if missed and (self.kind == "stagger" or (self.kind == "tumble" and self.stride > 1)):
-            return (
-                f"mode {self}: the model gives an output every {timing.every} steps, and none at the window's last: "
-                f"take a window of {self.window - missed} or {self.window - missed + timing.every} steps"
-            )
+        at_the_end = self.kind == "stagger" or (self.kind == "tumble" and self.stride > 1)
+        if at_the_end and timing.runs(end) == timing.runs(self.window - 1):
+            return f"mode {self}: the model gives an output every {timing.every} steps, and none at the window's last"
         return ""
 
 

@@ -385,7 +385,10 @@ class ArgMaxLayer(IntLayer):
 
 @dataclass(frozen=True)
 class WindowLayer(IntLayer):
-    """The last ``taps`` values of each channel, ``dilation`` steps apart."""
+    """The last ``taps`` values of each channel, ``dilation`` steps apart.
+
+    ``ahead``: how many zeros follow a window's end, 0 in mode carry; ``lowest``: the lowest code stands in place of zeros.
+    """
 
     name: str
     n_in: int
@@ -393,6 +396,8 @@ class WindowLayer(IntLayer):
     dilation: int
     x_scale: float
     y_scale: float
+    ahead: int = 0
+    lowest: bool = False
 
     kind = "window"
     activation: ClassVar[str] = "none"
@@ -404,6 +409,11 @@ class WindowLayer(IntLayer):
     @property
     def span(self) -> int:
         return (self.taps - 1) * self.dilation + 1
+
+    @property
+    def edge(self) -> int:
+        """The code before and after a sequence."""
+        return -32768 if self.lowest else 0
 
     @property
     def n_hidden(self) -> int:
@@ -483,6 +493,15 @@ class Model:
     @property
     def n_out(self) -> int:
         return self.layers[-1].n_out
+
+    @property
+    def lags(self) -> tuple[int, ...]:
+        """For each layer, how many steps after a window's end it runs last: what it and those before it look ahead."""
+        lags = [0]
+        every = [1, *(timing.every for timing in self.timing)]
+        for layer, reads in zip(self.layers, self.sources, strict=True):
+            lags.append(lags[reads[0]] + getattr(layer, "ahead", 0) * every[reads[0]])
+        return tuple(lags[1:])
 
     @property
     def name(self) -> str:

@@ -46,18 +46,18 @@ def replay(model: onnx.ModelProto, walked: Walked, graph: Graph) -> Replay:
     hands_state_on = walked.state_inputs and len(walked.state_inputs) == len(walked.state_outputs)
     chunks = [draw(sizes) for _ in range(SINGLE_STEPS if hands_state_on else 1)]
     wanted, oracle = _source_outputs(model, walked, chunks, zero_states(model, walked, sizes))
-    stream = FloatStream(graph)
     pairs: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in names]  # ours and the source's, of each output
-    for x, expected in zip(chunks, wanted, strict=True):
-        n_runs = len(_fresh(graph, stream.steps, n_steps))
-        y, made = _stream_outputs(stream, walked, x)
-        first = 0
-        for output, axes, theirs, found in zip(walked.named, walked.output_axes, expected, pairs, strict=True):
-            ours = y[..., first : first + output.size]
-            first += output.size
-            if graph.readout == "every" and axes is not None:
-                theirs = _as_far(theirs, walked.time, axes, n_runs)
-            found.append((_in_axes(output.name, ours, made, axes, theirs.shape), theirs))
+    for stream in map(FloatStream, [graph] if hands_state_on else ways(graph, n_steps)):
+        for x, expected in zip(chunks, wanted, strict=True):
+            n_runs = _n_fresh(stream, n_steps)
+            y, made = _stream_outputs(stream, walked, x)
+            first = 0
+            for output, axes, theirs, found in zip(walked.named, walked.output_axes, expected, pairs, strict=True):
+                ours = y[..., first : first + output.size]
+                first += output.size
+                if graph.readout == "every" and axes is not None:
+                    theirs = _as_far(theirs, walked.time, axes, n_runs)
+                found.append((_in_axes(output.name, ours, made, axes, theirs.shape), theirs))
     error = max(relative_error(found) for found in pairs)
     if not error <= TOLERANCE:
         raise ImportRefused(
@@ -76,6 +76,12 @@ def relative_error(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
     low, high = min(float(y.min()) for _, y in pairs), max(float(y.max()) for _, y in pairs)
     span = max(high - low, abs(low) / 10, abs(high) / 10)
     return worst / span if span > 0 else worst
+
+
+def ways(graph: Graph, steps: int) -> list[Graph]:
+    """How a graph is compared with its source over so many steps: as a stream, and over a window where its end counts."""
+    found = [] if graph.needs_window else [graph]
+    return [*found, graph.in_window(steps)] if graph.needs_window or graph.lags[-1] else found
 
 
 def _draws(graph: Graph) -> Callable[[list[int]], np.ndarray]:
@@ -110,11 +116,9 @@ def _stream_outputs(stream: FloatStream, walked: Walked, x: np.ndarray) -> tuple
     x = x.transpose([labels.index(label) for label in order])
     x = x if "feature" in labels else x[..., None]
     x = x if timed else x[..., None, :]
-    before = stream.steps
-    y = stream.run(x)
     if timed and stream.graph.readout == "every":
-        return y[..., _fresh(stream.graph, before, x.shape[-2]), :], [*batch, walked.time]
-    return y[..., -1, :], batch
+        return stream.outputs(x), [*batch, walked.time]
+    return stream.run(x)[..., -1, :], batch
 
 
 def _in_axes(
@@ -134,10 +138,11 @@ def _in_axes(
     return arranged.reshape(shape)
 
 
-def _fresh(graph: Graph, before: int, n_steps: int) -> list[int]:
-    """Steps of a run of ``n_steps``, after ``before`` others, at which the stream makes an output."""
-    timing = graph.timing[-1]
-    return [t for t in range(n_steps) if timing.runs(before + t + 1) > timing.runs(before + t)]
+def _n_fresh(stream: FloatStream, n_steps: int) -> int:
+    """How many outputs the stream makes in its next steps, those after a window's end included."""
+    graph, before = stream.graph, stream.steps
+    end = before + n_steps
+    return graph.timing[-1].runs(end + (graph.lags[-1] if graph.window == end else 0)) - graph.timing[-1].runs(before)
 
 
 def _as_far(expected: np.ndarray, time: str, axes: tuple[Axis, ...], n_runs: int) -> np.ndarray:

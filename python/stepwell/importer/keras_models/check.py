@@ -11,7 +11,7 @@ from stepwell.errors import ImportRefused
 from stepwell.float_stream import FloatStream
 from stepwell.graph import Dense, Embedding, Graph
 from stepwell.importer.keras_models.walk import Walked
-from stepwell.importer.replay import STEPS, STREAMS, TOLERANCE, Replay, relative_error
+from stepwell.importer.replay import STEPS, STREAMS, TOLERANCE, Replay, relative_error, ways
 from stepwell.text import printable
 
 
@@ -21,9 +21,9 @@ def replay(model, walked: Walked, graph: Graph) -> Replay:
 
     x = _sample(model, graph)
     expected = _keras_output(model, walked, x)
-    ours = _stream_output(graph, walked, x.reshape(*x.shape[:2], -1))
-    if graph.readout == "every":
-        expected = expected[:, : ours.shape[1]]
+    flat = x.reshape(*x.shape[:2], -1)
+    found = [_compared(way, flat, expected) for way in ways(graph, x.shape[1])]
+    ours, expected = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
     if not ours.size or ours.shape != expected.shape:
         raise ImportRefused(
             f"model '{printable(model.name)}' gives {list(expected.shape)} for {list(x.shape)}, the stream {list(ours.shape)}: "
@@ -112,13 +112,11 @@ def _from_zero_state(model) -> Iterator[None]:
             state.assign(value)
 
 
-def _stream_output(graph: Graph, walked: Walked, x: np.ndarray) -> np.ndarray:
-    """The stream's new outputs: [batch, n, n_out], or [batch, n_out] after the last step. In two stretches where it can."""
-    x = np.concatenate([x, np.zeros((len(x), walked.flush, x.shape[-1]))], axis=1)
-    n_steps, stream = x.shape[1], FloatStream(graph)
-    cut = 0 if graph.needs_window else n_steps // 2
-    y = np.concatenate([stream.run(part) for part in (x[:, :cut], x[:, cut:]) if part.size], axis=1)
-    fresh = y[:, graph.timing[-1].first :: graph.timing[-1].every]
+def _compared(graph: Graph, x: np.ndarray, expected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the graph and Keras give, [batch, n, ..] each: all that both have, or the last of it. In two stretches where it can."""
+    stream, cut = FloatStream(graph), 0 if graph.window else x.shape[1] // 2
+    parts = [part for part in (x[:, :cut], x[:, cut:]) if part.size]
+    ours = np.concatenate([stream.outputs(part) for part in parts], axis=1)
     if graph.readout == "every":
-        return fresh
-    return fresh[:, -1] if fresh.size else fresh
+        return ours, expected[:, : None if graph.window else ours.shape[1]]
+    return ours[:, -1:], expected[:, None]

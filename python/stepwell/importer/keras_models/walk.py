@@ -8,7 +8,6 @@ from functools import partial
 
 from stepwell.errors import ImportRefused
 from stepwell.importer.keras_models import activations, plain, recurrent, windows
-from stepwell.importer.keras_models.fuse import ancestors
 from stepwell.importer.keras_models.values import Builder, Call, Handler, Refusal, Value
 from stepwell.importer.outputs import Head, places, side_by_side, unique_names
 from stepwell.text import printable
@@ -33,7 +32,7 @@ WAITED_FOR = {  # what may follow a value that waits
     "Weighted": ("Sum",),
 }
 WAITING = {
-    "ZeroPadding1D": "zeros in front of a sequence",
+    "ZeroPadding1D": "zeros around a sequence",
     "Flatten": "a whole sequence in one row",
     "Softmax": "a softmax over time",
     "Weighted": "a sequence weighted by a softmax over time",
@@ -57,14 +56,12 @@ HINTS = {
 class Walked(Builder):
     """The layers, before they are tidied, and the model's outputs, side by side in the value ``output``.
 
-    ``places``: where each output is among the tensors that a call of the model gives, flattened. ``flush``: steps after the end
-    that its last answer needs.
+    ``places``: where each output is among the tensors that a call of the model gives, flattened.
     """
 
     output: Value | None = None
     heads: list[Head] = field(default_factory=list)
     places: list[int] = field(default_factory=list)
-    flush: int = 0
 
 
 def walk(model, wanted: tuple[str, ...] = ()) -> Walked:
@@ -87,7 +84,6 @@ def walk(model, wanted: tuple[str, ...] = ()) -> Walked:
     if len(values) > 1:
         index = side_by_side(walked.layers, walked.sources, walked.heads)
         walked.output = replace(values[0], index=index, inner=(sum(head.size for head in walked.heads),))
-    walked.flush = _flush(walked)
     return walked
 
 
@@ -143,27 +139,6 @@ def _input(tensor) -> Value:
     if len(tensor.shape) < 2 or None in tensor.shape[2:]:
         raise ImportRefused(f"the input is {list(tensor.shape)}: expected [batch, T, n_in], or [batch, T] of tokens")
     return Value(0, tuple(tensor.shape[2:]), steps=tensor.shape[1])
-
-
-def _flush(walked: Walked) -> int:
-    """What runs to the end of the sequence - its last answer, a layer that reads it backwards - needs the zeros that Keras puts
-    after it where a layer looks ahead: they can be fed where they are the input's."""
-    ends = [] if walked.output.timed else [walked.output.index]
-    ends += [k + 1 for k, layer in enumerate(walked.layers) if getattr(layer, "reverse", False)]
-    reached = ancestors(walked.sources, ends)
-    ahead = [layer for layer in walked.ahead if layer.made in reached]
-    for layer in ahead:
-        if layer.reads:
-            raise ImportRefused(
-                f"layer '{printable(layer.name)}': padding='same' puts zeros between layers after the end of the sequence, which a stream "
-                "never sees: use padding='causal'"
-            )
-    steps = max((layer.steps for layer in ahead), default=0)
-    if steps:
-        walked.notes.append(
-            f"for the answer to a whole sequence, as trained, give the stream {steps} steps of zeros after its end"
-        )
-    return steps
 
 
 def _run(walked: Walked, model, inputs: tuple[Value, ...], outputs: list | None = None) -> list[Value | None]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from stepwell.errors import ImportRefused
-from stepwell.graph import Graph, Source
+from stepwell.graph import Graph, Layer, Source
 from stepwell.importer import Imported, SourceModel
 from stepwell.importer.outputs import Head, advised, outputs_of, places, side_by_side, unique_names
 from stepwell.importer.torch import activations, arithmetic, layers, plumbing, recurrent  # noqa: F401  they fill the tables
@@ -279,12 +279,24 @@ def _graph(walk: Walk, outputs: Outputs, source: Source, notes: list[str]) -> Gr
     if not signal.value:
         raise ImportRefused("the output is the input: a graph needs at least one recurrent layer")
     chain = Chain(walk.layers, walk.reads).pruned(signal.value).fused()
-    if walk.tail(signal) and not signal.last:
-        walk.note(
-            f"a convolution looks ahead (padding after the sequence's end): outputs come {walk.tail(signal)} steps late"
-        )
     readout = "last" if signal.last else "every"
-    return Graph(tuple(chain.layers), readout, source, (*notes, *walk.notes), tuple(chain.reads), outputs.named)
+    layers, notes = tuple(_named_apart(chain.layers)), (*notes, *walk.notes)
+    graph = Graph(layers, readout, source, notes, tuple(chain.reads), outputs.named)
+    if graph.lags[-1] and not signal.last:
+        sentence = "a convolution looks ahead (padding after the sequence's end): in mode carry outputs come"
+        graph = replace(graph, notes=(*graph.notes, f"{sentence} {graph.lags[-1]} steps late"))
+    return graph
+
+
+def _named_apart(layers: list[Layer]) -> Iterator[Layer]:
+    """The layers, of which two may have one name: a convolution and the same one cropped."""
+    taken: set[str] = set()
+    for layer in layers:
+        name, copy_ = layer.name, 2
+        while name in taken:
+            name, copy_ = f"{layer.name}_{copy_}", copy_ + 1
+        taken.add(name)
+        yield layer if name == layer.name else replace(layer, name=name)
 
 
 def _source(module: torch.nn.Module) -> Source:

@@ -12,7 +12,7 @@ import torch
 from stepwell.errors import ImportRefused
 from stepwell.float_stream import FloatStream
 from stepwell.graph import Attention, Embedding, Graph, Output, Window
-from stepwell.importer.replay import SINGLE_STEPS, STEPS, STREAMS, TOLERANCE, Replay, relative_error
+from stepwell.importer.replay import SINGLE_STEPS, STEPS, STREAMS, TOLERANCE, Replay, relative_error, ways
 from stepwell.importer.torch.signals import BATCH, Path, Signal, Walk
 
 MOST_LENGTHS = 8
@@ -51,16 +51,17 @@ def replay(module: torch.nn.Module, walk: Walk, outputs: Outputs, graph: Graph) 
         ) from error
     stream, pairs = FloatStream(graph), []
     for x, y in zip(chunks, wanted, strict=True):
-        if not walk.state_inputs:
-            stream.reset()
-        pairs.append((_fresh(stream, graph, x), y))
+        handed_on = walk.state_inputs and not graph.needs_window
+        for way in [stream] if handed_on else map(FloatStream, ways(graph, x.shape[1])):
+            ours = _fresh(way, x)
+            pairs.append((ours, y if way.graph.window else y[:, : ours.shape[1]]))
     for ours, theirs in pairs:
-        if ours.shape[0] != theirs.shape[0] or ours.shape[2] != theirs.shape[2] or ours.shape[1] > theirs.shape[1]:
+        if ours.shape != theirs.shape:
             raise ImportRefused(
                 f"the module gives {list(theirs.shape)} [batch, steps, outputs], the stream {list(ours.shape)}: "
                 "what it reads out depends on the length of the sequence; read out every step or the last one"
             )
-    error = _error([(ours, theirs[:, : ours.shape[1]]) for ours, theirs in pairs], outputs)
+    error = _error(pairs, outputs)
     oracle = f"torch {torch.__version__} ({kind})"
     if not error <= TOLERANCE:
         raise ImportRefused(
@@ -213,9 +214,6 @@ def _canonical(y: torch.Tensor, signal: Signal, n_batch: int) -> np.ndarray:
     return y.reshape(n_batch, n_steps, signal.width).numpy()
 
 
-def _fresh(stream: FloatStream, graph: Graph, x: np.ndarray) -> np.ndarray:
+def _fresh(stream: FloatStream, x: np.ndarray) -> np.ndarray:
     """The stream's outputs [B, steps, n_out] at the steps at which it makes one; the last one only where that is the readout."""
-    y = stream.run(x)
-    if graph.readout == "last":
-        return y[:, -1:]
-    return y[:, graph.timing[-1].first :: graph.timing[-1].every]
+    return stream.run(x)[:, -1:] if stream.graph.readout == "last" else stream.outputs(x)
