@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stepwell.errors import WrongUse
-from stepwell.graph import Timing
+
+if TYPE_CHECKING:
+    from stepwell.graph import Timing
 
 KINDS = ("carry", "tumble", "slide", "stagger")  # STW_CARRY .. STW_STAGGER
 WINDOW_MAX = 65535

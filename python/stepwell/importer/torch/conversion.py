@@ -280,18 +280,18 @@ def _graph(walk: Walk, outputs: Outputs, source: Source, notes: list[str]) -> Gr
         raise ImportRefused("the output is the input: a graph needs at least one recurrent layer")
     chain = Chain(walk.layers, walk.reads).pruned(signal.value).fused()
     readout = "last" if signal.last else "every"
-    layers, notes = tuple(_named_apart(chain.layers)), (*notes, *walk.notes)
-    graph = Graph(layers, readout, source, notes, tuple(chain.reads), outputs.named)
+    chained, notes = tuple(_named_apart(chain.layers)), (*notes, *walk.notes)
+    graph = Graph(chained, readout, source, notes, tuple(chain.reads), outputs.named)
     if graph.lags[-1] and not signal.last:
         sentence = "a convolution looks ahead (padding after the sequence's end): in mode carry outputs come"
         graph = replace(graph, notes=(*graph.notes, f"{sentence} {graph.lags[-1]} steps late"))
     return graph
 
 
-def _named_apart(layers: list[Layer]) -> Iterator[Layer]:
+def _named_apart(chained: list[Layer]) -> Iterator[Layer]:
     """The layers, of which two may have one name: a convolution and the same one cropped."""
     taken: set[str] = set()
-    for layer in layers:
+    for layer in chained:
         name, copy_ = layer.name, 2
         while name in taken:
             name, copy_ = f"{layer.name}_{copy_}", copy_ + 1
