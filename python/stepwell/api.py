@@ -59,8 +59,8 @@ def convert(
     the source on the calibration data, below which QuantizeError is raised.
 
     ``notes["window"]`` is the length of the windows that the source was trained on, or None. ``notes["fidelity"]`` holds what
-    was measured on the calibration data (``stepwell.fidelity``): "sqnr_db" against the source, None where both are equal, and
-    for windows "carry_gap" in standard deviations, else None. A FidelityWarning tells when one is worse than it should be.
+    was measured on the calibration data (``stepwell.fidelity``): "sqnr_db" against the source, None where both are equal,
+    "answers" that were compared, and for windows "carry_gap" in standard deviations, else None. A FidelityWarning tells when one is worse than it should be.
 
     Raises ImportRefused (a node that cannot be streamed), SampleError (bad calibration data) or QuantizeError (no integer
     model passes the overflow proof); each names the culprit.
@@ -138,9 +138,10 @@ class Prepared:
         from stepwell import fidelity
 
         window = self.notes["window"]
-        found = fidelity.sqnr_against_source(model, self.graph, self.ground)
+        found, answers = fidelity.sqnr_against_source(model, self.graph, self.ground)
         gap = fidelity.carry_gap(self.source, self.ground.seen, window) if window else None
-        model = loads(model.replace(notes=model.notes | {"fidelity": {"sqnr_db": found, "carry_gap": gap}}).blob)
+        measured = {"sqnr_db": found, "carry_gap": gap, "answers": answers}
+        model = loads(model.replace(notes=model.notes | {"fidelity": measured}).blob)
         if min_sqnr is not None and found is not None and found < min_sqnr:
             raise QuantizeError(
                 f"the integer model follows its source at {found:.1f} dB, {min_sqnr:g} are wanted: {fidelity.cause(model)}"

@@ -62,13 +62,15 @@ def graph_source(graph: Graph) -> SourceModel:
 # ---- integer model against source ----
 
 
-def sqnr_against_source(model: Model, graph: Graph, ground: Ground) -> float | None:
-    """SQNR in dB of the integer model against the source, of the worst of its named outputs.
+def sqnr_against_source(model: Model, graph: Graph, ground: Ground) -> tuple[float | None, int]:
+    """SQNR in dB of the integer model against the source, of the worst of its named outputs, and of how many answers.
 
-    None: equal to the last bit. Raises ImportRefused when the source cannot be run.
+    None: equal to the last bit, or no answers as no sequence fills a window. Raises ImportRefused when the source cannot be run.
     """
     window = ground.source.window or model.mode.window or None
     pieces = _pieces(model, ground, window)
+    if not pieces:
+        return None, 0
     theirs, ours = [], []
     for group in length_groups([seen for _, seen in pieces]):
         x = np.stack([pieces[k][1] for k in group])
@@ -79,7 +81,8 @@ def sqnr_against_source(model: Model, graph: Graph, ground: Ground) -> float | N
             mine, answer = (mine[-1:], answer[-1:]) if n == 1 else (mine[:n], answer[:n])
             theirs.append(answer)
             ours.append(mine)
-    return worst_sqnr(np.concatenate(theirs), np.concatenate(ours), model.notes.get("outputs"))
+    exact = np.concatenate(theirs)
+    return worst_sqnr(exact, np.concatenate(ours), model.notes.get("outputs")), len(exact)
 
 
 def _pieces(model: Model, ground: Ground, window: int | None) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -93,7 +96,8 @@ def _pieces(model: Model, ground: Ground, window: int | None) -> list[tuple[np.n
             for at in range(0, len(seen) - length + 1, length)
             if np.isfinite(raw[at]).all()  # a held sample lies before the stretch
         ]
-    pairs = pairs or list(zip(ground.raw, ground.seen, strict=True))
+    if not pairs:
+        return []
     n_steps = max(FEWEST_STEPS, min(MOST_STEPS, BUDGET / macs_per_step(model.replace(mode=CARRY))))
     return [pairs[k] for k in _spread([len(seen) for _, seen in pairs], n_steps)]
 
@@ -272,7 +276,11 @@ def _within_windows(graph: Graph, sequences: Sequence[np.ndarray], window: int) 
 
 def texts(model: Model) -> list[str]:
     """A sentence for each figure of notes["fidelity"] that is worse than it should be, with the knob."""
-    found, said = model.notes.get("fidelity") or {"sqnr_db": None, "carry_gap": None}, []
+    found, said = model.notes.get("fidelity"), []
+    if not found:
+        return []
+    if not found["answers"]:
+        said.append(f"fidelity was not measured: {unfilled_text(model)}")
     if found["sqnr_db"] is not None and found["sqnr_db"] < LEAST_DB:
         said.append(
             f"the integer model follows its source at {found['sqnr_db']:.1f} dB only ({LEAST_DB:.0f} dB is the least "
@@ -287,6 +295,12 @@ def texts(model: Model) -> list[str]:
 def gap_text(gap: float, window: int) -> str:
     """The gap in words."""
     return f"carried on, the model differs from its windows of {window} steps by {gap:.3g} of its standard deviation"
+
+
+def unfilled_text(model: Model) -> str:
+    """Why there were no answers."""
+    window = max(model.notes["window"] or 0, model.mode.window)
+    return f"no calibration sequence fills a window of {window} steps, give longer ones"
 
 
 def windowed_modes(window: int) -> str:

@@ -144,10 +144,13 @@ def convert(
 
 def _print_fidelity(model: stepwell.Model) -> None:
     """What was measured on the calibration data, in words."""
-    from stepwell.fidelity import gap_text
+    from stepwell.fidelity import gap_text, unfilled_text
 
     found, window = model.notes.get("fidelity"), model.notes.get("window")
     if not found:
+        return
+    if not found["answers"]:
+        click.echo(f"  fidelity    not measured: {unfilled_text(model)}")
         return
     followed = "equal to" if found["sqnr_db"] is None else f"SQNR {found['sqnr_db']:.1f} dB against"
     trained = f"windows of {window} steps" if window else "whole sequences"
