@@ -242,8 +242,6 @@ def _joined(walk: Walk, chosen: list[tuple[str, _Leaf]], states: dict[tuple[int,
         )
     value = side_by_side(walk.layers, walk.reads, heads)
     first = next(part.content for part in parts if isinstance(part.content, Signal))
-    while len(walk.timing) <= len(walk.layers):
-        walk.timing.append(walk.timing[first.value])
     signal = replace(first, value=value, width=sum(head.size for head in heads)) if several else first
     return Outputs(signal, tuple(parts), outputs_of(heads), states)
 
