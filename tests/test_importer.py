@@ -646,6 +646,23 @@ def external(path: Path, location: str, **entries: int) -> Path:
     return path
 
 
+def test_external_data_beyond_the_limit(tmp_path):
+    """Counted before it is read: tensors that share a file take memory each."""
+    import onnx
+    from stepwell.memory import at_most
+
+    (tmp_path / "w.bin").write_bytes(bytes(10_000))
+    path = external(tmp_path / "model.onnx", "w.bin")
+    model = onnx.load(path, load_external_data=False)
+    (tensor,) = [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    for k in range(200):
+        model.graph.initializer.add().CopyFrom(tensor)
+        model.graph.initializer[-1].name = f"copy{k}"
+    path.write_bytes(model.SerializeToString())
+    with at_most("1M"):
+        refused(path, "in other files takes 1.917 MB", "--max-memory")
+
+
 def test_missing_external_data(path):
     refused(external(path, "weights.bin"), "'W'", "weights.bin", "missing")
 

@@ -8,10 +8,12 @@ import time
 import tracemalloc
 import warnings
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import stepwell
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stepwell.errors import ImportRefused, SampleError, SampleWarning, WrongUse
@@ -593,7 +595,7 @@ def test_csv_gz_beyond_the_limit(tmp_path, line):
         for _ in range(100):
             out.write(line * 100_000)
     if "\n" in line:
-        refused_at(tmp_path / "x.csv.gz", "64k", "line")
+        refused_at(tmp_path / "x.csv.gz", "1M", "line")
     else:
         refused(tmp_path / "x.csv.gz", "line 1", "longer than")
 
@@ -623,6 +625,42 @@ def test_hdf5_files_beyond_the_limit(tmp_path):
     for name in ("m.h5", "m.keras"):
         with at_most("1G"), pytest.raises(ImportRefused, match=rf"{name} takes 4 GB"):
             check_packed(tmp_path / name)
+
+
+@pytest.mark.parametrize("option", [["--max-memory", "1k"], ["--max-memory=1024"]])
+def test_commands_have_the_limit(tmp_path, option):
+    """Each refuses its data, or the model that it opens, with exit code 1 and the option's name."""
+    from conftest import DEMO
+    from test_report import invoke
+
+    onnx, data, model = DEMO / "turbofan.onnx", DEMO / "turbofan_test.npz", tmp_path / "m.stw"
+    stepwell.convert(onnx, DEMO / "turbofan_calib.npz").save(model)
+    (tmp_path / "log.csv").write_text("1,2\n")
+    for args, file in (
+        (["convert", onnx, "--calib", data, "-o", tmp_path / "new.stw"], onnx),
+        (["check", model, "--data", data], model),
+        (["report", model, "--data", data], model),
+        (["hil", model, "--port", "host:", "--data", data], model),
+        (["run", model, tmp_path / "log.csv"], model),
+    ):
+        done = invoke(*args, *option)
+        assert done.code == 1 and f"{file} takes" in done.stderr and "--max-memory" in done.stderr
+    done = invoke("check", model, "--data", data, "--float", onnx, "--max-memory", "100k")
+    assert done.code == 1 and "array 'x'" in done.stderr and "the limit is 100 kB" in done.stderr
+    assert not (tmp_path / "new.stw").exists()
+    done = invoke("run", model, tmp_path / "log.csv", "--max-memory", "lots")
+    assert done.code == 2 and "max-memory lots: expected a size such as 2G" in done.stderr
+
+
+def test_limit_of_the_api():
+    from conftest import DEMO
+
+    onnx, data = DEMO / "turbofan.onnx", DEMO / "turbofan_calib.npz"
+    for convert in (stepwell.convert, partial(stepwell.smallest, data=data)):
+        with pytest.raises(SampleError, match=r"turbofan_calib.npz, array 'x' .*max_memory="):
+            convert(onnx, data, max_memory="100k")
+        with pytest.raises(ImportRefused, match=r"turbofan.onnx takes .*max_memory="):
+            convert(onnx, data, max_memory=1000)
 
 
 @pytest.mark.parametrize(

@@ -367,6 +367,7 @@ def _number_or_missing(cell: str, where: str, label: str) -> float:
 def _load_csv(file: str, wanted: Wanted, may_miss: bool, header: bool | None) -> Samples:
     """A csv file is one sequence: a row a timestep."""
     reader = RowReader(wanted.n_in, wanted.asked, file, may_miss, wanted.known, header)
+    check_size(Path(file).stat().st_size, file)
     values, n_characters = array("d"), 0
     with gzip.open(file, "rt", encoding="utf-8") if file.endswith(".gz") else open(file, encoding="utf-8") as lines:
         for number, line in numbered_lines(lines):
