@@ -196,3 +196,25 @@ def round_up_4(n: int) -> int:
 
 
 # ---- the cases of the design folder ----
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="not part of the repository: the cases beside it")
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        (
+            "F08_missed_window.stw",
+            "mode stagger:16/4: the model gives an output every 3 steps, and none at the window's",
+        ),
+        ("F10_overlapping_places.stw", "layer 1 'dense12x6' writes over the output of layer 0 'window'"),
+    ],
+)
+def test_models_that_the_exporter_never_writes(file, reason):
+    import stepwell
+    from stepwell._engine import lib
+    from test_blob_bounds import opened
+
+    path = CASES / "hostile" / file
+    assert opened(path.read_bytes(), 64) == lib.STW_E_SHAPE
+    with pytest.raises(stepwell.ModelError, match=f"{file}: {reason}"):
+        stepwell.load(path)
