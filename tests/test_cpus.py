@@ -254,6 +254,14 @@ def test_plain_rows_of_every_size(replay, precision):
     assert_same(replay, [sized(*size, precision) for size in SIZES], "plain")
 
 
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_nothing_is_read_behind_the_weights(replay, packing):
+    """Kernels take 16 weights of a row at once: at the last row, which whole groups of eight units reach, fewer are left."""
+    models = [sized(*size, cell=cell) for size in [(14, 8), (15, 8), (31, 16)] for cell in (random_lstm, random_gru)]
+    models.append(sized(15, 8, "w4a16"))
+    assert_same(replay, models, packing)
+
+
 def test_rows_with_small_shifts(replay):
     """Requantising by less than 17 bits: what vector code leaves to the portable one, whole layers and single units."""
     models = [sized(5, 24), sized(9, 16)]
