@@ -17,6 +17,7 @@ from stepwell.mode import Mode, parse_mode
 from stepwell.model import Model
 from stepwell.precision import Plan, Precision, parse_precision
 from stepwell.scaler import Scaler, as_scaler, fold_outputs
+from stepwell.text import printable
 
 if TYPE_CHECKING:
     from stepwell.search import Trial
@@ -37,6 +38,7 @@ def convert(
     steps: int | None = None,
     precision: str | Precision | Plan = "w8a16",
     calibration: str = "auto",
+    outputs: str | Sequence[str] | None = None,
 ) -> Model:
     """A trained model as an integer model.
 
@@ -45,12 +47,13 @@ def convert(
     .npy, .csv; ``columns`` picks csv columns by name). ``mode``: how windows are treated (``stepwell.mode.HELP``). ``scaler``:
     normalisation, clamping, missing samples and raw counts (``stepwell.scaler.as_scaler``). ``steps``: the window's length,
     for torch modules that need to know it. ``precision``: bits of weights and activations (``stepwell.precision.HELP``).
-    ``calibration``: how the input's range is chosen (``stepwell.calibrate.HELP``).
+    ``calibration``: how the input's range is chosen (``stepwell.calibrate.HELP``). ``outputs``: names of the source's outputs that
+    the model shall have, side by side in this order; None for all but final states.
 
     Raises ImportRefused (a node that cannot be streamed), SampleError (bad calibration data) or QuantizeError (no integer
     model passes the overflow proof); each names the culprit.
     """
-    prepared = prepare(source, calib, name, columns, progress, mode, scaler, steps, calibration)
+    prepared = prepare(source, calib, name, columns, progress, mode, scaler, steps, calibration, outputs)
     return prepared.quantized(parse_precision(precision))
 
 
@@ -126,12 +129,13 @@ def prepare(
     scaler: object = None,
     steps: int | None = None,
     calibration: str = "auto",
+    outputs: str | Sequence[str] | None = None,
 ) -> Prepared:
     """The first half of ``convert``, with its arguments and errors."""
     from stepwell.quantize import check_window
     from stepwell.samples import load_samples
 
-    graph, verified = _graph_of(source, steps, _width(calib))
+    graph, verified = _graph_of(source, steps, _width(calib), outputs)
     mode, scaler = parse_mode(mode, graph.readout), as_scaler(scaler)
     check_window(graph, mode)
     scaler.check(graph.n_in, graph.n_out)
@@ -140,7 +144,7 @@ def prepare(
     sequences = samples.sequences if scaler.is_identity else [scaler.normalise(s) for s in samples.sequences]
     found = calibrate(folded, sequences, progress, mode.window, calibration)
     notes = {
-        "name": name or _name_from(graph.source.file),
+        "name": printable(name or _name_from(graph.source.file)),
         "tool": f"stepwell {__version__}",
         "source": asdict(graph.source),
         "source_check": verified,
@@ -148,6 +152,8 @@ def prepare(
         "readout": graph.readout,
         "import_notes": list(graph.notes),
     }
+    if graph.outputs:
+        notes["outputs"] = [asdict(output) for output in graph.outputs]
     return Prepared(graph, folded, found, mode, scaler, notes, sequences, calibration)
 
 
@@ -159,23 +165,29 @@ def _width(calib: Samples) -> int | None:
     return int(np.shape(first)[-1]) if np.ndim(first) >= 2 else None
 
 
-def _graph_of(source: Source, steps: int | None, n_in: int | None) -> tuple[Graph, dict[str, object]]:
+def _graph_of(
+    source: Source, steps: int | None, n_in: int | None, outputs: str | Sequence[str] | None
+) -> tuple[Graph, dict[str, object]]:
     """The float graph and how well it replays its source. Heavy frameworks are imported only when something of theirs is given."""
     if isinstance(source, Graph):
+        if outputs:
+            raise ImportRefused(
+                "outputs= chooses outputs of a file, a torch module or a Keras model: a Graph is taken whole"
+            )
         return source, {}
     frameworks = {base.__module__.split(".")[0] for base in type(source).__mro__}
     if "keras" in frameworks:
         from stepwell.importer.keras_models import import_keras
 
-        imported = import_keras(source)
+        imported = import_keras(source, outputs=outputs)
     elif "torch" in frameworks:
         from stepwell.importer.torch import import_torch
 
-        imported = import_torch(source, steps=steps, n_in=n_in)
+        imported = import_torch(source, steps=steps, n_in=n_in, outputs=outputs)
     elif isinstance(source, (str, Path)):
         from stepwell.importer import import_file
 
-        imported = import_file(source)
+        imported = import_file(source, outputs=outputs)
     else:
         raise ImportRefused(
             f"a model is an .onnx file, a torch module, a Keras model or a Graph, not {type(source).__name__}"

@@ -53,6 +53,7 @@ MAX_DROP = "0.5%"
         "stepwell convert motor.onnx --calib train.npz --precision auto --data test.npz --max-drop 0.5%",
         "stepwell convert motor.onnx --calib windows.npz --mode slide:50",
         "stepwell convert motor.onnx --calib adc.csv --scaler scaler.json --raw int16 --missing hold",
+        "stepwell convert policy.onnx --calib train.npz --outputs mu --outputs value",
     )
 )
 @click.argument("source", metavar="MODEL.onnx")
@@ -71,6 +72,12 @@ MAX_DROP = "0.5%"
 @click.option("--scaler", help=f"Normalisation of inputs, .json or .npz: {SCALER_KEYS}.")
 @click.option("--raw", type=click.Choice(["int16", "int32"]), help="The device is given raw counts (stw_step_raw).")
 @click.option("--missing", type=click.Choice(MISSING), help="What a missing sample (NaN, empty cell) becomes.")
+@click.option(
+    "--outputs",
+    metavar="NAME",
+    multiple=True,
+    help="An output of the source to keep; repeat it for several (default: all).",
+)
 @columns_option
 @json_option
 def convert(
@@ -88,6 +95,7 @@ def convert(
     scaler: str | None,
     raw: str | None,
     missing: str | None,
+    outputs: tuple[str, ...],
     columns: str | None,
     as_json: bool,
 ) -> None:
@@ -107,6 +115,7 @@ def convert(
         "mode": mode,
         "scaler": _scaler(scaler, raw, missing),
         "calibration": calibration,
+        "outputs": outputs,
     }
     tried: list[Trial] = []
     with progress("calibrating", quiet=as_json) as tick:
@@ -128,8 +137,16 @@ def convert(
         f"  import      stream = source ({verified['oracle']}), largest relative difference {verified['error']:.1e}"
     )
     click.echo(f"  calibrated  {notes['calibration']['sequences']} sequences, {notes['calibration']['steps']} steps")
+    if len(info["outputs"]) > 1:
+        click.echo(f"  values      {_outputs_text(info['outputs'])}")
     _print_costs(info)
     _print_notes(notes)
+
+
+def _outputs_text(outputs: list[dict[str, Any]]) -> str:
+    """mu 0..5, value 6: which values are which output."""
+    ends = [(output["name"], output["first"], output["first"] + output["size"] - 1) for output in outputs]
+    return ", ".join(f"{name} {first}" if first == last else f"{name} {first}..{last}" for name, first, last in ends)
 
 
 def _check_auto(precision: str, options: dict[str, object]) -> None:
@@ -214,7 +231,8 @@ def info(model_file: str, board: str | None, as_json: bool) -> None:
     click.echo(
         f"  input       {facts['n_in']} x int16, scale {facts['input']['scale']:.6g}, range {low:.4g} .. {high:.4g}"
     )
-    click.echo(f"  output      {facts['n_out']} x int32 in {facts['output']['format']}")
+    named = f": {_outputs_text(facts['outputs'])}" if facts["outputs"] else ""
+    click.echo(f"  output      {facts['n_out']} x int32 in {facts['output']['format']}{named}")
     if not model.scaler.is_identity:
         click.echo(f"  scaler      {_scaler_text(facts['scaler'])}")
     _print_costs(facts)
@@ -281,13 +299,12 @@ def check(
     as_json: bool,
 ) -> None:
     """Compare float and integer on your data: SQNR, errors, saturation, task metric, memory; window modes with --modes."""
-    from stepwell.check import compare, compare_modes, warm_up
-    from stepwell.importer import import_file
+    from stepwell.check import compare, compare_modes, reimported, warm_up
     from stepwell.samples import load_samples
 
     model, wanted = stepwell.load(model_file), find_metric(metric) if metric else None
     source, source_facts = float_source(model, model_file, float_file)
-    graph = import_file(source, verify=False).graph
+    graph = reimported(model, source).graph
     asked = _modes(modes, model, graph)
     may_miss = model.scaler.missing != "refuse"
     samples = load_samples(data, model.n_in, columns=split_columns(columns), may_miss=may_miss)

@@ -78,7 +78,9 @@ def _inlined_size(model: onnx.ModelProto, path: Path) -> _Size:
                 entered.pop()
                 within.discard(key)
             elif callee in within:
-                raise ImportRefused(f"{path}: local function '{callee[1]}' calls itself: export without local functions")
+                raise ImportRefused(
+                    f"{path}: local function '{callee[1]}' calls itself: export without local functions"
+                )
             elif len(entered) >= DEPTH_LIMIT:
                 raise ImportRefused(
                     f"{path}: its local functions call each other more than {DEPTH_LIMIT} deep: export without them"

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from stepwell.graph import Dense, MaxPool, Window
+from stepwell.graph import WIDTH_MAX, Dense, MaxPool, Window
 from stepwell.importer.signals import Atom, Signal, Value, Walk
 
 
@@ -140,5 +140,7 @@ def pad(w: Walk, x: Value, pads: Value = None, value: Value = None, axes: Value 
     if given[half + place] or given[place] < 0:
         raise w.refuse("pads after the sequence's end, which a stream does not know: pad on the left (causal)")
     left = int(given[place])
+    if left > WIDTH_MAX:
+        raise w.refuse(f"pads {left} zeros, {WIDTH_MAX} at most")
     axes_now = tuple((Atom(x.time, x.steps() + left),) if k == x.time_axis else a for k, a in enumerate(x.axes))
     return (replace(x, axes=axes_now, padded=x.padded + left),)

@@ -68,7 +68,7 @@ class Walked(Builder):
 
 
 def walk(model, wanted: tuple[str, ...] = ()) -> Walked:
-    """Collect the layers of a Functional or Sequential model with one input that make the ``wanted`` outputs, or all data outputs."""
+    """Collect the layers of a Functional or Sequential model that make the ``wanted`` outputs, or all that are data."""
     walked, outputs = Walked(), _outputs(model)
     names = [output.name for output in outputs]
     chosen = [outputs[k] for k in places(names, wanted or data_names(model))]
@@ -155,7 +155,7 @@ def _flush(walked: Walked) -> int:
     for layer in ahead:
         if layer.reads:
             raise ImportRefused(
-                f"layer '{printable(layer.name)}': padding='same' puts zeros between layers after the end of the sequence, which a stream "
+                f"layer '{layer.name}': padding='same' puts zeros between layers after the end of the sequence, which a stream "
                 "never sees: use padding='causal'"
             )
     steps = max((layer.steps for layer in ahead), default=0)
