@@ -151,9 +151,6 @@ def _last_step(torch):
 # ---- W2: scale: a leading affine is the scaler, channels get a scale of their own ----
 
 
-
-
-
 # ---- W3: fidelity: noise is never silent ----
 
 
@@ -192,9 +189,6 @@ def test_noise_is_warned_of_and_refused_when_asked(tmp_path):
 
 
 # ---- W4: padding='same': exact in windows, refused in carry ----
-
-
-
 
 
 # ---- W5: check: source, float stream and integer side by side ----
@@ -620,43 +614,22 @@ def round_up_4(n: int) -> int:
 # ---- W10: hard_sigmoid by the version of Keras ----
 
 
-
-
-
 # ---- W11: raw data into a model of scaled data ----
-
-
-
 
 
 # ---- W12: several outputs ----
 
 
-
-
-
 # ---- W13: hidden weights that keep few codes ----
-
-
-
 
 
 # ---- W14: short calibration sequences ----
 
 
-
-
-
 # ---- W15: concatenations of relu layers at 8 bits ----
 
 
-
-
-
 # ---- W16: info's ranges by channel ----
-
-
-
 
 
 # ---- the cases of the design folder ----
@@ -709,6 +682,8 @@ def test_case_csv_headers_and_banners(tmp_path):
         np.testing.assert_allclose(np.array([r.split(",") for r in found], float), expected, atol=2e-3)
         code, found, said = live(tmp_path / "m3.stw", content)
         assert code == 1 and not found and "stdin line 1: " in said
+
+
 @pytest.mark.skipif(not CASES.is_dir(), reason="not part of the repository: the cases beside it")
 @pytest.mark.parametrize(
     ("file", "reason"),

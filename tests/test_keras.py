@@ -18,7 +18,7 @@ import stepwell
 from stepwell.errors import ImportRefused
 from stepwell.functions import Function
 from stepwell.graph import Attention, Dense, Gru, Lstm, Window
-from stepwell.importer import file_sha256
+from stepwell.importer import file_sha256, import_file
 from stepwell.importer.keras_models import import_keras, recurrent
 from stepwell.importer.replay import TOLERANCE
 
@@ -592,12 +592,62 @@ def test_refusals(name):
     assert sentence in refused(make())
 
 
-def test_many_inputs_and_outputs_are_refused():
+def test_many_inputs_are_refused():
     a, b = keras.Input((T, 2)), keras.Input((T, 3))
     y = k.LSTM(4)(k.Concatenate()([a, b]))
     assert "has 2 inputs" in refused(keras.Model([a, b], y))
-    x = keras.Input((T, 2))
-    assert "has 2 outputs" in refused(keras.Model(x, [k.LSTM(4)(x), k.GRU(4)(x)]))
+
+
+def two_heads(pack, first=None, second=None) -> keras.Model:
+    x = keras.Input((T, N_IN))
+    y, h, c = k.LSTM(4, return_sequences=True, return_state=True)(x)
+    return keras.Model(x, pack((first or k.Dense(2, name="mu"))(y), (second or k.Dense(1, name="value"))(y), h, c))
+
+
+PACKED = {
+    "list": (lambda a, b, h, c: [a, b], ["mu", "value"]),
+    "with states": (lambda a, b, h, c: [h, a, c, b], ["mu", "value"]),
+    "dict": (lambda a, b, h, c: {"worth": b, "mean": a}, ["worth", "mean"]),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_outputs_stand_side_by_side(name, tmp_path):
+    pack, names = PACKED[name]
+    model = two_heads(pack)
+    imported = import_keras(model)
+    assert [output.name for output in imported.graph.outputs] == names and imported.replay.error <= TOLERANCE
+    assert imported.graph.n_out == 3 and imported.graph.readout == "every"
+    turned = import_keras(model, outputs=names[::-1])
+    assert [output.name for output in turned.graph.outputs] == names[::-1] and turned.replay.error <= TOLERANCE
+    model.save(tmp_path / "model.keras")
+    alone = import_file(tmp_path / "model.keras", outputs=names[1])
+    assert alone.graph.outputs == imported.graph.outputs[1:] and alone.replay.error <= TOLERANCE
+
+
+def test_outputs_that_cannot_stand_side_by_side():
+    model = two_heads(lambda a, b, h, c: [a, b, k.Dense(3, name="end")(h)])
+    text = refused(model)
+    assert "'mu' answers at every step, 'end' at the last one" in text
+    assert "by themselves convert 'mu', 'value', 'end': choose with --outputs NAME" in text
+    assert import_keras(model, outputs="end").graph.readout == "last"
+    model = two_heads(lambda a, b, h, c: [a, b], first=k.Dense(2, "softmax", name="mu"))
+    assert "'mu' ends in softmax" in refused(model)
+    model = two_heads(lambda a, b, h, c: [a, b], first=k.UpSampling1D(2, name="more"))
+    assert "'value' converts by itself: choose with --outputs NAME" in refused(model)
+    assert import_keras(model, outputs="value").replay.error <= TOLERANCE
+    with pytest.raises(ImportRefused, match="no output 'nothing': the model has 'more', 'value'"):
+        import_keras(model, outputs="nothing")
+
+
+def test_names_that_cannot_be_printed():
+    model = two_heads(lambda a, b, h, c: [a, b], first=k.Dense(2, name="m\u00a0u\x1b[2J"))
+    graph = import_keras(model).graph
+    assert [output.name for output in graph.outputs] == ["m_u_[2J", "value"]
+    model = sequential(k.LSTM(4, name="tief \u00e9\t\U0001f600"))
+    graph = import_keras(model).graph
+    assert graph.layers[0].name == "tief \u00e9_\U0001f600"
+    assert any("cannot be printed" in note and note.isprintable() for note in graph.notes)
 
 
 def test_diverged_weights_are_refused():

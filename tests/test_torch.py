@@ -6,6 +6,8 @@ import itertools
 import subprocess
 import sys
 import warnings
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -470,8 +472,9 @@ def test_residual_stack_with_two_heads():
         fc=nn.Linear(4, 2),
         other=nn.Linear(4, 5),
     )
-    graph = checked(net)
-    assert graph.n_out == 2 and graph.notes == ("forward returns several results: the first is the model's output",)
+    assert checked(net, outputs="output0").n_out == 2
+    graph = import_torch(net).graph
+    assert [(output.name, output.size) for output in graph.outputs] == [("output0", 2), ("output1", 5)]
 
 
 def settled(norm: nn.BatchNorm1d) -> nn.BatchNorm1d:
@@ -925,3 +928,80 @@ def test_torch_is_optional():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install torch" in run.stdout
+
+
+# ---- several outputs ----
+
+
+@dataclass
+class Policy:
+    mu: torch.Tensor
+    value: torch.Tensor
+    state: tuple
+
+
+class Heads(NamedTuple):
+    mu: torch.Tensor
+    value: torch.Tensor
+
+
+RESULTS = {
+    "tuple": (lambda a, b, state: (a, b), ["output0", "output1"]),
+    "list with the state between": (lambda a, b, state: [a, state, b], ["output0", "output1"]),
+    "namedtuple": (lambda a, b, state: Heads(a, b), ["mu", "value"]),
+    "dataclass": (lambda a, b, state: Policy(a, b, state), ["mu", "value"]),
+    "dict": (lambda a, b, state: {"value": b, "mu": a, "h": state[0]}, ["value", "mu"]),
+    "nested": (lambda a, b, state: {"heads": (a, {"v": b})}, ["heads.0", "heads.1.v"]),
+}
+
+
+def two_heads(result) -> nn.Module:
+    def run(net, x):
+        y, state = net.rnn(x)
+        return result(net.mu(y), net.value(y), state)
+
+    return Net(run, rnn=nn.LSTM(3, 4, batch_first=True), mu=nn.Linear(4, 2), value=nn.Linear(4, 1))
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_results_of_forward_stand_side_by_side(name):
+    result, names = RESULTS[name]
+    imported = import_torch(two_heads(result))
+    assert [output.name for output in imported.graph.outputs] == names and imported.replay.error <= LIMIT
+    assert sum(output.size for output in imported.graph.outputs) == imported.graph.n_out == 3
+    turned = import_torch(two_heads(result), outputs=names[::-1])
+    assert [output.name for output in turned.graph.outputs] == names[::-1] and turned.replay.error <= LIMIT
+    assert import_torch(two_heads(result), outputs=names[1]).graph.outputs == imported.graph.outputs[1:]
+
+
+def test_a_lone_output_needs_no_name():
+    assert import_torch(nn.LSTM(3, 4)).graph.outputs == ()
+
+
+def test_a_parameter_among_the_results():
+    net = two_heads(lambda a, b, state: (a, torch.full((2,), 0.5), b))
+    graph = import_torch(net).graph
+    y = FloatStream(graph).run(np.random.default_rng(0).normal(size=(1, 9, 3)))
+    assert [output.size for output in graph.outputs] == [2, 2, 1] and (y[..., 2:4] == 0.5).all()
+    with pytest.raises(ImportRefused, match="'output1' is a constant"):
+        import_torch(net, outputs="output1")
+
+
+def test_results_that_cannot_be_streamed_do_not_matter_when_others_are_wanted():
+    net = two_heads(lambda a, b, state: {"total": a.cumsum(1), "value": b})
+    with pytest.raises(ImportRefused, match=r"cumsum.*'value' converts by itself: choose with --outputs NAME"):
+        import_torch(net)
+    assert import_torch(net, outputs=["value"]).replay.error <= LIMIT
+    with pytest.raises(ImportRefused, match="adds up without bound"):
+        import_torch(net, outputs="total")
+
+
+def test_attributes_that_cannot_be_printed():
+    def run(net, x):
+        y, _ = net.get_submodule("rnn\t\u202e")(x)
+        return {"mu\x1b[2J": net.mu(y), "gr\u00f6\u00dfe \U0001f600": net.value(y)}
+
+    net = Net(run, mu=nn.Linear(4, 2), value=nn.Linear(4, 1), **{"rnn\t\u202e": nn.LSTM(3, 4, batch_first=True)})
+    graph = import_torch(net).graph
+    assert [output.name for output in graph.outputs] == ["mu_[2J", "gr\u00f6\u00dfe \U0001f600"]
+    assert all(layer.name.isprintable() for layer in graph.layers)

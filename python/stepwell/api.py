@@ -18,6 +18,7 @@ from stepwell.mode import Mode, parse_mode
 from stepwell.model import Model
 from stepwell.precision import Plan, Precision, parse_precision
 from stepwell.scaler import Scaler, as_scaler, fold_outputs
+from stepwell.text import printable
 
 if TYPE_CHECKING:
     from stepwell.fidelity import Ground
@@ -43,6 +44,7 @@ def convert(
     min_sqnr: float | None = None,
     header: bool | None = None,
     max_memory: int | str | None = None,
+    outputs: str | Sequence[str] | None = None,
 ) -> Model:
     """A trained model as an integer model.
 
@@ -55,18 +57,20 @@ def convert(
     ``mode``: how windows are treated (``stepwell.mode.HELP``). ``scaler``:
     normalisation, clamping, missing samples and raw counts (``stepwell.scaler.as_scaler``). ``steps``: the window's length,
     for torch modules that need to know it. ``precision``: bits of weights and activations (``stepwell.precision.HELP``).
-    ``calibration``: how the input's range is chosen (``stepwell.calibrate.HELP``). ``min_sqnr``: the least SQNR in dB against
+    ``calibration``: how the input's range is chosen (``stepwell.calibrate.HELP``). ``outputs``: names of the source's outputs that
+    the model shall have, side by side in this order; None for all but final states. ``min_sqnr``: the least SQNR in dB against
     the source on the calibration data, below which QuantizeError is raised.
 
     ``notes["window"]`` is the length of the windows that the source was trained on, or None. ``notes["fidelity"]`` holds what
     was measured on the calibration data (``stepwell.fidelity``): "sqnr_db" against the source, None where both are equal,
-    "answers" that were compared, and for windows "carry_gap" in standard deviations, else None. A FidelityWarning tells when one is worse than it should be.
+    "answers" that were compared, and for windows "carry_gap" in standard deviations, else None. A FidelityWarning tells
+    when one is worse than it should be.
 
     Raises ImportRefused (a node that cannot be streamed), SampleError (bad calibration data) or QuantizeError (no integer
     model passes the overflow proof); each names the culprit.
     """
     with at_most(max_memory):
-        prepared = prepare(source, calib, name, columns, progress, mode, scaler, steps, calibration, header)
+        prepared = prepare(source, calib, name, columns, progress, mode, scaler, steps, calibration, header, outputs)
     return prepared.measured(prepared.quantized(parse_precision(precision)), min_sqnr)
 
 
@@ -171,13 +175,14 @@ def prepare(
     steps: int | None = None,
     calibration: str = "auto",
     header: bool | None = None,
+    outputs: str | Sequence[str] | None = None,
 ) -> Prepared:
     """The first half of ``convert``, with its arguments and errors."""
     from stepwell.fidelity import Ground, check_growth
     from stepwell.quantize import check_window
     from stepwell.samples import load_samples
 
-    graph, verified, run = _graph_of(source, steps, _width(calib, columns))
+    graph, verified, run = _graph_of(source, steps, _width(calib, columns), outputs)
     mode, scaler = parse_mode(mode, graph.readout), as_scaler(scaler)
     check_window(graph, mode, run.window)
     scaler.check(graph.n_in, graph.n_out)
@@ -188,7 +193,7 @@ def prepare(
     check_growth(folded, sequences, mode, run.window)
     found = calibrate(folded, sequences, progress, mode.window, calibration)
     notes = {
-        "name": name or _name_from(graph.source.file),
+        "name": printable(name or _name_from(graph.source.file)),
         "tool": f"stepwell {__version__}",
         "source": asdict(graph.source),
         "source_check": verified,
@@ -199,6 +204,8 @@ def prepare(
     }
     if samples.columns:
         notes["columns"] = _names_of_inputs(samples.columns, samples.name)
+    if graph.outputs:
+        notes["outputs"] = [asdict(output) for output in graph.outputs]
     ground = Ground(run, samples.sequences, sequences, scaler)
     return Prepared(graph, folded, found, mode, scaler, notes, sequences, calibration, ground)
 
@@ -238,7 +245,9 @@ def _width(calib: Samples, columns: Sequence[object] | None) -> int | None:
     return int(np.shape(first)[-1]) if np.ndim(first) >= 2 else None
 
 
-def _graph_of(source: Source, steps: int | None, n_in: int | None) -> tuple[Graph, dict[str, object], SourceModel]:
+def _graph_of(
+    source: Source, steps: int | None, n_in: int | None, outputs: str | Sequence[str] | None
+) -> tuple[Graph, dict[str, object], SourceModel]:
     """The float graph, how well it replays its source, and the source.
 
     Heavy frameworks are imported only when something of theirs is given.
@@ -246,20 +255,24 @@ def _graph_of(source: Source, steps: int | None, n_in: int | None) -> tuple[Grap
     if isinstance(source, Graph):
         from stepwell.fidelity import graph_source
 
+        if outputs:
+            raise ImportRefused(
+                "outputs= chooses outputs of a file, a torch module or a Keras model: a Graph is taken whole"
+            )
         return source, {}, graph_source(source)
     frameworks = {base.__module__.split(".")[0] for base in type(source).__mro__}
     if "keras" in frameworks:
         from stepwell.importer.keras_models import import_keras
 
-        imported = import_keras(source)
+        imported = import_keras(source, outputs=outputs)
     elif "torch" in frameworks:
         from stepwell.importer.torch import import_torch
 
-        imported = import_torch(source, steps=steps, n_in=n_in)
+        imported = import_torch(source, steps=steps, n_in=n_in, outputs=outputs)
     elif isinstance(source, (str, Path)):
         from stepwell.importer import import_file
 
-        imported = import_file(source)
+        imported = import_file(source, outputs=outputs)
     else:
         raise ImportRefused(
             f"a model is an .onnx file, a torch module, a Keras model or a Graph, not {type(source).__name__}"

@@ -54,6 +54,7 @@ from stepwell.packing import (
     packing_of,
 )
 from stepwell.scaler import MISSING, Channels, Scaler
+from stepwell.text import printable
 
 MAGIC = b"STW1"
 KIND_NAMES = (
@@ -292,7 +293,9 @@ def unpack(blob: bytes) -> Model:
         )
         scaler.check(n_in, n_out)
         x_scale = _positive(host["x_scale"])
-        notes = _checked_notes(host["notes"], n_in)
+        notes = _checked_notes(host["notes"], n_in, n_out)
+    except UnprintableError as error:
+        raise ModelError(f"a name in its host notes cannot be printed: {error}: convert the model again") from error
     except (
         ValueError,
         KeyError,
@@ -343,6 +346,7 @@ NOTE_TYPES: dict[str, type] = {
     "calibration": dict,
     "import_notes": list,
     "columns": list,
+    "outputs": list,
     "repaired_rows": list,
     "warnings": list,
     "functions": dict,
@@ -351,7 +355,7 @@ NOTE_TYPES: dict[str, type] = {
 SOURCE_TEXTS = ("file", "sha256", "producer")
 
 
-def _checked_notes(notes: Any, n_in: int) -> dict[str, Any]:
+def _checked_notes(notes: Any, n_in: int, n_out: int) -> dict[str, Any]:
     """Notes as the quantiser writes them: known types, text that can be printed. ValueError otherwise."""
     for name, kind in NOTE_TYPES.items():
         if not isinstance(notes.get(name, kind()), kind):
@@ -367,12 +371,24 @@ def _checked_notes(notes: Any, n_in: int) -> dict[str, Any]:
     source = notes.get("source", {})
     for text in [source[name] for name in SOURCE_TEXTS] if source else []:
         _printable(text)
+    outputs = notes.get("outputs", [])
+    for output in outputs:
+        _printable(output["name"])
+    sizes = [output["size"] for output in outputs]
+    if sizes and (not all(type(size) is int and size > 0 for size in sizes) or sum(sizes) != n_out):
+        raise ValueError(f"outputs of {sizes!r:.80} values do not make up {n_out}")
     return dict(notes)
 
 
+class UnprintableError(ValueError):
+    """A name or note holds characters that cannot be printed."""
+
+
 def _printable(value: Any) -> str:
-    if not isinstance(value, str) or not value.isprintable():
-        raise ValueError("a name or note cannot be printed")
+    if not isinstance(value, str):
+        raise ValueError("a name or note is no text")
+    if printable(value) != value:
+        raise UnprintableError(f"{value!r:.80}")
     return value
 
 

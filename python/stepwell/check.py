@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,10 @@ from stepwell.quantize import in_mode
 from stepwell.reference import Reference
 from stepwell.samples import Samples
 from stepwell.scaler import fold_outputs
+from stepwell.text import printable
+
+if TYPE_CHECKING:
+    from stepwell.importer import Imported
 
 
 def find_source(model: Model, model_path: Path, given: str | None) -> Path:
@@ -34,12 +38,34 @@ def find_source(model: Model, model_path: Path, given: str | None) -> Path:
     source = model.notes.get("source", {})
     name, digest = Path(source.get("file", "")).name, source.get("sha256", "")
     for folder in (model_path.parent, Path()):
-        candidate = folder / name
-        if name and candidate.is_file() and file_sha256(candidate) == digest:
-            return candidate
+        for candidate in _files_called(name, folder):
+            if file_sha256(candidate) == digest:
+                return candidate
     raise ModelError(
         f"{model_path}: the float model it was made from ('{name}') is not beside it: name it with --float FILE"
     )
+
+
+def _files_called(name: str, folder: Path) -> Iterator[Path]:
+    """Files of a folder whose name is this one, once it can be printed."""
+    if name and (folder / name).is_file():
+        yield folder / name
+    elif "_" in name:
+        yield from (path for path in folder.iterdir() if printable(path.name) == name and path.is_file())
+
+
+def reimported(model: Model, path: Path) -> Imported:
+    """The source of a model, or another file to compare it with, with the outputs that the model was made of; without a replay."""
+    from stepwell.importer import import_file
+    from stepwell.importer.outputs import UnknownOutput
+
+    names = [output["name"] for output in model.notes.get("outputs", [])]
+    try:
+        return import_file(path, verify=False, outputs=names)
+    except UnknownOutput:
+        if len(names) > 1 or is_source(model, path):
+            raise
+        return import_file(path, verify=False)  # another model, whose one output has another name
 
 
 def is_source(model: Model, path: Path) -> bool | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -159,6 +160,7 @@ def _facts(model: Model, name: str, target: str) -> dict[str, object]:
         "info": described | {"name": _comment(model.name)},
         "source": {k: _comment(model.notes.get("source", {}).get(k, "")) for k in ("file", "sha256")},
         "readout": model.notes.get("readout", "every"),
+        "outputs": _output_macros(described["outputs"]),
         "layers": [_layer_facts(model, index, packing) for index in range(len(model.layers))],
         "struct_bytes": {"model": info.MODEL_STRUCT_BYTES, "layer": info.LAYER_STRUCT_BYTES},
         "engine_sources": list(sources),
@@ -172,6 +174,20 @@ def _facts(model: Model, name: str, target: str) -> dict[str, object]:
         "channels": None if channels is None else [f"{{{', '.join(map(str, c))}}}" for c in channels.tolist()],
         "optional_sources": OPTIONAL_SOURCES,
     }
+
+
+def _output_macros(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Where each of several outputs begins, how long it is, and a name for macros: letters, digits and _, each name once."""
+    taken = {"FRAC"}  # of NAME_Y_FRAC
+    made = []
+    for k, output in enumerate(outputs if len(outputs) > 1 else []):
+        words = re.sub(r"[^A-Za-z0-9]+", "_", output["name"]).strip("_").upper() or f"OUTPUT{k}"
+        name, number = words, 2
+        while not taken.isdisjoint((name, f"{name}_SIZE")):
+            name, number = f"{words}_{number}", number + 1
+        taken |= {name, f"{name}_SIZE"}
+        made.append({"macro": name, "first": output["first"], "size": output["size"]})
+    return made
 
 
 def _scaled(model: Model) -> dict[str, list[str]] | None:

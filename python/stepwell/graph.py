@@ -546,7 +546,7 @@ class Graph:
     chain. ``readout`` tells which outputs the source model gives: "every" step or the "last" one only. A stream computes the output
     at every step either way. ``notes`` are sentences for the user about what the importer did ("weights were float16").
     ``outputs``: what the source calls its outputs, which stand side by side in this order; empty where it has no names. Characters
-    that cannot be printed are replaced in all names, and a note says so for layers.
+    that cannot be printed are replaced in all names, and a note says so.
 
     ``window``: the graph runs over windows of so many steps, each from a reset, and then over the zeros that follow a window's
     end; 0: over a stream that never ends. ``in_window`` and ``in_mode`` make one graph of the other. ``lags``: for each layer
@@ -597,7 +597,9 @@ class Graph:
         changed = [(a.name, b.name) for a, b in zip(self.layers, layers, strict=True) if a is not b]
         texts = {name: printable(getattr(self.source, name)) for name in ("file", "sha256", "producer")}
         outputs = tuple(Output(printable(output.name), output.size) for output in self.outputs)
-        notes = tuple(printable(note) for note in (*self.notes, *replaced_note("layer", changed)))
+        files = [(self.source.file, texts["file"])] if texts["file"] != self.source.file else []
+        said = (*self.notes, *replaced_note("file", files), *replaced_note("layer", changed))
+        notes = tuple(printable(note) for note in said)
         for name, value in (("layers", layers), ("outputs", outputs), ("notes", notes)):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "source", replace(self.source, **texts))

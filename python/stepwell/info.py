@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 from stepwell import proof
@@ -28,6 +29,7 @@ def describe(model: Model, packing: str = "plain") -> dict[str, Any]:
         "n_out": model.n_out,
         "input": {"type": "int16", "scale": model.x_scale, "range": input_range(model)},
         "output": {"type": "int32", "format": f"Q{model.y_frac}", "scale": 2.0**-model.y_frac},
+        "outputs": outputs(model),
         "flash_bytes": flash_bytes(model, packing),
         "ram_bytes": ram["state"] + ram["scratch"],
         "state_bytes": ram["state"],
@@ -42,6 +44,16 @@ def describe(model: Model, packing: str = "plain") -> dict[str, Any]:
         "layers": [_describe_layer(model, index, packing) for index in range(len(model.layers))],
         "notes": model.notes,
     }
+
+
+def outputs(model: Model) -> list[dict[str, Any]]:
+    """What the source calls its outputs: "name", the index of the "first" value and the "size"; empty where it has no names."""
+    named = model.notes.get("outputs", [])
+    firsts = accumulate((output["size"] for output in named), initial=0)
+    return [
+        {"name": output["name"], "first": first, "size": output["size"]}
+        for output, first in zip(named, firsts, strict=False)
+    ]
 
 
 def ram_bytes(model: Model) -> dict[str, int]:

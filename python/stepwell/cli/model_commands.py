@@ -56,6 +56,7 @@ MAX_DROP = "0.5%"
         "stepwell convert motor.onnx --calib windows.npz --mode slide:50",
         "stepwell convert motor.onnx --calib train.npz --min-sqnr 40",
         "stepwell convert motor.onnx --calib adc.csv --scaler scaler.json --raw int16 --missing hold",
+        "stepwell convert policy.onnx --calib train.npz --outputs mu --outputs value",
     )
 )
 @click.argument("source", metavar="MODEL.onnx")
@@ -75,6 +76,12 @@ MAX_DROP = "0.5%"
 @click.option("--scaler", help=f"Normalisation of inputs, .json or .npz: {SCALER_KEYS}.")
 @click.option("--raw", type=click.Choice(["int16", "int32"]), help="The device is given raw counts (stw_step_raw).")
 @click.option("--missing", type=click.Choice(MISSING), help="What a missing sample (NaN, empty cell) becomes.")
+@click.option(
+    "--outputs",
+    metavar="NAME",
+    multiple=True,
+    help="An output of the source to keep; repeat it for several (default: all).",
+)
 @columns_option
 @json_option
 def convert(
@@ -93,6 +100,7 @@ def convert(
     scaler: str | None,
     raw: str | None,
     missing: str | None,
+    outputs: tuple[str, ...],
     columns: str | None,
     header: bool | None,
     as_json: bool,
@@ -115,6 +123,7 @@ def convert(
         "scaler": _scaler(scaler, raw, missing),
         "calibration": calibration,
         "min_sqnr": min_sqnr,
+        "outputs": outputs,
     }
     warnings.simplefilter("ignore", FidelityWarning)  # printed below, as all that is worth a warning
     tried: list[Trial] = []
@@ -137,6 +146,8 @@ def convert(
         f"  import      stream = source ({verified['oracle']}), largest relative difference {verified['error']:.1e}"
     )
     click.echo(f"  calibrated  {notes['calibration']['sequences']} sequences, {notes['calibration']['steps']} steps")
+    if len(info["outputs"]) > 1:
+        click.echo(f"  values      {_outputs_text(info['outputs'])}")
     _print_fidelity(model)
     _print_costs(info)
     _print_notes(model)
@@ -157,6 +168,12 @@ def _print_fidelity(model: stepwell.Model) -> None:
     click.echo(f"  fidelity    {followed} the source, on the calibration data in {trained}")
     if found["carry_gap"] is not None:
         click.echo(f"  windows     {gap_text(found['carry_gap'], window)}")
+
+
+def _outputs_text(outputs: list[dict[str, Any]]) -> str:
+    """mu 0..5, value 6: which values are which output."""
+    ends = [(output["name"], output["first"], output["first"] + output["size"] - 1) for output in outputs]
+    return ", ".join(f"{name} {first}" if first == last else f"{name} {first}..{last}" for name, first, last in ends)
 
 
 def _check_auto(precision: str, options: dict[str, object]) -> None:
@@ -244,7 +261,8 @@ def info(model_file: str, board: str | None, as_json: bool) -> None:
     click.echo(
         f"  input       {facts['n_in']} x int16, scale {facts['input']['scale']:.6g}, range {low:.4g} .. {high:.4g}"
     )
-    click.echo(f"  output      {facts['n_out']} x int32 in {facts['output']['format']}")
+    named = f": {_outputs_text(facts['outputs'])}" if facts["outputs"] else ""
+    click.echo(f"  output      {facts['n_out']} x int32 in {facts['output']['format']}{named}")
     if not model.scaler.is_identity:
         click.echo(f"  scaler      {_scaler_text(facts['scaler'])}")
     _print_costs(facts)
@@ -316,13 +334,12 @@ def check(
 
     SQNR, errors, saturation, the task's metric and memory, and window modes with --modes.
     """
-    from stepwell.check import compare, compare_modes, warm_up
-    from stepwell.importer import import_file
+    from stepwell.check import compare, compare_modes, reimported, warm_up
     from stepwell.samples import samples_for
 
     model, wanted = stepwell.load(model_file), find_metric(metric) if metric else None
     source, source_facts = float_source(model, model_file, float_file)
-    imported = import_file(source, verify=False)
+    imported = reimported(model, source)
     graph = imported.graph
     asked = _modes(modes, model, graph)
     samples = samples_for(model, data, split_columns(columns), header)

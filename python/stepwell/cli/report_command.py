@@ -46,8 +46,7 @@ def report(
     as_json: bool,
 ) -> None:
     """One page on what quantisation costs and where: pictures, tables, and which knob to turn. Reads without scripts."""
-    from stepwell.check import no_output
-    from stepwell.importer import import_file
+    from stepwell.check import no_output, reimported
     from stepwell.report import analyse, to_json, write_report
     from stepwell.report.pictures import require_matplotlib
     from stepwell.samples import samples_for
@@ -57,7 +56,7 @@ def report(
         require_matplotlib()  # before a long measurement, not after
     model, wanted = stepwell.load(model_file), find_metric(metric) if metric else None
     source, source_facts = float_source(model, model_file, float_file)
-    graph = import_file(source, verify=False).graph
+    graph = reimported(model, source).graph
     samples = samples_for(model, data, split_columns(columns), header)
     if nothing := no_output(model, samples.sequences):
         raise SampleError(f"{data}: {nothing}")

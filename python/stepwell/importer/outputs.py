@@ -22,6 +22,10 @@ class UnknownOutput(ImportRefused):
     """A wanted output does not exist."""
 
 
+class PartRefused(ImportRefused):
+    """The outputs do not convert together, but some do by themselves."""
+
+
 @dataclass(frozen=True, eq=False)
 class Head:
     """A data output of the source.
@@ -65,7 +69,7 @@ def unique_names(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
 
 
 def places(names: Sequence[str], wanted: Sequence[str]) -> list[int]:
-    """Where the wanted outputs are in ``names``, in the order wanted. Raises UnknownOutput, which tells the names that there are."""
+    """Where the wanted outputs are in ``names``, in the order wanted. Raises UnknownOutput, which tells the names there are."""
     unknown = [name for name in map(printable, wanted) if name not in names]
     if unknown:
         raise UnknownOutput(f"there is no output '{unknown[0]}': the model has {listed(names)}")
@@ -87,8 +91,8 @@ def advised(error: ImportRefused, names: Sequence[str], converts: Callable[[str]
     if not alone:
         return error
     if len(alone) == 1:
-        return ImportRefused(f"{error}; {listed(alone)} converts by itself: {CHOOSE}")
-    return ImportRefused(f"{error}; by themselves convert {listed(alone)}: {CHOOSE}")
+        return PartRefused(f"{error}; {listed(alone)} converts by itself: {CHOOSE}")
+    return PartRefused(f"{error}; by themselves convert {listed(alone)}: {CHOOSE}")
 
 
 def _works(converts: Callable[[str], object], name: str) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from stepwell.graph import Dense, MaxPool, Window
+from stepwell.graph import WIDTH_MAX, Dense, MaxPool, Window
 from stepwell.importer.pooling import mean_over, pads
 from stepwell.importer.signals import Atom, Signal, Value, Walk
 
@@ -162,6 +162,8 @@ def pad(w: Walk, x: Value, pads: Value = None, value: Value = None, axes: Value 
     left, right = int(given[place]), int(given[half + place])
     if left < 0 or right < 0:
         raise w.refuse("cuts timesteps off, which a stream cannot: pad by less")
+    if max(left, right) > WIDTH_MAX:
+        raise w.refuse(f"pads {max(left, right)} zeros, {WIDTH_MAX} at most")
     steps = x.steps() + left + right
     axes_now = tuple((Atom(x.time, steps),) if k == x.time_axis else a for k, a in enumerate(x.axes))
     return (replace(x, axes=axes_now, padded=x.padded + left, behind=x.behind + right),)

@@ -65,7 +65,7 @@ class Walked(Builder):
 
 
 def walk(model, wanted: tuple[str, ...] = ()) -> Walked:
-    """Collect the layers of a Functional or Sequential model with one input that make the ``wanted`` outputs, or all data outputs."""
+    """Collect the layers of a Functional or Sequential model that make the ``wanted`` outputs, or all that are data."""
     walked, outputs = Walked(), _outputs(model)
     names = [output.name for output in outputs]
     chosen = [outputs[k] for k in places(names, wanted or data_names(model))]

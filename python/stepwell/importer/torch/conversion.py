@@ -16,13 +16,13 @@ import torch
 from stepwell.errors import ImportRefused
 from stepwell.graph import Graph, Layer, Source
 from stepwell.importer import Imported, SourceModel
-from stepwell.importer.outputs import Head, advised, outputs_of, places, side_by_side, unique_names
+from stepwell.importer.outputs import Head, PartRefused, advised, outputs_of, places, side_by_side, unique_names
 from stepwell.importer.torch import activations, arithmetic, layers, plumbing, recurrent  # noqa: F401  they fill the tables
 from stepwell.importer.torch.handlers import array
 from stepwell.importer.torch.plumbing import pick, unsqueeze
 from stepwell.importer.torch.replay import Outputs, Part, answers, replay
 from stepwell.importer.torch.signals import Chain, Path, Signal, Stack, Walk, WidthFound
-from stepwell.importer.torch.tracing import TRACED, items_of, library_class, trace
+from stepwell.importer.torch.tracing import TRACED, Refused, items_of, library_class, trace
 from stepwell.text import printable
 
 # how a module may take its input; the first that can be traced to the end is the one
@@ -146,6 +146,26 @@ def _undisturbed() -> Iterator[None]:
 def _traced(
     module: torch.nn.Module, steps: int | None, n_in: int | None, wanted: tuple[str, ...]
 ) -> tuple[Walk, Outputs]:
+    """The walk of the first layout that works. What is refused on the way to outputs that are not wanted does not matter."""
+    if wanted:
+        return _first_traced(module, steps, n_in, wanted, True)
+    try:
+        return _first_traced(module, steps, n_in, (), False)
+    except PartRefused:
+        raise
+    except ImportRefused as error:
+        try:
+            _first_traced(module, steps, n_in, (), True)
+        except PartRefused:  # the same, with the outputs that convert
+            raise
+        except ImportRefused:
+            pass
+        raise error
+
+
+def _first_traced(
+    module: torch.nn.Module, steps: int | None, n_in: int | None, wanted: tuple[str, ...], go_on: bool
+) -> tuple[Walk, Outputs]:
     """The walk of the first layout that works; ImportRefused of the one in which most layers were understood."""
     failures = []
     for axes in (*LAYOUTS, *STEP_LAYOUTS):
@@ -153,21 +173,22 @@ def _traced(
         if "F" not in axes:
             walk = Walk(axes, 1, True, steps)
         try:
-            return _traced_in(module, walk, wanted)
+            return _traced_in(module, walk, wanted, go_on)
         except WidthFound as found:
             walk = Walk(axes, found.width, True, steps)
         except ImportRefused as error:
-            failures.append((walk.progress, error))
+            failures.append((isinstance(error, PartRefused), walk.progress, error))
             continue
         try:
-            return _traced_in(module, walk, wanted)
+            return _traced_in(module, walk, wanted, go_on)
         except ImportRefused as error:
-            failures.append((walk.progress, error))
-    raise max(failures, key=lambda failure: failure[0])[1]
+            failures.append((isinstance(error, PartRefused), walk.progress, error))
+    raise max(failures, key=lambda failure: failure[:2])[2]
 
 
-def _traced_in(module: torch.nn.Module, walk: Walk, wanted: tuple[str, ...]) -> tuple[Walk, Outputs]:
-    tracer = trace(copy.deepcopy(module), walk, with_states=walk.one_step)  # a forward may keep things in its module
+def _traced_in(module: torch.nn.Module, walk: Walk, wanted: tuple[str, ...], go_on: bool) -> tuple[Walk, Outputs]:
+    # a forward may keep things in its module
+    tracer = trace(copy.deepcopy(module), walk, with_states=walk.one_step, go_on=go_on)
     walk.where = "the output"
     outputs = _outputs(walk, tracer.result, wanted)
     if not walk.n_in_known:
@@ -193,8 +214,12 @@ class _Leaf:
 
 def _outputs(walk: Walk, result: Any, wanted: tuple[str, ...]) -> Outputs:
     """The wanted results of forward side by side, or all that are data, and where the states are."""
-    leaves = [leaf for leaf in _leaves(result, (), "") if isinstance(leaf.value, (Signal, Stack, torch.Tensor))]
+    leaves = [
+        leaf for leaf in _leaves(result, (), "") if isinstance(leaf.value, (Signal, Stack, Refused, torch.Tensor))
+    ]
     if not any(isinstance(leaf.value, (Signal, Stack)) for leaf in leaves):
+        for refused in (leaf.value for leaf in leaves if isinstance(leaf.value, Refused)):
+            raise refused.error
         raise walk.refuse("forward returns nothing that depends on its input")
     states = {leaf.state: leaf.path for leaf in leaves if leaf.state}
     data = _data(leaves)
@@ -249,6 +274,8 @@ def _joined(walk: Walk, chosen: list[tuple[str, _Leaf]], states: dict[tuple[int,
 def _part(walk: Walk, leaf: _Leaf) -> Part:
     """A result as data; a constant's rows must be alike."""
     value = leaf.value
+    if isinstance(value, Refused):
+        raise value.error
     if isinstance(value, torch.Tensor):
         rows = array(value).reshape(-1, value.shape[-1] if value.ndim else 1)
         if not value.is_floating_point() or not rows.size or (rows != rows[0]).any():

@@ -20,7 +20,16 @@ from stepwell.importer.torch.handlers import MODULES, OPERATIONS, REFUSED, REFUS
 from stepwell.importer.torch.signals import Signal, Stack, StateArgument, Walk, WidthFound, described
 
 PROPERTIES = ("shape", "ndim", "dtype", "device", "T", "mT", "data", "is_cuda", "requires_grad", "real")
-TRACED = (Signal, Stack, StateArgument)
+
+
+@dataclasses.dataclass(frozen=True)
+class Refused:
+    """What a node that was refused has made: no output can be made from it."""
+
+    error: ImportRefused
+
+
+TRACED = (Signal, Stack, StateArgument, Refused)
 ONNX_WAY = "export it with torch.onnx.export and convert the file, or give the submodules as an nn.Sequential"
 
 
@@ -43,14 +52,16 @@ class Traced(fx.Proxy):
 class Tracer(fx.Tracer):
     """Collects the layers of a module in ``walk``; ``result`` is what its forward returns, traced values in it.
 
-    ``with_states``: arguments with default None are states handed in, too.
+    ``with_states``: arguments with default None are states handed in, too. ``go_on``: what cannot be streamed is refused only where
+    an output is made of it.
     """
 
-    def __init__(self, walk: Walk, with_states: bool):
+    def __init__(self, walk: Walk, with_states: bool, go_on: bool):
         packing = (rnn.pack_padded_sequence, rnn.pad_packed_sequence, rnn.pack_sequence)
         super().__init__(autowrap_functions=packing)
         self.walk = walk
         self.with_states = with_states
+        self.go_on = go_on
         self.result: Any = None
         self.n_nodes = 0
 
@@ -70,7 +81,7 @@ class Tracer(fx.Tracer):
 
     def create_arg(self, a: Any) -> None:
         # fx calls it for the result only: create_proxy makes nodes without arguments
-        self.result = mapped(_without_dataclasses(a), self._value)
+        self.result = mapped(_without_dataclasses(a), self._result)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         raise self.walk.refuse(
@@ -78,6 +89,7 @@ class Tracer(fx.Tracer):
         )
 
     def iter(self, obj: fx.Proxy) -> Any:
+        self._value(obj)
         if isinstance(obj.value, Stack):
             return iter([obj[k] for k in range(len(obj))])
         raise self.walk.refuse(
@@ -87,13 +99,24 @@ class Tracer(fx.Tracer):
     def create_proxy(self, kind: str, target: Any, args: tuple, kwargs: dict, name: str | None = None, **_: Any) -> Any:
         node = self.create_node(kind, target, (), {}, name)
         self.n_nodes += 1
-        args, kwargs = mapped(args, self._value), mapped(kwargs, self._value)
-        result = self._interpreted(node, args, kwargs)
+        try:
+            args, kwargs = mapped(args, self._value), mapped(kwargs, self._value)
+            result = self._interpreted(node, args, kwargs)
+        except ImportRefused as error:
+            if not self.go_on:
+                raise
+            result = Refused(error)
         return mapped(result, lambda value: Traced(node, self, value) if isinstance(value, TRACED) else value)
 
     # ---- how a node is read ----
 
     def _value(self, a: Any) -> Any:
+        value = self._result(a)
+        if isinstance(value, Refused):
+            raise value.error
+        return value
+
+    def _result(self, a: Any) -> Any:
         if isinstance(a, Traced):
             return a.value
         if isinstance(a, fx.Proxy):
@@ -138,9 +161,9 @@ class Tracer(fx.Tracer):
         return handler(*bound.args, **bound.kwargs)
 
 
-def trace(module: torch.nn.Module, walk: Walk, with_states: bool) -> Tracer:
+def trace(module: torch.nn.Module, walk: Walk, with_states: bool, go_on: bool = False) -> Tracer:
     """Trace ``module``; what goes wrong is an ImportRefused (WidthFound passes)."""
-    tracer = Tracer(walk, with_states)
+    tracer = Tracer(walk, with_states, go_on)
     try:
         tracer.trace(module)
     except (ImportRefused, WidthFound):
