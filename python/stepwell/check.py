@@ -20,6 +20,7 @@ from stepwell.model import Model, RecurrentLayer
 from stepwell.reference import Reference
 from stepwell.samples import Samples
 from stepwell.scaler import fold_outputs
+from stepwell.text import printable
 
 
 def find_source(model: Model, model_path: Path, given: str | None) -> Path:
@@ -31,9 +32,9 @@ def find_source(model: Model, model_path: Path, given: str | None) -> Path:
     source = model.notes.get("source", {})
     name, digest = Path(source.get("file", "")).name, source.get("sha256", "")
     for folder in (model_path.parent, Path()):
-        candidate = folder / name
-        if name and candidate.is_file() and file_sha256(candidate) == digest:
-            return candidate
+        for candidate in folder.iterdir():  # a model holds the name as it is printed
+            if printable(candidate.name) == name and candidate.is_file() and file_sha256(candidate) == digest:
+                return candidate
     raise ModelError(
         f"{model_path}: the float model it was made from ('{name}') is not beside it: name it with --float FILE"
     )
