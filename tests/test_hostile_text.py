@@ -31,13 +31,13 @@ from test_blob import forged
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases" / "hostile"
 HOSTILE = {
     "comment": "a*/ int evil; /*b",
-    "code": "w8a16 */\n__attribute__((constructor)) static void f(void){__builtin_puts(\"PWNED\");}\n/*",
+    "code": 'w8a16 */\n__attribute__((constructor)) static void f(void){__builtin_puts("PWNED");}\n/*',
     "directive": "x\n#error pwned\n",
     "trigraph": "a??/\n*??/\n/ int evil;",
-    "quotes": "\"'`\\\" \\",
+    "quotes": '"\'`\\" \\',
     "backslash at the end": "evil*\\",
     "tag": "<script>alert(1)</script><img src=x onerror=alert(1)>",
-    "attribute": "\" onmouseover=\"alert(1)",
+    "attribute": '" onmouseover="alert(1)',
     "entity": "&lt;b&gt;&#0;",
     "markdown": "[x](javascript:alert(1)) | `ls` | ![y](z)",
     "template": "{{ 7 * 7 }}{% raw %}",
@@ -155,7 +155,8 @@ def test_every_text_of_a_model(kind, host, built_engine, tmp_path):
 
     folder = tmp_path / "c"
     assert stepwell_says("emit", file, "-o", folder, "--name", "m").returncode == 0
-    emitted = {path.name: path.read_bytes().decode("ascii") for path in folder.iterdir()}
+    emitted = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+    assert all(text.isascii() for name, text in emitted.items() if name != "README.md")
     for name in ("m.h", "m.c", "main.c", "README.md"):
         assert_harmless(emitted[name])
         assert name == "README.md" or "??/" not in emitted[name]

@@ -14,7 +14,7 @@ from stepwell._version import __version__
 from stepwell.blob import packed_channels, packed_extra, parameters, places
 from stepwell.c_names import C_KEYWORDS, is_library_name
 from stepwell.errors import StepwellError, WrongUse
-from stepwell.files import check_can_make, folder_for, write_all
+from stepwell.files import check_can_make, folder_for, kind_of, write_all
 from stepwell.model import FORMAT, IntLayer, Model, RecurrentLayer
 from stepwell.packing import packed_rows, packed_weights, packing_for, packing_of
 from stepwell.sources import csrc
@@ -88,6 +88,8 @@ def emit(
             "or C++ keyword, no name of the C library or its headers, of the engine, main or readme"
         )
     folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise StepwellError(f"{folder} is a {kind_of(folder)}: give a folder")
     facts = _facts(model, name, target)
     generated = {
         f"{name}.c": "model.c.j2",

@@ -11,15 +11,14 @@ from contextlib import ExitStack, contextmanager, suppress
 from errno import EACCES, EEXIST, EISDIR
 from pathlib import Path
 
-from stepwell.errors import StepwellError
-
 try:
     import fcntl
 except ImportError:  # Windows: temporaries of killed processes stay
     fcntl = None
 
 TEMPORARIES = ".stepwell-writing-"
-KINDS = {stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
+KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
+KINDS |= {stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 
 
 def write_whole(path: str | Path, content: bytes | str) -> Path:
@@ -93,14 +92,19 @@ def _kept(target: Path, place: Path) -> Path | None:
 def _target(path: Path) -> Path:
     """The file that ``path`` names, past symbolic links. OSError when something is there that is no regular file."""
     try:
-        kind = stat.S_IFMT(os.stat(path).st_mode)
+        kind = kind_of(path)
     except FileNotFoundError:
-        kind = stat.S_IFREG
-    if kind == stat.S_IFDIR:
+        kind = "file"
+    if kind == "folder":
         raise IsADirectoryError(EISDIR, "is a folder", str(path))
-    if kind != stat.S_IFREG:
-        raise FileExistsError(EEXIST, f"is a {KINDS.get(kind, 'special file')}: give the name of a file", str(path))
+    if kind != "file":
+        raise FileExistsError(EEXIST, f"is a {kind}: give the name of a file", str(path))
     return Path(os.path.realpath(path))
+
+
+def kind_of(path: Path) -> str:
+    """ "file", "folder", "device", "FIFO", ..: of what is there, past symbolic links. OSError when nothing is."""
+    return KINDS.get(stat.S_IFMT(os.stat(path).st_mode), "special file")
 
 
 def _mode(target: Path) -> int:
@@ -125,15 +129,12 @@ def folder_for(folder: Path) -> Iterator[None]:
 
 
 def check_can_make(folder: str | Path, *files: str) -> None:
-    """Raises what ``folder_for`` would, or ``write_all`` for ``files`` in it, before long work that ends in them.
-
-    That is StepwellError when a file stands where a folder should, else OSError.
-    """
+    """Raises the OSError that ``folder_for`` would, or ``write_all`` for ``files`` in it, before long work that ends in them."""
     real = Path(os.path.realpath(folder))
     there = next(place for place in (real, *real.parents) if place.exists())
     if not there.is_dir():
-        kind = KINDS.get(stat.S_IFMT(there.stat().st_mode), "file")
-        raise StepwellError(f"{folder if there == real else there} is a {kind}: give a folder")
+        said = f"File exists and is a {kind_of(there)}: give a folder"
+        raise FileExistsError(EEXIST, said, str(folder if there == real else there))
     if not os.access(there, os.W_OK | os.X_OK):
         raise PermissionError(EACCES, os.strerror(EACCES), str(folder))
     for name in files:
