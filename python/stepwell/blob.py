@@ -285,17 +285,15 @@ def unpack(blob: bytes) -> Model:
     assert magic == MAGIC
     if packing != PACKINGS.index("plain"):
         raise ModelError(f"the model is packed ({PACKINGS[packing]}) for a device: load the original .stw file")
+    host = _host_part(blob[device : total - 4], n_layers)
     try:
-        host = json.loads(blob[device : total - 4])
         unpacked = [_unpack_layer(blob, i, host["layers"][i]) for i in range(n_layers)]
         scaler = Scaler.from_json(
             host["scaler"] | {"missing": MISSING[missing]}, _unpack_channels(blob, channels, n_in)
         )
         scaler.check(n_in, n_out)
         x_scale = _positive(host["x_scale"])
-        notes = _checked_notes(host["notes"], n_in, n_out)
-    except UnprintableError as error:
-        raise ModelError(f"a name in its host notes cannot be printed: {error}: convert the model again") from error
+        _check_widths(host["notes"], n_in, n_out)
     except (
         ValueError,
         KeyError,
@@ -306,11 +304,9 @@ def unpack(blob: bytes) -> Model:
         AttributeError,
         SampleError,
     ) as error:
-        raise ModelError(
-            f"the model has no usable host notes ({error!r}): it was stripped for a device; load the original .stw file"
-        ) from error
+        raise ModelError(f"the model has no usable host notes ({error!r}): convert it again") from error
     layers, sources, timing = (tuple(part) for part in zip(*unpacked, strict=True))
-    return Model(layers, x_scale, y_frac, notes, sources, timing, Mode(MODES[mode], window, stride), scaler)
+    return Model(layers, x_scale, y_frac, host["notes"], sources, timing, Mode(MODES[mode], window, stride), scaler)
 
 
 def fault_of(blob: bytes) -> str:
@@ -336,60 +332,106 @@ def _positive(value: Any) -> float:
     return float(value)
 
 
-NOTE_TYPES: dict[str, type] = {
-    "name": str,
-    "precision": str,
-    "tool": str,
-    "readout": str,
-    "source": dict,
-    "source_check": dict,
-    "calibration": dict,
-    "import_notes": list,
-    "columns": list,
-    "outputs": list,
-    "repaired_rows": list,
-    "warnings": list,
-    "functions": dict,
-    "fine_tuned": bool,
+NUMBER = (int, float)
+# types of the notes that stepwell reads; those that may be missing end with "?", others are kept and never read
+NOTES = {
+    "name?": str,
+    "precision?": str,
+    "tool?": str,
+    "readout?": str,
+    "source?": {"file": str, "sha256": str, "producer": str},
+    "source_check?": {"oracle?": str, "error?": (*NUMBER, type(None))},
+    "calibration?": {"sequences?": int, "steps?": int, "x_peak?": NUMBER, "rule?": str},
+    "import_notes?": [str],
+    "repaired_rows?": [str],
+    "warnings?": [str],
+    "functions?": {},
+    "fine_tuned?": bool,
+    "window?": (int, type(None)),
+    "columns?": [str],
+    "outputs?": [{"name": str, "size": int}],
+    "fidelity?": {
+        "sqnr_db": (*NUMBER, type(None)),
+        "carry_gap": (*NUMBER, type(None)),
+        "answers": int,
+    },
 }
-SOURCE_TEXTS = ("file", "sha256", "producer")
+HOST = {
+    "x_scale": NUMBER,
+    "layers": [{"name": str, "x_scale": NUMBER, "y_scale": NUMBER}],
+    "scaler": {},
+    "notes": NOTES,
+}
+MATCHED = ("columns",)  # notes that are compared with the user's data: they stay as they are
 
 
-def _checked_notes(notes: Any, n_in: int, n_out: int) -> dict[str, Any]:
-    """Notes as the quantiser writes them: known types, text that can be printed. ValueError otherwise."""
-    for name, kind in NOTE_TYPES.items():
-        if not isinstance(notes.get(name, kind()), kind):
-            raise ValueError(f"note '{name}' is no {kind.__name__}")
-    for lines in (notes.get(name, []) for name in ("import_notes", "repaired_rows", "warnings")):
-        for line in lines:
-            _printable(line)
-    _printable(notes.get("name", ""))
-    columns = notes.get("columns", [])
-    named = all(isinstance(name, str) and name for name in columns)
-    if columns and not (named and len(set(columns)) == len(columns) == n_in):
-        raise ValueError(f"note 'columns' does not name the {n_in} inputs")
-    source = notes.get("source", {})
-    for text in [source[name] for name in SOURCE_TEXTS] if source else []:
-        _printable(text)
-    outputs = notes.get("outputs", [])
-    for output in outputs:
-        _printable(output["name"])
-    sizes = [output["size"] for output in outputs]
-    if sizes and (not all(type(size) is int and size > 0 for size in sizes) or sum(sizes) != n_out):
-        raise ValueError(f"outputs of {sizes!r:.80} values do not make up {n_out}")
-    return dict(notes)
+def _host_part(content: bytes, n_layers: int) -> dict[str, Any]:
+    """The JSON behind the constants: fields of the types that stepwell writes, text that can be printed.
+
+    ModelError, naming the field, when one has another type. Unknown fields stay.
+    """
+    try:
+        host = json.loads(content)
+        _check_type(host, HOST, "")
+        if len(host["layers"]) < n_layers:
+            raise TypeError(f"layers has {len(host['layers'])} entries for {n_layers} layers")
+        return host | {name: _shown(host[name]) for name in ("layers", "notes")}
+    except TypeError as error:
+        raise ModelError(f"the model has no usable host notes: {error}: convert the model again") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(
+            f"the model has no usable host notes ({error!r}): it was stripped for a device; load the original .stw file"
+        ) from error
 
 
-class UnprintableError(ValueError):
-    """A name or note holds characters that cannot be printed."""
+def _check_type(value: Any, expected: Any, place: str) -> None:
+    """TypeError, naming ``place``, where ``value`` is not of the shape ``expected``: types, [shape] or {field: shape}."""
+    types = expected if isinstance(expected, (type, tuple)) else type(expected)
+    if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
+        raise TypeError(f"{place or 'the JSON'} is {_short(value)} and should be {_type_name(types)}")
+    if isinstance(expected, list):
+        for index, item in enumerate(value):
+            _check_type(item, expected[0], f"{place}[{index}]")
+    elif isinstance(expected, dict):
+        for field, shape in expected.items():
+            name, where = field.removesuffix("?"), f"{place}.{field}".strip(".?")
+            if name in value:
+                is_empty = field.endswith("?") and isinstance(shape, dict) and value[name] == {}
+                _check_type(value[name], {} if is_empty else shape, where)
+            elif name == field:
+                raise TypeError(f"{where} is missing")
 
 
-def _printable(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("a name or note is no text")
-    if printable(value) != value:
-        raise UnprintableError(f"{value!r:.80}")
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def _type_name(types: type | tuple[type, ...]) -> str:
+    names = {str: "text", dict: "an object", list: "a list", bool: "true or false", type(None): "null"}
+    every = types if isinstance(types, tuple) else (types,)
+    return " or ".join(dict.fromkeys(names.get(kind, "a number") for kind in every))
+
+
+def _shown(value: Any) -> Any:
+    """``value`` with every text in it printable."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, list):
+        return [_shown(item) for item in value]
+    if isinstance(value, dict):
+        return {printable(key): item if key in MATCHED else _shown(item) for key, item in value.items()}
     return value
+
+
+def _check_widths(notes: dict[str, Any], n_in: int, n_out: int) -> None:
+    """TypeError when the names of inputs or outputs do not make up the model's."""
+    columns, outputs = notes.get("columns", []), notes.get("outputs", [])
+    if columns and not (all(columns) and len(set(columns)) == len(columns) == n_in):
+        raise TypeError(f"notes.columns does not name the {n_in} inputs")
+    sizes = [output["size"] for output in outputs]
+    if sizes and (min(sizes) < 1 or sum(sizes) != n_out):
+        raise TypeError(f"notes.outputs has {_short(sizes)} values, which do not make up {n_out}")
 
 
 class _Fields:
@@ -432,7 +474,7 @@ class _Fields:
 
 def _unpack_layer(blob: bytes, index: int, host: dict[str, Any]) -> tuple[IntLayer, tuple[int, ...], Timing]:
     f = _Fields(blob, index)
-    name, x_scale, y_scale = _printable(host["name"]), _positive(host["x_scale"]), _positive(host["y_scale"])
+    name, x_scale, y_scale = host["name"], _positive(host["x_scale"]), _positive(host["y_scale"])
     layer = _unpack_recurrent(f, name, x_scale) if f.kind in RECURRENT else UNPACK[f.kind](f, name, x_scale, y_scale)
     return layer, f.sources[: len(layer.widths)], f.timing
 

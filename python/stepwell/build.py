@@ -23,7 +23,7 @@ from stepwell import stack
 from stepwell.boards import Board, flags, load_board
 from stepwell.emit import emit, lean_flags
 from stepwell.errors import BuildError, WrongUse
-from stepwell.files import folder_for, write_all
+from stepwell.files import check_can_make, folder_for, write_all
 from stepwell.info import ram_bytes
 from stepwell.link.messages import MOST_IN, MOST_OUT, MOST_SNAPSHOT
 from stepwell.model import Model
@@ -32,6 +32,7 @@ from stepwell.sources import firmware
 
 MOST_FLASH = 1 << 28  # bytes between the first and the last one of an image
 NAME = "app_model"  # C name of the model in an image
+SUFFIXES = (".elf", ".bin", ".hex", ".uf2")  # of the files of an image
 IMAGE = "image.elf"  # name of an image in the folder where it is made
 BOARD_SECTION = ".stepwell.board"  # holds the board's name; in the ELF alone, not in flash
 ENTRIES = ("cpu_start", "Reset_Handler")  # where C begins on each kind of CPU
@@ -124,6 +125,7 @@ def build(
     _check_fits_link(model)
     _check_fits_compiler(model, facts)
     kind = _pick(compiler, facts)
+    check_can_make(out_dir, *(f"{facts.name}{suffix}" for suffix in SUFFIXES))
     with tempfile.TemporaryDirectory(prefix="stepwell-build-") as folder:
         work = Path(folder)
         emit(model, work / "model", NAME, facts.target)

@@ -50,7 +50,7 @@ def _files_called(name: str, folder: Path) -> Iterator[Path]:
     """Files of a folder whose name is this one, once it can be printed."""
     if name and (folder / name).is_file():
         yield folder / name
-    elif "_" in name:
+    elif "\\" in name:
         yield from (path for path in folder.iterdir() if printable(path.name) == name and path.is_file())
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from stepwell.api import convert
 from stepwell.check import compare
 from stepwell.emit import emit
-from stepwell.files import write_whole
+from stepwell.files import check_can_make, write_whole
 from stepwell.model import Model
 from stepwell.samples import Samples, samples_for
 
@@ -25,6 +25,7 @@ Tell = Callable[[str], None]
 
 def run_demo(folder: Path, tell: Tell, progress: Callable | None = None) -> dict[str, Any]:
     """Do everything in ``folder``; ``tell`` gets lines for a person. Returns the figures as JSON types."""
+    check_can_make(folder, *FILES)
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         write_whole(folder / name, (resources.files("stepwell") / "demo" / name).read_bytes())

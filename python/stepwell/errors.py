@@ -1,8 +1,16 @@
 """The errors a user meets. Each message names the file, node, tensor or row and says what to do."""
 
+from stepwell.text import printable
+
 
 class StepwellError(Exception):
-    """Base of every error that stepwell raises on purpose; the command line prints it and exits with 1."""
+    """Base of every error that stepwell raises on purpose; the command line prints it and exits with 1.
+
+    Its text may quote a file: wherever it is shown, characters that cannot be seen are escaped.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), "\n")
 
 
 class ImportRefused(StepwellError):

@@ -278,14 +278,13 @@ class Dut:
         The test fails on a difference.
         """
         from stepwell.hil import run_hil
+        from stepwell.text import printable
 
         report = run_hil(self.link, self.model, sequences)
         self.steps += report.steps
         if not report.ok:
-            pytest.fail(
-                f"{report.board} differs from the host engine in {report.mismatches} values; {report.first}",
-                pytrace=False,
-            )
+            said = f"{report.board} differs from the host engine in {report.mismatches} values; {report.first}"
+            pytest.fail(printable(said), pytrace=False)
         return report
 
 

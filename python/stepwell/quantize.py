@@ -115,8 +115,9 @@ def check_window(graph: Graph, mode: Mode, trained: int | None = None) -> None:
     ahead = graph.looks_ahead
     if mode.kind == "carry":
         if ahead:
+            name = ahead.name.removesuffix(".window").removesuffix(".seen")
             raise QuantizeError(
-                f"layer '{ahead.name.removesuffix('.window').removesuffix('.seen')}' looks ahead (padding='same', or zeros after the end), and the "
+                f"layer '{name}' looks ahead (padding='same', or zeros after the end), and the "
                 "model answers at the end of a sequence, which a stream in mode carry does not have: give the window it was "
                 f"trained on with mode='slide:{steps}' or 'tumble:{steps}' (--mode slide:{steps})"
             )

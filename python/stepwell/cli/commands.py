@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
+from typing import Any
 
 import click
 
 from stepwell._version import __version__
 from stepwell.errors import StepwellError, WrongUse
+from stepwell.text import escape_output
 
 FAILED, WRONG_USE = 1, 2
 
@@ -32,6 +34,15 @@ COMMANDS = {
 
 
 class _LazyGroup(click.Group):
+    def main(self, *args: Any, **options: Any) -> Any:
+        """All that a command prints is escaped, also where it runs inside another program."""
+        streams = sys.stdout, sys.stderr
+        escape_output()
+        try:
+            return super().main(*args, **options)
+        finally:
+            sys.stdout, sys.stderr = streams
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -42,7 +53,9 @@ class _LazyGroup(click.Group):
         return getattr(importlib.import_module(f"stepwell.cli.{module}"), function)
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "color": True}
+)  # escaped, not stripped
 @click.version_option(__version__, prog_name="stepwell")
 def cli() -> None:
     """Trained LSTM -> int8 fixed-point C -> host, emulator, microcontroller: the same bits everywhere.
@@ -78,7 +91,7 @@ def run() -> int:
         error.show()
         return WRONG_USE
     except click.ClickException as error:
-        click.echo(f"stepwell: {error.format_message()}", err=True)
+        click.echo(f"stepwell: {error.format_message()}", err=True, color=True)
         return FAILED
     except click.Abort:  # click's word for Ctrl-C
         raise KeyboardInterrupt from None
@@ -87,5 +100,6 @@ def run() -> int:
         return FAILED
     except (StepwellError, OSError) as error:
         named = isinstance(error, OSError) and error.filename and error.strerror
-        click.echo(f"stepwell: {error.filename}: {error.strerror}" if named else f"stepwell: {error}", err=True)
+        text = f"{error.filename}: {error.strerror}" if named else str(error)
+        click.echo(f"stepwell: {text}", err=True, color=True)
         return WRONG_USE if isinstance(error, WrongUse) else FAILED

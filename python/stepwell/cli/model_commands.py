@@ -27,6 +27,7 @@ from stepwell.cli.output import (
     split_columns,
 )
 from stepwell.errors import FidelityWarning, ImportRefused, SampleError, WrongUse
+from stepwell.files import check_can_write
 from stepwell.graph import Graph
 from stepwell.metrics import HELP as METRIC_HELP
 from stepwell.metrics import find_metric
@@ -115,6 +116,7 @@ def convert(
     target = Path(output) if output else Path(source).with_suffix(".stw")
     if target.is_file() and target.read_bytes()[:4] != MAGIC:
         raise SampleError(f"{target} exists and is no .stw file: give another name with -o")
+    check_can_write(target)
     options = {
         "name": name,
         "columns": split_columns(columns),
@@ -448,8 +450,9 @@ def _db(value: float | None) -> str:
 @click.option("-o", "--output", help="The folder to write (default: the model's name).")
 @click.option("--name", help="C identifier and file names (default: the model's name).")
 @click.option("--target", default="any", show_default=True, help=f"The core to be fast on: {', '.join(TARGETS)}.")
+@click.option("--force", is_flag=True, help="Replace files that stepwell did not write, or that were changed since.")
 @json_option
-def emit(model_file: str, output: str | None, name: str | None, target: str, as_json: bool) -> None:
+def emit(model_file: str, output: str | None, name: str | None, target: str, force: bool, as_json: bool) -> None:
     """Write the model as C source with the engine: a folder any C99 compiler builds."""
     from stepwell.emit import c_name
     from stepwell.emit import emit as write
@@ -458,7 +461,7 @@ def emit(model_file: str, output: str | None, name: str | None, target: str, as_
     model = stepwell.load(model_file)
     name = name or c_name(model.name)
     folder = Path(output or name)
-    files = write(model, folder, name, target)
+    files = write(model, folder, name, target, force)
     facts = describe(model, packing_for(target))
     if as_json:
         sizes = {key: facts[key] for key in ("flash_bytes", "ram_bytes")}

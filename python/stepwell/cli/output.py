@@ -13,6 +13,7 @@ import click
 
 from stepwell.memory import HELP as MEMORY_HELP
 from stepwell.memory import at_most
+from stepwell.text import printable
 
 if TYPE_CHECKING:
     from stepwell.build import Image
@@ -55,7 +56,8 @@ def examples(*lines: str) -> str:
 
 
 def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, sort_keys=False))
+    text = json.dumps(value, indent=2, sort_keys=False)
+    click.echo(text.replace("\x7f", "\\u007f"))  # the one character that JSON leaves and a terminal obeys
 
 
 @contextmanager
@@ -64,7 +66,8 @@ def progress(label: str, quiet: bool = False) -> Iterator[Callable[[int, int], N
     if quiet or not sys.stderr.isatty():
         yield lambda done, total: None
         return
-    with click.progressbar(length=1, label=label, file=sys.stderr) as bar:
+    terminal = getattr(sys.stderr, "unescaped", sys.stderr)  # the bar moves the cursor
+    with click.progressbar(length=1, label=printable(label), file=terminal) as bar:
 
         def update(done: int, total: int) -> None:
             bar.length = total

@@ -18,6 +18,7 @@ from stepwell.link.messages import PAYLOAD_BYTES, Error, Message
 from stepwell.model import Model
 from stepwell.packing import PACKINGS
 from stepwell.reference import check_codes
+from stepwell.text import printable
 from stepwell.update import Sign, Update, Updated, make_update
 
 WAIT_FIRST = 0.3  # seconds for an answer when nothing is known about the line yet
@@ -513,7 +514,7 @@ class Link:
 
     def _note(self, text: bytes) -> None:
         if self._log:
-            self._log.write(f"{self.url}: {text.decode('utf-8', 'replace')}\n")
+            self._log.write(f"{self.url}: {printable(text.decode('utf-8', 'replace'))}\n")
             self._log.flush()
 
 
