@@ -1,0 +1,187 @@
+"""What a line does to bytes: told by what arrives, and found by ECHO, byte value by byte value.
+
+Serial drivers, gateways and terminals translate line ends, swallow XON and XOFF, or cut bytes to 7 bits. A frame that holds
+such a byte never arrives, however often it is sent.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from stepwell.link import messages
+from stepwell.link.frame import Frame, encode
+from stepwell.link.messages import CRC_BYTES, HEADER_BYTES, MTU, Message
+
+LETTERS = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+PLAIN = bytes(range(0x21, 0x7F))  # what every line carries
+HARMLESS = PLAIN + bytes(range(0xA1, 0xFF))  # and the upper half, without its controls
+LINE_ENDS, FLOW = b"\n\r", b"\x11\x13"
+XON = b"\x11\0"  # sets a line going again that 0x13 has stopped
+GROUPS = (bytes(range(0x01, 0x20)), bytes(range(0x20, 0x80)), bytes(range(0x80, 0x100)))
+SECONDS = 8.0  # that the search may take
+ATTEMPTS = 3  # until a byte counts as lost
+SHORT = 64  # bytes of the body of a frame that tests few values
+TEXT_LEAST = 12  # bytes
+
+RAW_MODE = "set everything on the line to raw mode: 8 bits, no flow control, no translation"
+
+
+def info_seqs() -> list[int]:
+    """Those seq with which the request INFO holds no byte that a line is known to change."""
+    suspects = LINE_ENDS + FLOW + bytes(range(0x80, 0x100))
+    wires = (encode(Frame(Message.INFO, seq, b"")) for seq in range(256))
+    return [seq for seq, wire in enumerate(wires) if not set(wire) & set(suspects)]
+
+
+def echo_frame(values: bytes, attempt: int) -> Frame:
+    """An ECHO of ``values`` (not 0, at most 200). The bytes around them are LETTERS, and PLAIN ones of the CRC.
+
+    Those around its answer are HARMLESS. Another frame for each ``attempt``. COBS's code is PLAIN in a short frame.
+    """
+    rng = random.Random(attempt * 1000 + len(values))
+    least = max(SHORT, HEADER_BYTES + len(values) + 4 + CRC_BYTES)
+    length = next(n for n in range(least, MTU + 1) if n + 1 in HARMLESS)
+    room = length - HEADER_BYTES - len(values) - CRC_BYTES
+    while True:
+        seq = rng.choice(LETTERS)
+        head = values + bytes(rng.choices(LETTERS, k=room - 4))
+        asked = zlib.crc32(bytes([Message.ECHO, seq]) + head)
+        answered = zlib.crc32(bytes([Message.ECHO | messages.REPLY, seq]) + head)
+        for _ in range(200):
+            tail = bytes(rng.choices(LETTERS, k=4))
+            if _is_made_of(PLAIN, zlib.crc32(tail, asked)) and _is_made_of(HARMLESS, zlib.crc32(tail, answered)):
+                return Frame(Message.ECHO, seq, head + tail)
+
+
+def _is_made_of(allowed: bytes, crc: int) -> bool:
+    return all(byte in allowed for byte in crc.to_bytes(CRC_BYTES, "little"))
+
+
+def readable(heard: bytes) -> str | None:
+    """The start of ``heard``, escaped and in quotes, when it is text and no noise; else None."""
+    if len(heard) < TEXT_LEAST:
+        return None
+    text = sum(0x20 <= byte < 0x7F or byte in b"\t\r\n" for byte in heard)
+    return repr(heard[:80].decode("ascii", "replace")) if text >= 0.9 * len(heard) else None
+
+
+def noise(heard: bytes) -> str:
+    """What bytes that are no frames look like."""
+    if len(heard) >= TEXT_LEAST and max(heard) < 0x80:
+        return "but only bytes below 0x80: the line carries 7 bits. Set 8 data bits and no parity"
+    if len(heard) >= messages.INFO_REPLY.size and 0 not in heard:
+        return f"but {len(heard)} bytes without 0x00, which ends a frame: something on the line drops it. {_capital(RAW_MODE)}"
+    start = " ".join(f"{byte:02x}" for byte in heard[:8])
+    return f"but {len(heard)} bytes that are no frame ({start} ..): wrong baud rate, noise, or another program on the line?"
+
+
+@dataclass(frozen=True)
+class Echo:
+    """What came of an ECHO. ``heard``: something arrived, which was not the answer."""
+
+    good: bool
+    heard: bool
+    seconds: float
+
+
+@dataclass
+class Search:
+    """The byte values that do not pass. ``ask(frame, seconds)`` sends a request and waits for its answer.
+
+    ``alive``: ECHO is answered at all. ``lost``: a value that does not pass -> did something else come back? ``cut``: payload
+    bytes of the shortest frame that was lost though each half of its values passes, 0 for none.
+    """
+
+    ask: Callable[[Frame, float], Echo]
+    first_wait: float
+    alive: bool = False
+    lost: dict[int, bool] = field(default_factory=dict)
+    cut: int = 0
+    _wait: float = 0.0
+    _attempts: int = 0
+
+    def run(self) -> Search:
+        deadline = time.monotonic() + SECONDS
+        self._wait = self.first_wait
+        found = next((echo for echo in self._tries(b"") if echo.good), None)
+        self.alive = found is not None
+        if found is None:
+            return self
+        self._wait = max(self.first_wait / 2, 4 * found.seconds)
+        suspects = LINE_ENDS + FLOW
+        groups = [bytes([value]) for value in suspects]
+        groups += [bytes(value for value in group if value not in suspects) for group in GROUPS]
+        failed = self._failed(groups)
+        while failed and time.monotonic() < deadline:
+            group, _ = failed.pop(0)
+            half = len(group) // 2
+            parts = self._failed([group[:half], group[half:]])
+            failed += parts
+            if not parts and not any(value in self.lost for value in group):
+                self.cut = min(self.cut or MTU, len(echo_frame(group, 0).payload))
+        for group, heard in failed:  # no time left to tell which
+            self.lost |= dict.fromkeys(group, heard)
+        return self
+
+    def _failed(self, groups: list[bytes]) -> list[tuple[bytes, bool]]:
+        """Those groups of several values that fail, and whether something came back. A single value goes to ``lost``."""
+        failed = []
+        for group in groups:
+            heard = False
+            for echo in self._tries(group):
+                heard = heard or echo.heard
+                if echo.good:
+                    break
+                if len(group) > 1:
+                    failed.append((group, heard))
+                    break
+            else:
+                self.lost[group[0]] = heard
+        return failed
+
+    def _tries(self, values: bytes) -> Iterable[Echo]:
+        for _ in range(ATTEMPTS):
+            self._attempts += 1
+            frame = echo_frame(values, self._attempts)
+            yield self.ask(frame, self._wait * max(1.0, len(frame.payload) / SHORT))
+
+    def __str__(self) -> str:
+        """The bytes that do not pass, which way, why, and what to do."""
+        ways = {way: [v for v in sorted(self.lost) if self.lost[v] == back] for back, way in enumerate(("to", "from"))}
+        clauses = [f"{named(values)} not pass {way} the board" for way, values in ways.items() if values]
+        return f"{' and '.join(clauses)} (found by ECHO): {_why(set(self.lost))}{RAW_MODE}"
+
+
+def named(values: list[int]) -> str:
+    """Values in order, as "byte 0x0d does" or "bytes 0x0d, 0x80 to 0xff do"."""
+    ranges: list[list[int]] = []
+    for value in values:
+        if ranges and value == ranges[-1][1] + 1:
+            ranges[-1][1] = value
+        else:
+            ranges.append([value, value])
+    words = []
+    for first, last in ranges:
+        words += (
+            [f"0x{first:02x} to 0x{last:02x}"] if last > first + 1 else [f"0x{v:02x}" for v in range(first, last + 1)]
+        )
+    return f"byte {words[0]} does" if len(values) == 1 else f"bytes {', '.join(words)} do"
+
+
+def _why(lost: set[int]) -> str:
+    causes = []
+    if lost & set(LINE_ENDS):
+        causes.append("a terminal driver or a gateway translates line ends")
+    if lost & set(FLOW):
+        causes.append("software flow control (XON/XOFF) takes bytes away")
+    if len(lost) > 64 and min(lost) >= 0x80:
+        causes.append("the line carries 7 bits")
+    return f"{' and '.join(causes)}, so " if causes else ""
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
