@@ -214,7 +214,7 @@ def test_step_of_the_future_is_refused(program, small_model):
 
 
 def test_a_refusal_names_its_request(program, small_model):
-    """The CRC of the refused frame: an old refusal is not taken for one of the request with the same seq."""
+    """When it was out of turn: the refusal of an old one is not taken for that of the request with the same seq."""
     old = step_frame(3, np.zeros(small_model.n_in), 77)
     (answer,), _ = counts(program, [old])
     assert answer.payload == messages.ERROR_REPLY.pack(Error.SESSION, 0, Message.STEP) + check_bytes(old)

@@ -499,24 +499,24 @@ static void answer(size_t n, uint32_t crc)
     uint8_t        type = reader.data[0], seq = reader.data[1];
     const uint8_t *p = reader.data + LINK_HEADER_BYTES;
     const handler *h = find_handler(type);
-    int            error;
+    int            refused, error;
 
-    status = STW_OK;
-    error  = admit(h, seq, p, n);
-    begin_reply(h, type, seq, crc, error);
-    if (!h || error == 0) {
+    status  = STW_OK;
+    refused = admit(h, seq, p, n);
+    begin_reply(h, type, seq, crc, refused);
+    if (!h || refused == 0) {
         count_turn(seq);
     }
-    if (error == 0) {
-        error = run_handler(h, p, n);
-    }
+    error = refused != 0 ? refused : run_handler(h, p, n);
     if (error != 0) {
         reply[0]  = LINK_TYPE_ERROR;
         reply_end = reply + LINK_HEADER_BYTES;
         put8((uint32_t)error);
         put8((uint32_t)status);
         put8(type);
-        put32(crc); /* whose refusal this is */
+    }
+    if (refused != 0) {
+        put32(crc); /* of which request: seq alone does not tell an old one */
     }
     if (reply == kept) {
         kept_n = (size_t)(reply_end - reply);

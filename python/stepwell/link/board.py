@@ -16,7 +16,7 @@ from stepwell.link import messages
 from stepwell.link.emulator import Emulator
 from stepwell.link.frame import Frame, FrameReader, check_bytes, encode
 from stepwell.link.info import Info, read_info, status_words
-from stepwell.link.line import XON, Echo, Search, info_seqs, noise, readable
+from stepwell.link.line import XON, Echo, Search, info_seqs, missing_bits, readable
 from stepwell.link.messages import PAYLOAD_BYTES, Error, Message
 from stepwell.model import Model
 from stepwell.packing import PACKINGS
@@ -202,19 +202,17 @@ class Link:
 
     def reset(self) -> None:
         """h = 0, c = 0, and a new session: the board refuses steps of older ones, and of none after it restarts."""
-        session = self._session % (SESSIONS - 1) + 1 if self._session else secrets.randbelow(SESSIONS // 2 - 1) + 1
-        try:
-            self._begin(session)
-        except Refused as refused:
-            if refused.code != Error.OLD:
-                raise
-            self._begin(
-                (session + SESSIONS // 2) % SESSIONS or 1
-            )  # above another host's session, as ``session`` was not
-
-    def _begin(self, session: int) -> None:
-        self._request(Message.RESET, messages.SESSION.pack(session))
-        self._session, self._in_session = session, True
+        first = self._session + 1 if self._session else secrets.randbelow(SESSIONS)
+        for third in range(3):  # of the circle of numbers: one of them is above that of another host's session
+            session = (first + third * (SESSIONS // 3)) % SESSIONS or 1
+            try:
+                self._request(Message.RESET, messages.SESSION.pack(session))
+            except Refused as refused:
+                if refused.code != Error.OLD or third == 2:
+                    raise
+            else:
+                self._session, self._in_session = session, True
+                return
 
     def step(self, x_q: np.ndarray, progress: Callable[[int], object] = lambda steps: None) -> np.ndarray:
         """Timesteps on codes: int16 [n, n_in] -> int32 [n, n_out], as many at a time as a frame carries.
@@ -522,13 +520,14 @@ class Link:
 
     def _searched(self, search: Search, message: Message, name: str, heard: bytes, n_damaged: int) -> str:
         """The same when ``search`` has tried the line. ``name``: the beginning; ``heard``: before the search."""
-        damaged = f", but {n_damaged} damaged frames: wrong baud rate, noise, or another program on the line?"
+        some = f"{n_damaged} damaged frames" if n_damaged else f"{len(heard)} bytes that are no frame"
+        damaged = f", but {some}: wrong baud rate, noise, or another program on the line?"
         if not search.alive and self._talked:
             end = damaged if n_damaged else ": has it crashed, lost power, or been unplugged?"
             spoke = "said LOG" if self._talked == "LOG" else f"answered {self._talked}"
             return f"{name}, nor to ECHO, though the board {spoke} before{end}"
         if not search.alive:
-            return f"{name}, {noise(heard)}" if heard and not n_damaged else f"{name}{damaged}"
+            return f"{name}{missing_bits(heard) or damaged}"
         other = self._talked if self._talked not in (None, "LOG", message.name) else "ECHO"
         found = f"{self.url}: the board answers {other}, but not {message.name}"
         if search.lost:
@@ -558,7 +557,7 @@ class Link:
         while time.monotonic() < deadline:
             for frame in self._receive():
                 if frame.seq == self._seq and frame.type == message | messages.REPLY:
-                    self._talked = self._talked or message.name
+                    self._has_talked(message)
                     return frame.payload
                 if frame.seq == self._seq and frame.type == messages.ERROR:
                     self._refusal(message, request, frame.payload)
@@ -582,9 +581,13 @@ class Link:
         crc = payload[messages.ERROR_REPLY.size :]
         if type_ != message or (crc and crc != check_bytes(request)):
             return
-        self._talked = self._talked or message.name
+        self._has_talked(message)
         cause = CAUSES.get(code, f"error code {code}")
         raise Refused(f"{self.url}: {message.name}: {cause}" + (f": {status_words(status)}" if status else ""), code)
+
+    def _has_talked(self, message: Message) -> None:
+        if self._talked in (None, "LOG"):
+            self._talked = message.name
 
     def _receive(self) -> list[Frame]:
         """The good frames that have arrived; those unasked go to the log."""

@@ -69,14 +69,15 @@ def readable(heard: bytes) -> str | None:
     return repr(heard[:80].decode("ascii", "replace")) if text >= 0.9 * len(heard) else None
 
 
-def noise(heard: bytes) -> str:
-    """What bytes that are no frames look like."""
-    if len(heard) >= TEXT_LEAST and max(heard) < 0x80:
-        return "but only bytes below 0x80: the line carries 7 bits. Set 8 data bits and no parity"
+def missing_bits(heard: bytes) -> str | None:
+    """What else than noise bytes that are no frames may be."""
     if len(heard) >= messages.INFO_REPLY.size and 0 not in heard:
-        return f"but {len(heard)} bytes without 0x00, which ends a frame: something on the line drops it. {_capital(RAW_MODE)}"
-    start = " ".join(f"{byte:02x}" for byte in heard[:8])
-    return f"but {len(heard)} bytes that are no frame ({start} ..): wrong baud rate, noise, or another program on the line?"
+        return (
+            f", but {len(heard)} bytes without 0x00, which ends a frame: something on the line drops it, so {RAW_MODE}"
+        )
+    if len(heard) >= messages.INFO_REPLY.size and max(heard) < 0x80:
+        return f", but only bytes below 0x80: the line carries 7 bits, so {RAW_MODE}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,3 @@ def _why(lost: set[int]) -> str:
     if len(lost) > 64 and min(lost) >= 0x80:
         causes.append("the line carries 7 bits")
     return f"{' and '.join(causes)}, so " if causes else ""
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -44,7 +44,7 @@ class Message(IntEnum):
 
 
 LOG = 0xFE  # device -> host, unasked: text
-ERROR = 0xFF  # device -> host instead of a reply: ERROR_REPLY, CRC-32 of the refused request
+ERROR = 0xFF  # device -> host instead of a reply: ERROR_REPLY; for a request out of turn its CRC-32, too
 
 
 class Error(IntEnum):
