@@ -16,7 +16,7 @@ from stepwell.link import messages
 from stepwell.link.emulator import Emulator
 from stepwell.link.frame import Frame, FrameReader, check_bytes, encode
 from stepwell.link.info import Info, read_info, status_words
-from stepwell.link.line import XON, Echo, Search, info_seqs, missing_bits, readable
+from stepwell.link.line import XON, Echo, Search, info_seqs, readable, what_is_missing
 from stepwell.link.messages import PAYLOAD_BYTES, Error, Message
 from stepwell.model import Model
 from stepwell.packing import PACKINGS
@@ -30,7 +30,7 @@ POLL = 0.02  # seconds that one read may block
 FRAME_SECONDS = 1  # that the steps of one frame may take
 NOISE_PAUSE = 0.003  # before asking again after a damaged frame
 ECHO_WAIT = 0.3  # seconds for the answer to the first ECHO, when a line is searched
-HEARD = 4096  # received bytes that are kept, of those that are no answers
+HEARD = 4096  # bytes that are kept of what comes instead of answers
 SESSIONS = 2**32
 
 CAUSES = {
@@ -527,10 +527,10 @@ class Link:
             spoke = "said LOG" if self._talked == "LOG" else f"answered {self._talked}"
             return f"{name}, nor to ECHO, though the board {spoke} before{end}"
         if not search.alive:
-            return f"{name}{missing_bits(heard) or damaged}"
+            return f"{name}{what_is_missing(heard) or damaged}"
         other = self._talked if self._talked not in (None, "LOG", message.name) else "ECHO"
-        found = f"{self.url}: the board answers {other}, but not {message.name}"
-        if search.lost:
+        found = f"{self.url}: the board answers {other} but not {message.name}"
+        if search.lost or search.some:
             return f"{found}: {search}"
         if search.cut:
             return f"{found}: frames of {search.cut} bytes and more are lost (found by ECHO): does a buffer on the line overrun?"
@@ -593,7 +593,7 @@ class Link:
         """The good frames that have arrived; those unasked go to the log."""
         received = self._read()
         frames = self._reader.feed(received)
-        self._heard = (self._heard + received)[-HEARD:]
+        self._heard = (self._heard + received)[:HEARD]
         for frame in frames:
             if frame.type < messages.REPLY:
                 self._echoed = True

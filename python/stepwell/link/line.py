@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from stepwell.link import messages
-from stepwell.link.frame import Frame, encode
+from stepwell.link.frame import Frame, decode, encode
 from stepwell.link.messages import CRC_BYTES, HEADER_BYTES, MTU, Message
 
 LETTERS = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -21,6 +21,7 @@ PLAIN = bytes(range(0x21, 0x7F))  # what every line carries
 HARMLESS = PLAIN + bytes(range(0xA1, 0xFF))  # and the upper half, without its controls
 LINE_ENDS, FLOW = b"\n\r", b"\x11\x13"
 XON = b"\x11\0"  # sets a line going again that 0x13 has stopped
+UPPER = set(range(0x80, 0x100))
 GROUPS = (bytes(range(0x01, 0x20)), bytes(range(0x20, 0x80)), bytes(range(0x80, 0x100)))
 SECONDS = 8.0  # that the search may take
 ATTEMPTS = 3  # until a byte counts as lost
@@ -69,14 +70,13 @@ def readable(heard: bytes) -> str | None:
     return repr(heard[:80].decode("ascii", "replace")) if text >= 0.9 * len(heard) else None
 
 
-def missing_bits(heard: bytes) -> str | None:
-    """What else than noise bytes that are no frames may be."""
-    if len(heard) >= messages.INFO_REPLY.size and 0 not in heard:
-        return (
-            f", but {len(heard)} bytes without 0x00, which ends a frame: something on the line drops it, so {RAW_MODE}"
-        )
-    if len(heard) >= messages.INFO_REPLY.size and max(heard) < 0x80:
+def what_is_missing(heard: bytes) -> str | None:
+    """What bytes that hold no frame lack to be some; None for noise."""
+    if len(heard) >= TEXT_LEAST and max(heard) < 0x80:
         return f", but only bytes below 0x80: the line carries 7 bits, so {RAW_MODE}"
+    pieces = (heard[start:end] for start in range(min(len(heard), MTU)) for end in range(start, start + MTU + 2))
+    if 0 not in heard and any(decode(piece) for piece in pieces):
+        return f", but frames without 0x00, which ends one: something on the line drops it, so {RAW_MODE}"
     return None
 
 
@@ -93,14 +93,15 @@ class Echo:
 class Search:
     """The byte values that do not pass. ``ask(frame, seconds)`` sends a request and waits for its answer.
 
-    ``alive``: ECHO is answered at all. ``lost``: a value that does not pass -> did something else come back? ``cut``: payload
-    bytes of the shortest frame that was lost though each half of its values passes, 0 for none.
+    ``alive``: ECHO is answered at all. ``lost``: a value that does not pass -> did something else come back? ``some``: of
+    these, too. ``cut``: payload bytes of the shortest frame that was lost though each half of its values passes, 0 for none.
     """
 
     ask: Callable[[Frame, float], Echo]
     first_wait: float
     alive: bool = False
     lost: dict[int, bool] = field(default_factory=dict)
+    some: list[int] = field(default_factory=list)
     cut: int = 0
     _wait: float = 0.0
     _attempts: int = 0
@@ -118,14 +119,16 @@ class Search:
         groups += [bytes(value for value in group if value not in suspects) for group in GROUPS]
         failed = self._failed(groups)
         while failed and time.monotonic() < deadline:
-            group, _ = failed.pop(0)
+            group, _ = failed.pop()
             half = len(group) // 2
             parts = self._failed([group[:half], group[half:]])
             failed += parts
             if not parts and not any(value in self.lost for value in group):
                 self.cut = min(self.cut or MTU, len(echo_frame(group, 0).payload))
-        for group, heard in failed:  # no time left to tell which
-            self.lost |= dict.fromkeys(group, heard)
+        rest = {value: heard for group, heard in failed for value in group}  # no time left to tell which
+        if self.lost.keys() | rest.keys() >= UPPER:
+            self.lost |= {value: heard for value, heard in rest.items() if value in UPPER}
+        self.some = sorted(rest.keys() - self.lost.keys())
         return self
 
     def _failed(self, groups: list[bytes]) -> list[tuple[bytes, bool]]:
@@ -154,23 +157,27 @@ class Search:
         """The bytes that do not pass, which way, why, and what to do."""
         ways = {way: [v for v in sorted(self.lost) if self.lost[v] == back] for back, way in enumerate(("to", "from"))}
         clauses = [f"{named(values)} not pass {way} the board" for way, values in ways.items() if values]
+        clauses += [f"some of {ranges(self.some)} do not pass"] if self.some else []
         return f"{' and '.join(clauses)} (found by ECHO): {_why(set(self.lost))}{RAW_MODE}"
 
 
 def named(values: list[int]) -> str:
     """Values in order, as "byte 0x0d does" or "bytes 0x0d, 0x80 to 0xff do"."""
-    ranges: list[list[int]] = []
+    return f"byte {ranges(values)} does" if len(values) == 1 else f"bytes {ranges(values)} do"
+
+
+def ranges(values: list[int]) -> str:
+    """Values in order, as "0x0d, 0x11, 0x80 to 0xff"."""
+    found: list[list[int]] = []
     for value in values:
-        if ranges and value == ranges[-1][1] + 1:
-            ranges[-1][1] = value
+        if found and value == found[-1][-1] + 1:
+            found[-1].append(value)
         else:
-            ranges.append([value, value])
+            found.append([value])
     words = []
-    for first, last in ranges:
-        words += (
-            [f"0x{first:02x} to 0x{last:02x}"] if last > first + 1 else [f"0x{v:02x}" for v in range(first, last + 1)]
-        )
-    return f"byte {words[0]} does" if len(values) == 1 else f"bytes {', '.join(words)} do"
+    for run in found:
+        words += [f"0x{run[0]:02x} to 0x{run[-1]:02x}"] if len(run) > 2 else [f"0x{value:02x}" for value in run]
+    return ", ".join(words)
 
 
 def _why(lost: set[int]) -> str:
@@ -179,6 +186,6 @@ def _why(lost: set[int]) -> str:
         causes.append("a terminal driver or a gateway translates line ends")
     if lost & set(FLOW):
         causes.append("software flow control (XON/XOFF) takes bytes away")
-    if len(lost) > 64 and min(lost) >= 0x80:
+    if lost == UPPER:
         causes.append("the line carries 7 bits")
     return f"{' and '.join(causes)}, so " if causes else ""
