@@ -704,3 +704,51 @@ def test_models_that_the_exporter_never_writes(file, reason):
     assert opened(path.read_bytes(), 64) == lib.STW_E_SHAPE
     with pytest.raises(stepwell.ModelError, match=f"{file}: {reason}"):
         stepwell.load(path)
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="not part of the repository: the cases beside it")
+def test_case_serial_newline_translation(tmp_path, monkeypatch):
+    """INFO is answered and STEP is not: the bytes that the line changes are named, and text that arrives is shown."""
+    import numpy as np
+    import stepwell
+    from click.testing import CliRunner
+    from hil.conftest import need
+    from hil.test_line import Relay, dropping, replacing
+    from stepwell.boards import load_board
+    from stepwell.build import build
+    from stepwell.cli.commands import cli
+    from stepwell.link import Link, qemu
+
+    need("qemu:microbit")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(Link.__init__.__kwdefaults__, "patience", 1.0)
+    x = np.random.default_rng(0).normal(size=(1, 160, 3)).astype(np.float32)
+    np.savez("x.npz", x=x)
+    model = stepwell.convert(CASES / "serial_newline_translation" / "m3.onnx", list(x))
+    model.save("m3.stw")
+    board = qemu.start_qemu(load_board("microbit"), build(model, "microbit", tmp_path).elf)
+    relay = Relay(board.port)
+    speaking = Relay(["sh", "-c", r'while :; do printf "temp=23.1 hum=40\r\n"; sleep 0.05; done'])
+
+    def hil(url: str) -> str:
+        done = CliRunner().invoke(cli, ["hil", "--port", url, "m3.stw", "--data", "x.npz"])
+        assert done.exit_code == (0 if "equal" in done.output else 1), done.output
+        assert "powered" not in done.output
+        return done.output
+
+    try:
+        assert "outputs     equal, bit for bit" in hil(relay.url)
+        relay.down = replacing(b"\n", b"\r\n")
+        assert "byte 0x0a does not pass from the board (found by ECHO)" in hil(relay.url)
+        relay.down = bytes
+        relay.up = replacing(b"\r", b"\n")
+        assert "byte 0x0d does not pass to the board (found by ECHO)" in hil(relay.url)
+        relay.up = relay.down = dropping(b"\x11\x13")
+        text = hil(relay.url)
+        assert "the board answers INFO but not " in text
+        assert "bytes 0x11, 0x13 do not pass to the board (found by ECHO): software flow control" in text
+        assert r"but readable text: 'temp=23.1 hum=40\r\ntemp" in hil(speaking.url)
+    finally:
+        relay.close()
+        speaking.close()
+        board.close()
