@@ -205,10 +205,10 @@ def _graph(walk: Walk, outputs: Outputs, source: Source, notes: list[str]) -> Gr
     return graph
 
 
-def _named_apart(layers: list[Layer]) -> Iterator[Layer]:
+def _named_apart(chain: list[Layer]) -> Iterator[Layer]:
     """The layers, of which two may have one name: a convolution and the same one cropped."""
     taken: set[str] = set()
-    for layer in layers:
+    for layer in chain:
         name, copy_ = layer.name, 2
         while name in taken:
             name, copy_ = f"{layer.name}_{copy_}", copy_ + 1
