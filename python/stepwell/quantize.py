@@ -117,9 +117,9 @@ def check_window(graph: Graph, mode: Mode, trained: int | None = None) -> None:
         if ahead:
             name = ahead.name.removesuffix(".window").removesuffix(".seen")
             raise QuantizeError(
-                f"layer '{name}' looks ahead (padding='same', or zeros after the end), and the "
-                "model answers at the end of a sequence, which a stream in mode carry does not have: give the window it was "
-                f"trained on with mode='slide:{steps}' or 'tumble:{steps}' (--mode slide:{steps})"
+                f"layer '{name}' looks ahead (padding='same', or zeros after the end), and the model answers at the end of a "
+                "sequence, which a stream in mode carry does not have: give the window it was trained on with "
+                f"mode='slide:{steps}' or 'tumble:{steps}' (--mode slide:{steps})"
             )
         return
     timing, end = graph.in_mode(mode).timing[-1], _end(graph, mode.window)

@@ -77,10 +77,9 @@ def _window(w: Walk, x: Signal, place: int, taps: int, pools: bool = False) -> t
         raise w.refuse(window.fault())
     size = x.steps() - x.padded - x.behind
     window = _padded(w, place, window, x, size)
-    own = window.same or window.padding or window.ahead
-    if (x.padded or x.behind) and own and (pools or window.same):
-        raise w.refuse("its padding follows zeros that were padded before: pad once")
     if x.padded or x.behind:
+        if window.same or (pools and (window.padding or window.ahead)):
+            raise w.refuse("its padding follows zeros that were padded before: pad once")
         before, after = window.padding + x.padded, window.ahead + x.behind
         _check_padding(w, window, before, after)
         window = replace(window, padding=before, ahead=after)

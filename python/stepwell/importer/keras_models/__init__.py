@@ -8,6 +8,10 @@ what they made, ``check`` runs Keras and the stream and compares. ``values`` is 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import json
+import os
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +23,7 @@ from stepwell.errors import ImportRefused
 from stepwell.graph import Graph, Source
 from stepwell.importer.keras_models.check import answers, replay
 from stepwell.importer.keras_models.fuse import fused
+from stepwell.importer.keras_models.versions import as_saved
 from stepwell.importer.keras_models.walk import Walked, data_names, walk
 from stepwell.importer.outputs import Names, advised, as_names, outputs_of
 from stepwell.importer.reader import file_sha256
@@ -74,21 +79,45 @@ def import_keras_file(path: Path, verify: bool = True, *, outputs: Names = None)
         model = keras.saving.load_model(path, compile=False)
     except Exception as error:  # Keras raises many kinds, and a file can hold anything
         raise ImportRefused(f"{path}: Keras cannot load it: {str(error)[:300]}") from error
+    notes = as_saved(model, path)
     imported = import_keras(model, verify, outputs=outputs)
     source = replace(imported.graph.source, file=path.name, sha256=file_sha256(path))
-    return replace(imported, graph=replace(imported.graph, source=source))
+    return replace(imported, graph=replace(imported.graph, source=source, notes=(*notes, *imported.graph.notes)))
+
+
+BACKENDS = ("torch", "jax")  # in place of TensorFlow, where that is not installed
 
 
 def _keras():
+    _choose_backend()
     try:
         import keras
     except ImportError as error:
         raise ImportRefused(
-            f"Keras models need Keras 3 and one of its backends ({error}): pip install keras torch, and set KERAS_BACKEND=torch"
+            f'Keras models need Keras 3 and one of its backends ({error}): pip install "stepwell[keras]", or set KERAS_BACKEND to '
+            "a backend that is installed"
         ) from error
     if not hasattr(keras, "KerasTensor"):
         raise ImportRefused(f"keras {keras.__version__} is too old: pip install 'keras>=3'")
     return keras
+
+
+def _choose_backend() -> None:
+    """Before Keras' first import: a backend that is there, where TensorFlow is not and the user has chosen none."""
+    if "keras" in sys.modules or os.environ.get("KERAS_BACKEND") or _configured() not in ("", "tensorflow"):
+        return
+    found = [name for name in ("tensorflow", *BACKENDS) if importlib.util.find_spec(name)]
+    if found and found[0] != "tensorflow":
+        os.environ["KERAS_BACKEND"] = found[0]
+
+
+def _configured() -> str:
+    """The backend in Keras' own file of settings; "tensorflow" is no choice: Keras writes it there by itself."""
+    try:
+        folder = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
+        return str(json.loads((Path(folder) / "keras.json").read_text()).get("backend", ""))
+    except (OSError, ValueError, AttributeError, RuntimeError):
+        return ""
 
 
 def _check_model(keras, model) -> None:

@@ -21,9 +21,9 @@ class Value:
     """A Keras tensor: [batch, T, *inner] where ``timed``, else [batch, *inner], what holds when the sequence has ended.
 
     ``index``: of the graph's value. ``steps``: T, None where it is dynamic. ``waits``: the name of a layer that means something
-    only together with the next one: "ZeroPadding1D" (``padded`` zeros in front, ``behind`` after the end), "Flatten" of a
-    whole sequence (``order``: for each value in Keras' order its place in the graph's), "Softmax" over time (still the
-    scores), "Weighted" (``scores`` times it).
+    only together with the next one: "ZeroPadding1D" (``padded`` zeros in front, ``behind`` after the end), "Flatten" of a whole
+    sequence (``order``: for each value in Keras' order its place in the graph's), "Softmax" over time (still the scores),
+    "Weighted" (``scores`` times it).
     """
 
     index: int

@@ -313,10 +313,10 @@ def _graph(walk: Walk, outputs: Outputs, source: Source, notes: list[str]) -> Gr
     return graph
 
 
-def _named_apart(chained: list[Layer]) -> Iterator[Layer]:
+def _named_apart(chain: list[Layer]) -> Iterator[Layer]:
     """The layers, of which two may have one name: a convolution and the same one cropped."""
     taken: set[str] = set()
-    for layer in chained:
+    for layer in chain:
         name, copy_ = layer.name, 2
         while name in taken:
             name, copy_ = f"{layer.name}_{copy_}", copy_ + 1
