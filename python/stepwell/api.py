@@ -12,11 +12,12 @@ import numpy as np
 from stepwell._version import __version__
 from stepwell.calibrate import Calibration, Progress, calibrate, range_of_8_bits
 from stepwell.errors import ImportRefused, ModelError
+from stepwell.folding import fitted
 from stepwell.graph import Embedding, Graph
 from stepwell.mode import Mode, parse_mode
 from stepwell.model import Model
 from stepwell.precision import Plan, Precision, parse_precision
-from stepwell.scaler import Scaler, as_scaler, fold_outputs
+from stepwell.scaler import Scaler, as_scaler
 
 if TYPE_CHECKING:
     from stepwell.search import Trial
@@ -37,6 +38,7 @@ def convert(
     steps: int | None = None,
     precision: str | Precision | Plan = "w8a16",
     calibration: str = "auto",
+    auto_scale: bool = True,
 ) -> Model:
     """A trained model as an integer model.
 
@@ -45,12 +47,13 @@ def convert(
     .npy, .csv; ``columns`` picks csv columns by name). ``mode``: how windows are treated (``stepwell.mode.HELP``). ``scaler``:
     normalisation, clamping, missing samples and raw counts (``stepwell.scaler.as_scaler``). ``steps``: the window's length,
     for torch modules that need to know it. ``precision``: bits of weights and activations (``stepwell.precision.HELP``).
-    ``calibration``: how the input's range is chosen (``stepwell.calibrate.HELP``).
+    ``calibration``: how the input's range is chosen (``stepwell.calibrate.HELP``). ``auto_scale``: channels that differ in
+    size, or stand far from zero, get an offset and a scale each; exact, for they are folded into the weights.
 
     Raises ImportRefused (a node that cannot be streamed), SampleError (bad calibration data) or QuantizeError (no integer
     model passes the overflow proof); each names the culprit.
     """
-    prepared = prepare(source, calib, name, columns, progress, mode, scaler, steps, calibration)
+    prepared = prepare(source, calib, name, columns, progress, mode, scaler, steps, calibration, auto_scale)
     return prepared.quantized(parse_precision(precision))
 
 
@@ -85,7 +88,7 @@ def smallest(
 @dataclass(frozen=True, eq=False)
 class Prepared:
     """A source that has been read and calibrated, ready to be quantised in any precision. ``source`` is the graph as it was read,
-    ``graph`` the one with the scaler's outputs folded in."""
+    ``graph`` the one with the scaler's inputs and outputs folded in. ``warnings``: what the calibration data tells."""
 
     source: Graph
     graph: Graph
@@ -95,6 +98,7 @@ class Prepared:
     notes: dict[str, object]
     sequences: list[np.ndarray]  # normalised
     rule: str  # for the input's range
+    warnings: list[str]
 
     def quantized(self, plan: Plan) -> Model:
         """Raises QuantizeError."""
@@ -103,6 +107,7 @@ class Prepared:
         calibration, rule = self._calibration_for(plan)
         model = quantize(self.graph, calibration, self.mode, self.scaler, plan)
         notes = self.notes | {"calibration": self.notes["calibration"] | {"rule": rule}} | model.notes
+        notes["warnings"] = [*self.warnings, *model.notes["warnings"]]
         return loads(model.replace(notes=notes).blob)  # what load would refuse must not be made
 
     def _calibration_for(self, plan: Plan) -> tuple[Calibration, str]:
@@ -126,6 +131,7 @@ def prepare(
     scaler: object = None,
     steps: int | None = None,
     calibration: str = "auto",
+    auto_scale: bool = True,
 ) -> Prepared:
     """The first half of ``convert``, with its arguments and errors."""
     from stepwell.quantize import check_window
@@ -135,10 +141,11 @@ def prepare(
     mode, scaler = parse_mode(mode, graph.readout), as_scaler(scaler)
     check_window(graph, mode)
     scaler.check(graph.n_in, graph.n_out)
-    folded = fold_outputs(graph, scaler)
     samples = load_samples(calib, graph.n_in, columns=columns, may_miss=scaler.missing != "refuse")
+    fit = fitted(graph, scaler, samples.sequences, auto_scale)
+    scaler = fit.scaler
     sequences = samples.sequences if scaler.is_identity else [scaler.normalise(s) for s in samples.sequences]
-    found = calibrate(folded, sequences, progress, mode.window, calibration)
+    found = calibrate(fit.graph, sequences, progress, mode.window, calibration)
     notes = {
         "name": name or _name_from(graph.source.file),
         "tool": f"stepwell {__version__}",
@@ -146,9 +153,25 @@ def prepare(
         "source_check": verified,
         "calibration": {"sequences": found.n_sequences, "steps": found.n_steps, "x_peak": found.x_peak},
         "readout": graph.readout,
-        "import_notes": list(graph.notes),
+        "import_notes": [*graph.notes, *fit.notes],
     }
-    return Prepared(graph, folded, found, mode, scaler, notes, sequences, calibration)
+    names = columns or getattr(samples, "columns", None) or [str(k) for k in range(graph.n_in)]
+    warnings = _unscaled(found, samples.sequences, [(names[k], k) for k in fit.suspects])
+    return Prepared(graph, fit.graph, found, mode, scaler, notes, sequences, calibration, warnings)
+
+
+def _unscaled(found: Calibration, sequences: Sequence[np.ndarray], suspects: list[tuple[str, int]]) -> list[str]:
+    """A warning when the float model is saturated, and channels (name, number) look as if they had never been scaled."""
+    if not found.is_saturated or not suspects:
+        return []
+    ranges = []
+    for name, channel in suspects:
+        values = np.concatenate([s[:, channel] for s in sequences])
+        ranges.append(f"channel {name} is {np.nanmin(values):.4g} .. {np.nanmax(values):.4g}")
+    return [
+        f"{', '.join(ranges)}, and drives the float model's gates to their ends: was the model trained on scaled data? Give its "
+        "normalisation (scaler=, --scaler)"
+    ]
 
 
 def _width(calib: Samples) -> int | None:

@@ -19,7 +19,7 @@ from stepwell.mode import Mode
 from stepwell.model import Model, RecurrentLayer
 from stepwell.reference import Reference
 from stepwell.samples import Samples
-from stepwell.scaler import fold_outputs
+from stepwell.folding import float_side
 
 
 def find_source(model: Model, model_path: Path, given: str | None) -> Path:
@@ -66,7 +66,7 @@ def compare(
     have targets, and ``engine_mismatches``: values in which C and reference differ, which is 0 or a defect. ``no_output``: why
     there are no figures, or None.
     """
-    graph = fold_outputs(graph, model.scaler)
+    graph = float_side(graph, model.scaler)
     if (graph.n_in, graph.n_out) != (model.n_in, model.n_out):
         raise ModelError(
             f"the float model maps {graph.n_in} inputs to {graph.n_out} outputs, the integer model {model.n_in} to {model.n_out}"
@@ -113,7 +113,7 @@ def compare(
 
 def float_outputs(model: Model, graph: Graph, samples: Samples) -> list[np.ndarray]:
     """What the float graph gives for each sequence, in the model's mode and the user's units."""
-    graph = fold_outputs(graph, model.scaler)
+    graph = float_side(graph, model.scaler)
     outputs: list[np.ndarray] = [np.empty(0)] * len(samples.sequences)
     for group in length_groups(samples.sequences):
         x = np.stack([samples.sequences[k] for k in group])
