@@ -12,12 +12,13 @@ import numpy as np
 from stepwell._version import __version__
 from stepwell.calibrate import Calibration, Progress, calibrate, range_of_8_bits
 from stepwell.errors import ImportRefused, ModelError, QuantizeError, SampleError
+from stepwell.folding import fitted
 from stepwell.graph import Embedding, Graph
 from stepwell.memory import at_most, check_size
 from stepwell.mode import Mode, parse_mode
 from stepwell.model import Model
 from stepwell.precision import Plan, Precision, parse_precision
-from stepwell.scaler import Scaler, as_scaler, fold_outputs
+from stepwell.scaler import Scaler, as_scaler
 from stepwell.text import printable
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def convert(
     header: bool | None = None,
     max_memory: int | str | None = None,
     outputs: str | Sequence[str] | None = None,
+    auto_scale: bool = True,
 ) -> Model:
     """A trained model as an integer model.
 
@@ -57,9 +59,10 @@ def convert(
     ``mode``: how windows are treated (``stepwell.mode.HELP``). ``scaler``:
     normalisation, clamping, missing samples and raw counts (``stepwell.scaler.as_scaler``). ``steps``: the window's length,
     for torch modules that need to know it. ``precision``: bits of weights and activations (``stepwell.precision.HELP``).
-    ``calibration``: how the input's range is chosen (``stepwell.calibrate.HELP``). ``outputs``: names of the source's outputs that
-    the model shall have, side by side in this order; None for all but final states. ``min_sqnr``: the least SQNR in dB against
-    the source on the calibration data, below which QuantizeError is raised.
+    ``calibration``: how the input's range is chosen (``stepwell.calibrate.HELP``). ``auto_scale``: channels that differ in
+    size, or stand far from zero, get an offset and a scale each; exact, for they are folded into the weights. ``outputs``:
+    names of the source's outputs that the model shall have, side by side in this order; None for all but final states.
+    ``min_sqnr``: the least SQNR in dB against the source on the calibration data, below which QuantizeError is raised.
 
     ``notes["window"]`` is the length of the windows that the source was trained on, or None. ``notes["fidelity"]`` holds what
     was measured on the calibration data (``stepwell.fidelity``): "sqnr_db" against the source, None where both are equal,
@@ -70,7 +73,9 @@ def convert(
     model passes the overflow proof); each names the culprit.
     """
     with at_most(max_memory):
-        prepared = prepare(source, calib, name, columns, progress, mode, scaler, steps, calibration, header, outputs)
+        prepared = prepare(
+            source, calib, name, columns, progress, mode, scaler, steps, calibration, header, outputs, auto_scale
+        )
     return prepared.measured(prepared.quantized(parse_precision(precision)), min_sqnr)
 
 
@@ -116,7 +121,7 @@ def smallest(
 @dataclass(frozen=True, eq=False)
 class Prepared:
     """A source that has been read and calibrated, ready to be quantised in any precision. ``source`` is the graph as it was read,
-    ``graph`` the one with the scaler's outputs folded in."""
+    ``graph`` the one with the scaler's inputs and outputs folded in. ``warnings``: what the calibration data tells."""
 
     source: Graph
     graph: Graph
@@ -127,6 +132,7 @@ class Prepared:
     sequences: list[np.ndarray]  # normalised
     rule: str  # for the input's range
     ground: Ground
+    warnings: list[str]
 
     def quantized(self, plan: Plan) -> Model:
         """Raises QuantizeError."""
@@ -135,6 +141,7 @@ class Prepared:
         calibration, rule = self._calibration_for(plan)
         model = quantize(self.graph, calibration, self.mode, self.scaler, plan)
         notes = self.notes | {"calibration": self.notes["calibration"] | {"rule": rule}} | model.notes
+        notes["warnings"] = [*self.warnings, *model.notes["warnings"]]
         return loads(model.replace(notes=notes).blob)  # what load would refuse must not be made
 
     def measured(self, model: Model, min_sqnr: float | None = None) -> Model:
@@ -176,6 +183,7 @@ def prepare(
     calibration: str = "auto",
     header: bool | None = None,
     outputs: str | Sequence[str] | None = None,
+    auto_scale: bool = True,
 ) -> Prepared:
     """The first half of ``convert``, with its arguments and errors."""
     from stepwell.fidelity import Ground, check_growth
@@ -186,12 +194,13 @@ def prepare(
     mode, scaler = parse_mode(mode, graph.readout), as_scaler(scaler)
     check_window(graph, mode, run.window)
     scaler.check(graph.n_in, graph.n_out)
-    folded = fold_outputs(graph.in_mode(mode), scaler)
     samples = load_samples(calib, graph.n_in, columns, scaler.missing != "refuse", header=header)
-    sequences = samples.sequences if scaler.is_identity else [scaler.normalise(s) for s in samples.sequences]
+    fit = fitted(graph.in_mode(mode), scaler, samples.sequences, auto_scale)
+    scaler = fit.scaler
+    sequences, seen = (_normalised(given, samples.sequences) for given in (scaler, scaler.of_source))
     run = _with_window(run, graph, sequences)
-    check_growth(folded, sequences, mode, run.window)
-    found = calibrate(folded, sequences, progress, mode.window, calibration)
+    check_growth(fit.graph, sequences, mode, run.window)
+    found = calibrate(fit.graph, sequences, progress, mode.window, calibration)
     notes = {
         "name": printable(name or _name_from(graph.source.file)),
         "tool": f"stepwell {__version__}",
@@ -200,14 +209,34 @@ def prepare(
         "calibration": {"sequences": found.n_sequences, "steps": found.n_steps, "x_peak": found.x_peak},
         "readout": graph.readout,
         "window": run.window,
-        "import_notes": [*graph.notes, *_window_notes(graph, mode, run.window)],
+        "import_notes": [*graph.notes, *_window_notes(graph, mode, run.window), *fit.notes],
     }
     if samples.columns:
         notes["columns"] = _names_of_inputs(samples.columns, samples.name)
     if graph.outputs:
         notes["outputs"] = [asdict(output) for output in graph.outputs]
-    ground = Ground(run, samples.sequences, sequences, scaler)
-    return Prepared(graph, folded, found, mode, scaler, notes, sequences, calibration, ground)
+    names = notes.get("columns") or [str(k) for k in range(graph.n_in)]
+    warnings = _unscaled(found, samples.sequences, [(names[k], k) for k in fit.suspects])
+    ground = Ground(run, samples.sequences, seen, scaler)
+    return Prepared(graph, fit.graph, found, mode, scaler, notes, sequences, calibration, ground, warnings)
+
+
+def _normalised(scaler: Scaler, sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return list(sequences) if scaler.is_identity else [scaler.normalise(s) for s in sequences]
+
+
+def _unscaled(found: Calibration, sequences: Sequence[np.ndarray], suspects: list[tuple[str, int]]) -> list[str]:
+    """A warning when the float model is saturated, and channels (name, number) look as if they had never been scaled."""
+    if not found.is_saturated or not suspects:
+        return []
+    ranges = []
+    for name, channel in suspects:
+        values = np.concatenate([s[:, channel] for s in sequences])
+        ranges.append(f"channel {name} is {np.nanmin(values):.4g} .. {np.nanmax(values):.4g}")
+    return [
+        f"{', '.join(ranges)}, and drives the float model's gates to their ends: was the model trained on scaled data? Give its "
+        "normalisation (scaler=, --scaler)"
+    ]
 
 
 def _with_window(source: SourceModel, graph: Graph, sequences: list[np.ndarray]) -> SourceModel:

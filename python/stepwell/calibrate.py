@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from stepwell.errors import SampleError, UnknownWord
 from stepwell.float_stream import FloatStream
+from stepwell.functions import as_function
 from stepwell.graph import Dense, Graph, Layer, Recurrent
 
 LARGEST_VALUE = 1e30
+FLAT = 8.0  # |z| at which sigmoid and tanh are within 0.04 % of their ends
+MOSTLY = 0.25  # share of such values that a trained model hardly has
+CELL_MOST = 512.0  # end of Q9.22
+GROWN = 1.25  # a state's peak over sequences end to end, against the peak within them
+UNBOUNDED = 1000.0  # beyond that a state grows without end
+STATES = ("c", "h", "z")  # what a stream carries on, and the pre-activations that it drives
+CHAIN_STEPS = 2048  # of sequences end to end
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
 
@@ -38,10 +46,15 @@ class Moments:
 
 @dataclass(frozen=True, eq=False)
 class LayerStats:
-    """``peaks``: largest magnitude seen of x and, by layer kind, of h, z, c (recurrent) or y (dense: after the activation)."""
+    """``peaks``: largest magnitude seen of x and, by layer kind, of h, z, c (recurrent) or y (dense: after the activation).
+    ``flat``: the share of a recurrent layer's pre-activations at which its gates stand at their ends.
+    ``grown``: (peak within the sequences, peak in all) of those that only a stream reaches which is not reset between them.
+    """
 
     moments: Moments
     peaks: dict[str, float]
+    flat: float = 0.0
+    grown: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +66,11 @@ class Calibration:
     x_range: float = 0.0  # largest |x| that shall be held, by the rule
     x_halves: tuple[float, float] = (0.0, 0.0)  # largest |x| of every other sequence, and of the rest
 
+    @property
+    def is_saturated(self) -> bool:
+        """Whether the float model works at the ends of its gates, or a cell far beyond its format."""
+        return any(found.flat > MOSTLY or found.peaks.get("c", 0.0) >= CELL_MOST for found in self.layers)
+
 
 class _Accumulator:
     """Running sums for one layer."""
@@ -63,6 +81,7 @@ class _Accumulator:
         self.total = np.zeros(width)
         self.products = np.zeros((width, width))
         self.peaks: dict[str, float] = {}
+        self.flat: list[int] = [0, 0]  # of so many values
 
     def peak(self, name: str, values: np.ndarray) -> None:
         self.peaks[name] = max(self.peaks.get(name, 0.0), float(np.abs(values).max()))
@@ -81,7 +100,10 @@ class _Accumulator:
             return LayerStats(Moments(np.zeros(0), np.zeros((0, 0))), self.peaks)
         mean = self.total / self.count
         covariance = self.products / self.count - np.outer(mean, mean)
-        return LayerStats(Moments(mean + self.shift, covariance), self.peaks)
+        return LayerStats(Moments(mean + self.shift, covariance), self.peaks, self.flat[0] / max(1, self.flat[1]))
+
+    def count_flat(self, z: np.ndarray) -> None:
+        self.flat = [self.flat[0] + int((np.abs(z) > FLAT).sum()), self.flat[1] + z.size]
 
 
 def calibrate(
@@ -97,11 +119,31 @@ def calibrate(
     """
     hold = range_rule(rule)
     sequences = _windows(sequences, window)
+    stats = _collected(graph, sequences, progress)
+    for layer, found in zip(graph.layers, stats, strict=True):
+        if not found.peaks:
+            raise SampleError(f"no calibration sequence is long enough for layer '{layer.name}' to run once")
+        if not _is_usable(found):
+            raise SampleError(
+                f"layer '{layer.name}' sees values up to {max(found.peaks.values()):.3g}: normalise the inputs"
+            )
+    if not window and len(sequences) > 1 and not graph.needs_window:
+        stats = _carried(graph, sequences, stats)
+    peaks = [float(np.abs(s).max()) for s in sequences]
+    x = np.concatenate([np.ravel(s) for s in sequences])
+    halves = (max(peaks[::2]), max(peaks[1::2], default=0.0))
+    return Calibration(tuple(stats), len(sequences), sum(map(len, sequences)), max(peaks), hold(np.abs(x)), halves)
+
+
+def _collected(graph: Graph, sequences: Sequence[np.ndarray], progress: Progress | None = None) -> list[LayerStats]:
+    """Statistics of each layer, every sequence run from the initial state. Values may be infinite."""
     sums = [_Accumulator(_moments_width(layer)) for layer in graph.layers]
     pending: dict[int, np.ndarray] = {}
 
     def observe(index: int, name: str, values: np.ndarray) -> None:
         sums[index].peak(name, values)
+        if name == "z" and _has_ends(graph.layers[index]):
+            sums[index].count_flat(values)
         if name == "x":
             pending[index] = values
             if isinstance(graph.layers[index], Dense):
@@ -109,30 +151,67 @@ def calibrate(
         elif name == "h":
             sums[index].add(np.concatenate([pending[index], values], axis=-1))
 
-    n_steps = sum(len(s) for s in sequences)
-    done = 0
-    with np.errstate(over="ignore", invalid="ignore"):  # values that are too large are refused below, with their layer
+    n_steps, done = sum(len(s) for s in sequences), 0
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller looks
         for group in length_groups(sequences):
             batch = np.stack([sequences[k] for k in group])
             FloatStream(graph, observe).run(batch)
             done += batch.shape[0] * batch.shape[1]
             if progress:
                 progress(done, n_steps)
-        stats = tuple(s.stats() for s in sums)
-    for layer, found in zip(graph.layers, stats, strict=True):
-        if not found.peaks:
-            raise SampleError(f"no calibration sequence is long enough for layer '{layer.name}' to run once")
-        if not np.isfinite(found.moments.covariance).all() or max(found.peaks.values()) > LARGEST_VALUE:
-            raise SampleError(
-                f"layer '{layer.name}' sees values up to {max(found.peaks.values()):.3g}: normalise the inputs"
-            )
-    peaks = [float(np.abs(s).max()) for s in sequences]
-    x = np.concatenate([np.ravel(s) for s in sequences])
-    halves = (max(peaks[::2]), max(peaks[1::2], default=0.0))
-    return Calibration(stats, len(sequences), n_steps, max(peaks), hold(np.abs(x)), halves)
+        return [s.stats() for s in sums]
+
+
+def _is_usable(found: LayerStats) -> bool:
+    return bool(np.isfinite(found.moments.covariance).all() and max(found.peaks.values()) <= LARGEST_VALUE)
+
+
+def _has_ends(layer: Layer) -> bool:
+    """Whether the activation that a recurrent layer's pre-activations meet first is flat far from zero."""
+    return bool(np.abs(as_function(layer.functions[0])(np.array([-16.0, 16.0]))).max() <= 1.0)
+
+
+def _carried(graph: Graph, sequences: Sequence[np.ndarray], stats: list[LayerStats]) -> list[LayerStats]:
+    """The statistics of a stream that is not reset between the sequences, where a state outgrows what it reaches within them;
+    else ``stats``. A state that leaves all bounds is left to others.
+    """
+    carried = _collected(graph, _chains(sequences))
+    if not all(_is_usable(found) for found in carried):
+        return stats
+    grown = [
+        {n: (s.peaks[n], c.peaks[n]) for n in STATES if n in s.peaks and c.peaks[n] > GROWN * s.peaks[n]}
+        for s, c in zip(stats, carried, strict=True)
+    ]
+    if not any(grown) or any(c > UNBOUNDED * s for pairs in grown for s, c in pairs.values()):
+        return stats
+    # what comes before the first state sees the same inputs, but for the seams
+    touched = _after_recurrent(graph)
+    return [
+        replace(c, peaks={name: max(peak, s.peaks[name]) for name, peak in c.peaks.items()}, grown=g) if after else s
+        for s, c, g, after in zip(stats, carried, grown, touched, strict=True)
+    ]
+
+
+def _after_recurrent(graph: Graph) -> list[bool]:
+    """For each layer whether it is recurrent, or reads what a recurrent layer has made."""
+    after = [False]  # value 0
+    for layer, reads in zip(graph.layers, graph.sources, strict=True):
+        after.append(isinstance(layer, Recurrent) or any(after[value] for value in reads))
+    return after[1:]
+
+
+def _chains(sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The sequences end to end, CHAIN_STEPS or a little more at a time."""
+    chains: list[list[np.ndarray]] = [[]]
+    for sequence in sequences:
+        if sum(map(len, chains[-1])) >= CHAIN_STEPS:
+            chains.append([])
+        chains[-1].append(sequence)
+    return [np.concatenate(chain) for chain in chains]
 
 
 HEADROOM = 2.0  # the calibrated maximum fills half of what a format holds
+HEADROOM_8 = 1.25  # with codes of 8 bits: a bit more of them is worth more than room
 MSE_CANDIDATES = np.linspace(0.02, 1.0, 50)
 RANGES = 1.25 * 2.0 ** (-np.arange(21) / 4)  # of the largest |x|: what is tried for inputs of 8 bits
 RANGE_STEPS = 4096  # of the sequences, that it is tried on

@@ -7,7 +7,7 @@ from math import floor, log2
 
 import numpy as np
 
-from stepwell.calibrate import HEADROOM, LayerStats, Moments
+from stepwell.calibrate import HEADROOM, HEADROOM_8, LayerStats, Moments
 from stepwell.errors import QuantizeError
 from stepwell.functions import Function, as_function
 from stepwell.graph import Gru, Lstm, Recurrent, Rnn
@@ -120,7 +120,8 @@ def _h_frac(layer: Recurrent, bounded: bool, stats: LayerStats, precision: Preci
     finest = precision.h_bits - 1
     peaks = [stats.peaks.get("y", 0.0), stats.peaks.get("h", 0.0)]
     bounded = bounded and (layer.h0 is None or np.abs(layer.h0).max() <= 1.0)
-    frac = finest if bounded else frac_for(HEADROOM * max(peaks), finest, precision.h_limit)
+    headroom = HEADROOM_8 if precision.h_bits == 8 else HEADROOM
+    frac = finest if bounded else frac_for(headroom * max(peaks), finest, precision.h_limit)
     if frac < 0:
         raise QuantizeError(
             f"layer '{layer.name}': the hidden state reaches {max(peaks):.3g}: normalise the inputs or use tanh"

@@ -13,6 +13,7 @@ from stepwell.calibrate import Progress, length_groups
 from stepwell.errors import ImportRefused, ModelError, SampleError
 from stepwell.fidelity import aligned, source_answers
 from stepwell.float_stream import run_in_mode
+from stepwell.folding import float_side
 from stepwell.graph import Graph
 from stepwell.importer.source import SourceModel
 from stepwell.info import macs_per_step, ram_bytes, timing
@@ -22,7 +23,6 @@ from stepwell.model import Model, RecurrentLayer
 from stepwell.quantize import in_mode
 from stepwell.reference import Reference
 from stepwell.samples import Samples
-from stepwell.scaler import fold_outputs
 from stepwell.text import printable
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def compare(
     there are no figures, or None. "source": float stream and integer model against the source, None without one or without
     figures; its "why_not" tells why it was not compared.
     """
-    graph = fold_outputs(graph, model.scaler)
+    graph = float_side(graph, model.scaler)
     if (graph.n_in, graph.n_out) != (model.n_in, model.n_out):
         raise ModelError(
             f"the float model maps {graph.n_in} inputs to {graph.n_out} outputs, the integer model {model.n_in} to {model.n_out}"
@@ -158,7 +158,7 @@ def _source_outputs(model: Model, samples: Samples, source: SourceModel) -> tupl
     try:
         for group in length_groups(samples.sequences):
             x = np.stack([samples.sequences[k] for k in group])
-            x = x if model.scaler.is_identity else model.scaler.normalise(x)
+            x = x if model.scaler.is_identity else model.scaler.of_source.normalise(x)
             for k, y in zip(group, source_answers(source, model.mode, model.scaler, x), strict=True):
                 outputs[k] = y
     except ImportRefused as error:
@@ -195,7 +195,7 @@ def _against_source(
 
 def float_outputs(model: Model, graph: Graph, samples: Samples) -> list[np.ndarray]:
     """What the float graph gives for each sequence, in the model's mode and the user's units."""
-    graph = fold_outputs(graph, model.scaler)
+    graph = float_side(graph, model.scaler)
     outputs: list[np.ndarray] = [np.empty(0)] * len(samples.sequences)
     for group in length_groups(samples.sequences):
         x = np.stack([samples.sequences[k] for k in group])
@@ -219,7 +219,7 @@ def compare_modes(
     """
     found = []
     for mode in modes:
-        other = in_mode(model, graph, mode)
+        other = in_mode(model, float_side(graph, model.scaler), mode)
         result = compare(other, graph, samples, progress, metric)
         costs = {
             "macs_per_step": macs_per_step(other),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
+
 from stepwell import proof
 from stepwell.blob import CHANNEL, packed_extra
 from stepwell.engine import OpenModel, lib
@@ -27,7 +29,7 @@ def describe(model: Model, packing: str = "plain") -> dict[str, Any]:
         "precision": model.notes.get("precision", "w8a16"),
         "n_in": model.n_in,
         "n_out": model.n_out,
-        "input": {"type": "int16", "scale": model.x_scale, "range": input_range(model)},
+        "input": {"type": "int16", "scale": model.x_scale, **input_ranges(model)},
         "output": {"type": "int32", "format": f"Q{model.y_frac}", "scale": 2.0**-model.y_frac},
         "outputs": outputs(model),
         "flash_bytes": flash_bytes(model, packing),
@@ -93,10 +95,12 @@ def macs(layer: IntLayer) -> int:
     return products
 
 
-def input_range(model: Model) -> list[float]:
-    """Smallest and largest input that every channel holds, in the user's units."""
-    low, high = model.scaler.range(model.n_in, model.x_scale)
-    return [float(low.max()), float(high.min())]
+def input_ranges(model: Model) -> dict[str, Any]:
+    """``ranges``: of each channel the smallest and the largest input that a code stands for, in the user's units. ``range``:
+    the one that all channels share, None where they differ.
+    """
+    ranges = np.stack(model.scaler.range(model.n_in, model.x_scale), axis=1).tolist()
+    return {"ranges": ranges, "range": ranges[0] if all(ends == ranges[0] for ends in ranges) else None}
 
 
 def macs_per_step(model: Model) -> float:

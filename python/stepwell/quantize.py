@@ -13,7 +13,7 @@ from math import ceil, floor, log2, sqrt
 import numpy as np
 
 from stepwell import proof
-from stepwell.calibrate import HEADROOM, Calibration, LayerStats, Moments
+from stepwell.calibrate import HEADROOM, HEADROOM_8, Calibration, LayerStats, Moments
 from stepwell.cells import largest, quantize_recurrent, table_of
 from stepwell.errors import QuantizeError
 from stepwell.functions import Function, as_function
@@ -57,7 +57,7 @@ from stepwell.model import (
     SliceLayer,
     WindowLayer,
 )
-from stepwell.precision import UNIFORM, Plan, Precision
+from stepwell.precision import UNIFORM, W8A16, Plan, Precision
 from stepwell.rows import LARGEST_RATIO, Z_SCALE, Report, multipliers, reach, scaling_row, single_rows, stacked
 from stepwell.scaler import NO_SCALER, Scaler
 
@@ -67,7 +67,6 @@ LOG2_E = float(np.log2(np.e))
 OUTPUT_BITS = 20  # the largest calibrated output gets about this many bits
 UNEVEN = 1.8  # between the peaks of two halves of the sequences: within the headroom, but not by much
 ENOUGH_STEPS = 2000  # of one long recording
-HEADROOM_8 = 1.25  # of an input of 8 bits
 FEW_BITS = 8  # of a value beside a larger one in a concatenation
 ADD_LIMIT = 16384  # the larger of the two weights of an addition
 EPSILON_MAX = 2**61 - 1
@@ -176,6 +175,7 @@ class _Place:
 
     stats: LayerStats
     scales: list[float]  # of its sources
+    limits: list[int]  # their largest codes
     is_last: bool
     y_scale: float | None  # demanded by a layer that reads it
     report: Report
@@ -190,23 +190,28 @@ class _Place:
 
 
 class _Quantizer:
-    """Layers so far, and the real value of a code of each value: 0 the input, k the output of layer k - 1."""
+    """Layers so far, and of each value (0 the input, k the output of layer k - 1) the real value of a code and the largest code."""
 
     def __init__(self, graph: Graph, calibration: Calibration, plan: Plan):
         self._graph, self._calibration, self._plan = graph, calibration, plan
         self.report = Report(warnings=_calibration_warnings(calibration))
         self.layers: list[IntLayer] = []
         self.scales = [_input_scale(graph, calibration, plan.default.x_bits)]
+        self._limits = [2 ** (plan.default.x_bits - 1) - 1]
         self._demanded = _demanded_scales(graph)
 
     def add(self, index: int, layer: Layer) -> None:
-        scales = [self.scales[value] for value in self._graph.sources[index]]
+        scales, limits = ([of[value] for value in self._graph.sources[index]] for of in (self.scales, self._limits))
         is_last = index == len(self._graph.layers) - 1
         stats = self._calibration.layers[index]
         precision = self._plan.of(index, layer.name)
-        place = _Place(stats, scales, is_last, self._demanded.get(index + 1), self.report, precision)
+        place = _Place(stats, scales, limits, is_last, self._demanded.get(index + 1), self.report, precision)
         self.layers.append(HANDLERS[type(layer)](layer, place))
         self.scales.append(self.layers[-1].y_scale)
+        if isinstance(layer, Recurrent):
+            self._limits.append(precision.h_limit)
+        else:
+            self._limits.append(limits[0] if isinstance(layer, (Slice, MaxPool, Window)) else W8A16.h_limit)
 
 
 def _input_scale(graph: Graph, calibration: Calibration, bits: int = 16) -> float:
@@ -259,6 +264,14 @@ def _calibration_warnings(calibration: Calibration) -> list[str]:
             warnings.append(
                 f"layer {index}: the cell state reaches {stats.peaks['c']:.0f}; Q9.22 saturates at {limit:.0f}"
             )
+    grown = [(index, *pair) for index, stats in enumerate(calibration.layers) for pair in stats.grown.values()]
+    if grown:
+        index, within, carried = max(grown, key=lambda g: g[2] / (g[1] or 1e-300))
+        warnings.append(
+            f"layer {index}: its state reaches {carried:.3g} when the calibration sequences run on without a reset, and "
+            f"{within:.3g} within them: they are short for mode carry, give longer ones or run the model in windows "
+            "(mode=, --mode)"
+        )
     return warnings
 
 
@@ -389,8 +402,10 @@ def _mul(layer: Mul, place: _Place) -> MulLayer:
 
 
 def _concat(layer: Concat, place: _Place) -> ConcatLayer:
-    y_scale = max(place.scales)
-    kept = 15 + log2(min(place.scales) / y_scale)
+    # codes of 8 bits get finer ones, so that they do not coarsen what stands beside them
+    fills = [scale * (limit / W8A16.h_limit) for scale, limit in zip(place.scales, place.limits, strict=True)]
+    y_scale = max(fills)
+    kept = 15 + log2(min(fills) / y_scale)
     if kept < FEW_BITS:
         place.report.warnings.append(
             f"layer '{layer.name}': its inputs differ in size, and the smaller keeps {max(0.0, kept):.0f} bits beside the larger: "

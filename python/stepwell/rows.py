@@ -23,6 +23,7 @@ KX_MAX = 15
 BIAS_MAX = 2**29  # weights that are tiny against their bias are rounded coarser, so that the accumulator holds it
 FEW_LEVELS = 15  # up to so large integers, clipping weights is tried
 CLIPPINGS = np.linspace(1.0, 0.5, 11)
+FEW_CODES = 32  # of the largest weight of a row: fewer are worth a warning
 MIN_LEVELS = 15  # a row repaired below integers of this size keeps too little of its weights
 
 
@@ -80,7 +81,26 @@ def joined_rows(
         return round_rows(both[rows], bias[rows], steps, unit, moments, limit)
 
     q, rows = prove(rounded, unit, kx, z_scale, n_in, row_name, report)
+    for what, w, codes, scale in (("input", w_x, q[:, :n_in], x_scale), ("hidden", w_h, q[:, n_in:], h_scale)):
+        counts = reach(w, 0 * bias, scale) > z_scale  # the others never move a code of z
+        _warn_of_few_codes(what, codes, counts, limit, row_name, report)
     return q[:, :n_in].astype(np.int8), q[:, n_in:].astype(np.int8), rows
+
+
+def _warn_of_few_codes(
+    what: str, codes: np.ndarray, counts: np.ndarray, limit: int, row_name: Callable[[int], str], report: Report
+) -> None:
+    """A warning when rows that count keep few codes for one kind of weights, because the other needs the row's scale."""
+    largest = np.abs(codes).max(axis=1)
+    few = np.flatnonzero(counts & (largest < FEW_CODES))
+    if limit < FEW_CODES or len(few) == 0:
+        return
+    worst = few[np.argmin(largest[few])]
+    more = f", {len(few)} of {len(codes)} rows keep fewer than {FEW_CODES}" if len(few) > 1 else ""
+    report.warnings.append(
+        f"{row_name(int(worst))}: its {what} weights keep {largest[worst]} codes of {limit}{more}: the other weights take the "
+        "rows' scale. Normalise the inputs (scaler=, --scaler), or try --precision w8x16h8"
+    )
 
 
 def single_rows(

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from stepwell.errors import SampleError
-from stepwell.graph import ArgMax, Dense, Graph
 from stepwell.memory import DAMAGED, Npz
 
 MISSING = ("refuse", "hold", "fill")  # STW_MISSING_REFUSE ..
@@ -45,6 +44,10 @@ class Channels:
         return np.where(raw == MISSING_RAW, self.fill, np.clip(v, -32768, 32767)).astype(np.int16)
 
 
+ARRAYS = ("mean", "std", "low", "high", "fill", "y_mean", "y_std", "source_mean", "source_std")
+NOT_GIVEN = {"source_mean", "source_std", "channels"}  # fields that convert fills in
+
+
 @dataclass(frozen=True, eq=False)
 class Scaler:
     """Per channel: normalised = (clamp(x, low, high) - mean) / std. Arrays [n_in], or None for the identity.
@@ -52,6 +55,8 @@ class Scaler:
     ``missing``: what a NaN becomes - "refuse" (an error), "hold" (the channel's last value) or "fill" (``fill`` [n_in], in the
     user's units; default the mean). ``raw``: "int16" or "int32" when the device is given raw counts of that type in the
     user's units. ``y_mean``, ``y_std`` [n_out]: outputs are y * y_std + y_mean; they are folded into the model's last layer.
+    ``source_mean``, ``source_std``: the mean and std that belong to the source, where convert has folded more into the
+    model's weights (folding.py); None where it has not.
     """
 
     mean: np.ndarray | None = None
@@ -63,6 +68,8 @@ class Scaler:
     raw: str = ""
     y_mean: np.ndarray | None = None
     y_std: np.ndarray | None = None
+    source_mean: np.ndarray | None = None
+    source_std: np.ndarray | None = None
     channels: Channels | None = None
 
     def __post_init__(self) -> None:
@@ -71,7 +78,7 @@ class Scaler:
             raise SampleError(f"missing '{self.missing}' is not one of {', '.join(MISSING)}")
         if self.raw not in RAW:
             raise SampleError(f"raw '{self.raw}' is not int16 or int32")
-        for name in ("mean", "std", "low", "high", "fill", "y_mean", "y_std"):
+        for name in ARRAYS:
             value = getattr(self, name)
             if value is None:
                 continue
@@ -93,6 +100,9 @@ class Scaler:
             object.__setattr__(self, name, value)
         if self.low is not None and self.high is not None and np.any(self.low > self.high):
             raise SampleError("scaler: low is above high")
+        parts = (self.source_mean, self.source_std, self.mean, self.std)
+        if any(part is not None for part in parts[:2]) and any(part is None for part in parts):
+            raise SampleError("scaler: source_mean and source_std belong together, beside mean and std")
 
     @property
     def is_identity(self) -> bool:
@@ -102,12 +112,9 @@ class Scaler:
 
     def check(self, n_in: int, n_out: int) -> None:
         """SampleError when an array has another length than the model's channels."""
-        for name, n in [(name, n_in) for name in ("mean", "std", "low", "high", "fill")] + [
-            ("y_mean", n_out),
-            ("y_std", n_out),
-        ]:
-            value = getattr(self, name)
-            if value is not None and len(value) not in (1, n):
+        for name in ARRAYS:
+            value, n = getattr(self, name), n_out if name.startswith("y_") else n_in
+            if value is not None and len(value) != n and (len(value) != 1 or name.startswith("source_")):
                 raise SampleError(f"scaler: {name} has {len(value)} values, the model {n} channels")
 
     def field(self, name: str, n_in: int) -> np.ndarray:
@@ -126,6 +133,33 @@ class Scaler:
             x = self._filled(x, hold=self.missing == "hold")
         x = np.clip(x, self.field("low", n), self.field("high", n))
         return (x - self.field("mean", n)) / self.field("std", n)
+
+    def then(self, mean: np.ndarray, std: np.ndarray) -> Scaler:
+        """The scaler that gives (v - mean) / std of what this one gives, [n_in] each; missing samples stay as they are."""
+        n = len(mean)
+        own_mean, own_std = self.field("mean", n), self.field("std", n)
+        source = self if self.source_std is not None else None
+        changes = {
+            "mean": own_mean + own_std * mean,
+            "std": own_std * std,
+            "fill": self.field("fill", n) if self.missing != "refuse" else self.fill,
+            "source_mean": source.source_mean if source else own_mean,
+            "source_std": source.source_std if source else own_std,
+        }
+        return Scaler(**self._fields() | changes)
+
+    @property
+    def of_source(self) -> Scaler:
+        """The part that the source needs: without what has been folded into the weights."""
+        if self.source_std is None:
+            return self
+        changes = {"mean": self.source_mean, "std": self.source_std, "source_mean": None, "source_std": None}
+        return Scaler(**self._fields() | changes | {"channels": None})
+
+    @property
+    def folded(self) -> tuple[np.ndarray, np.ndarray]:
+        """(mean, std) [n_in] of what has been folded: normalise(x) = (of_source.normalise(x) - mean) / std."""
+        return (self.mean - self.source_mean) / self.source_std, self.std / self.source_std
 
     def _filled(self, x: np.ndarray, hold: bool) -> np.ndarray:
         fill = self.field("fill", x.shape[-1])
@@ -196,7 +230,7 @@ class Scaler:
     def to_json(self) -> dict[str, Any]:
         """What a .stw file keeps for the host: lists, without the integer adapter, which is among the constants."""
         kept = {}
-        for name in ("mean", "std", "low", "high", "fill", "y_mean", "y_std"):
+        for name in ARRAYS:
             value = getattr(self, name)
             if value is not None:
                 kept[name] = [float(v) if np.isfinite(v) else str(v) for v in value]
@@ -277,26 +311,10 @@ def _from_mapping(given: dict[str, Any], where: str) -> Scaler:
             if f"{prefix}mean" in given or f"{prefix}std" in given:
                 raise SampleError(f"{where}: give {prefix}min and {prefix}max, or {prefix}mean and {prefix}std")
             given |= {f"{prefix}mean": low, f"{prefix}std": high - low}
-    known = set(Scaler.__dataclass_fields__) - {"channels"}
+    known = set(Scaler.__dataclass_fields__) - NOT_GIVEN
     if set(given) - known:
         raise SampleError(f"{where}: unknown field '{min(set(given) - known, key=str)}': a scaler has {KEYS}")
     try:
         return Scaler(**given)
     except (ValueError, TypeError) as error:
         raise SampleError(f"{where}: {error}") from error
-
-
-def fold_outputs(graph: Graph, scaler: Scaler) -> Graph:
-    """The graph with y * y_std + y_mean as its output, in its last dense layer or in one more. Raises SampleError."""
-    if scaler.y_mean is None and scaler.y_std is None:
-        return graph
-    n, last = graph.n_out, graph.layers[-1]
-    std = np.broadcast_to(1.0 if scaler.y_std is None else scaler.y_std, (n,)).astype(np.float64)
-    mean = np.broadcast_to(0.0 if scaler.y_mean is None else scaler.y_mean, (n,)).astype(np.float64)
-    if isinstance(last, ArgMax) or getattr(last, "activation", "") == "softmax":
-        raise SampleError("scaler: y_mean and y_std make no sense for classes: leave them out")
-    if isinstance(last, Dense) and last.activation == "none":
-        folded = replace(last, weight=last.weight * std[:, None], bias=last.bias * std + mean)
-        return replace(graph, layers=(*graph.layers[:-1], folded))
-    scale = Dense("output scale", std[:, None], mean, groups=n)
-    return replace(graph, layers=(*graph.layers, scale), sources=(*graph.sources, (len(graph.layers),)))

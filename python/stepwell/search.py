@@ -10,6 +10,7 @@ import numpy as np
 
 from stepwell.check import float_outputs, sqnr_db, task_metric
 from stepwell.errors import QuantizeError
+from stepwell.folding import float_side
 from stepwell.graph import Graph, Recurrent
 from stepwell.info import flash_bytes
 from stepwell.metrics import Metric
@@ -51,7 +52,8 @@ def search(
     ``make`` quantises by a plan. Without targets the drop is 100 * RMS error / RMS of the output. Raises QuantizeError when
     none fits, or the smallest that does has more than ``max_flash`` bytes of constants; it says what came closest.
     """
-    exact = float_outputs(make(Plan()), graph, samples)
+    first = make(Plan())
+    exact = float_outputs(first, graph, samples)
     tried: list[Trial] = []
 
     def attempt(plan: Plan) -> Model | None:
@@ -67,7 +69,7 @@ def search(
         tried.append(Trial(plan, flash_bytes(model), sqnr, drop, fits))
         return model if fits else None
 
-    for plan in _plans(graph, tried):
+    for plan in _plans(float_side(graph, first.scaler), tried):
         model = attempt(plan)
         if progress:
             progress(tried[-1])

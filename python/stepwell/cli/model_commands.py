@@ -74,6 +74,12 @@ MAX_DROP = "0.5%"
 @click.option("--calibration", default="auto", show_default=True, help=f"The input's range: {RANGE_HELP}.")
 @click.option("--mode", default="carry", show_default=True, help=f"How windows are treated: {MODE_HELP}.")
 @click.option("--min-sqnr", type=float, metavar="DB", help="Refuse a model that follows its source less closely.")
+@click.option(
+    "--auto-scale/--no-auto-scale",
+    default=True,
+    show_default=True,
+    help="Where input channels differ in size or stand far from zero: an offset and a scale each, folded into the weights.",
+)
 @click.option("--scaler", help=f"Normalisation of inputs, .json or .npz: {SCALER_KEYS}.")
 @click.option("--raw", type=click.Choice(["int16", "int32"]), help="The device is given raw counts (stw_step_raw).")
 @click.option("--missing", type=click.Choice(MISSING), help="What a missing sample (NaN, empty cell) becomes.")
@@ -98,6 +104,7 @@ def convert(
     calibration: str,
     mode: str,
     min_sqnr: float | None,
+    auto_scale: bool,
     scaler: str | None,
     raw: str | None,
     missing: str | None,
@@ -126,6 +133,7 @@ def convert(
         "calibration": calibration,
         "min_sqnr": min_sqnr,
         "outputs": outputs,
+        "auto_scale": auto_scale,
     }
     warnings.simplefilter("ignore", FidelityWarning)  # printed below, as all that is worth a warning
     tried: list[Trial] = []
@@ -259,10 +267,7 @@ def info(model_file: str, board: str | None, as_json: bool) -> None:
         print_json(facts | ({"board": image.costs()} if image else {}))
         return
     click.echo(f"{facts['name']}, id {facts['id']}, format {facts['format']}, {facts['precision']}")
-    low, high = facts["input"]["range"]
-    click.echo(
-        f"  input       {facts['n_in']} x int16, scale {facts['input']['scale']:.6g}, range {low:.4g} .. {high:.4g}"
-    )
+    _print_input(facts)
     named = f": {_outputs_text(facts['outputs'])}" if facts["outputs"] else ""
     click.echo(f"  output      {facts['n_out']} x int32 in {facts['output']['format']}{named}")
     if not model.scaler.is_identity:
@@ -290,6 +295,16 @@ def info(model_file: str, board: str | None, as_json: bool) -> None:
         click.echo("  --board BOARD adds the flash and RAM of a whole image and the deepest stack of a step")
 
 
+def _print_input(facts: dict[str, Any]) -> None:
+    """The range of the input, channel by channel where they differ."""
+    shared, names = facts["input"]["range"], facts["notes"].get("columns") or []
+    text = f", range {shared[0]:.4g} .. {shared[1]:.4g}" if shared else ""
+    click.echo(f"  input       {facts['n_in']} x int16, scale {facts['input']['scale']:.6g}{text}")
+    for k, (low, high) in enumerate([] if shared else facts["input"]["ranges"]):
+        name = f" {names[k]}" if k < len(names) else ""
+        click.echo(f"    channel {k}{name}: {low:.4g} .. {high:.4g}")
+
+
 def _trial_build(model: stepwell.Model, board: str) -> Image:
     """The image, for its figures alone: its files are gone."""
     from stepwell.build import build
@@ -300,6 +315,7 @@ def _trial_build(model: stepwell.Model, board: str) -> Image:
 
 def _scaler_text(scaler: dict[str, Any]) -> str:
     names = [name for name in ("mean", "std", "low", "high", "fill", "y_mean", "y_std") if name in scaler]
+    names += ["the source's own mean, std"] if "source_std" in scaler else []
     raw = f"raw {scaler['raw']} counts, " if scaler["raw"] else ""
     return f"{raw}missing samples: {scaler['missing']}" + (f"; per channel {', '.join(names)}" if names else "")
 

@@ -70,5 +70,5 @@ def report(
         path = write_report(analysis, page)
         click.echo(f"{path}: {path.stat().st_size // 1024} kB", err=as_json)
     if not as_json:
-        for line in analysis.facts["advice"]:
+        for line in [*analysis.facts["advice"], *model.notes.get("warnings", [])]:
             click.echo(f"  {line}")

@@ -13,15 +13,16 @@ from stepwell.calibrate import Progress
 from stepwell.check import compare, float_outputs, sqnr_db, warm_up
 from stepwell.dequantize import float_layer
 from stepwell.float_stream import run_in_mode
+from stepwell.folding import float_side
 from stepwell.graph import Graph
 from stepwell.metrics import Metric
 from stepwell.model import Model, RecurrentLayer
 from stepwell.report.long_run import long_run
 from stepwell.report.places import C_LIMIT, GATE, measured
 from stepwell.samples import Samples
-from stepwell.scaler import fold_outputs
 
 COSTLY_DB = 6.0  # a layer so far below the others is pointed out
+FAITHFUL_DB = 30.0  # of the output: less is said first
 ENOUGH_DB = 45.0  # unless it is as good as that
 NAMED = 3  # units of each kind that the advice names
 RAILS = 0.01  # of a gate's values at the ends of their format
@@ -49,7 +50,7 @@ def analyse(
 
     Raises SampleError and ModelError as ``check.compare``.
     """
-    folded = fold_outputs(graph, model.scaler)
+    folded = float_side(graph, model.scaler)
     curves: dict[str, Any] = {}
     facts = {
         "info": model.info(),
@@ -127,11 +128,22 @@ def _cost(model: Model) -> list[dict[str, Any]]:
 def _advice(facts: dict[str, Any]) -> list[str]:
     """What to do, said of the layer and the place it is about."""
     said = [
+        *_of_sqnr(facts["check"]["sqnr_db"]),
         *(_of_long_run(facts["long_run"]) if facts["long_run"] else []),
         *_of_layers([layer for layer in facts["layers"] if layer["sqnr_db"] is not None]),
         *_of_rails(facts["places"], facts["check"]["saturation"].get("input")),
     ]
-    return said or ["nothing stands out: no knob needs turning"]
+    if said or facts["info"]["notes"].get("warnings"):
+        return said
+    return ["nothing stands out: no knob needs turning"]
+
+
+def _of_sqnr(sqnr: float | None) -> Iterator[str]:
+    if sqnr is not None and sqnr < FAITHFUL_DB:
+        yield (
+            f"the output's SQNR is {sqnr:.1f} dB, below {FAITHFUL_DB:.0f}: the integers are not the model that was trained. Look "
+            "at the inputs' units (--scaler), the calibration data (--calib) and the precision (--precision w8a16)"
+        )
 
 
 def _of_long_run(run: dict[str, Any]) -> Iterator[str]:
