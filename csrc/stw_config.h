@@ -77,7 +77,7 @@
 
 /* Masks that the compiler takes as they are (stw_fix.h): for clang on cores without a conditional move. */
 #ifndef STW_HIDE_MASKS
-#if defined(__clang__) && (defined(__ARM_ARCH_6M__) || defined(__riscv))
+#if defined(__clang__) && (defined(__ARM_ARCH_6M__) || defined(__ARM_ARCH_8M_BASE__) || defined(__riscv))
 #define STW_HIDE_MASKS 1
 #else
 #define STW_HIDE_MASKS 0
