@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import stepwell
-from conftest import DEMO
+from conftest import DEMO, skip_for
 from stepwell.boards import load_board
 from stepwell.build import why_not
 from stepwell.files import TEMPORARIES, write_whole
@@ -111,8 +111,7 @@ def test_the_ram_of_a_stream_is_one_figure_everywhere(stw, tmp_path):
     assert line in run("info", stw).stdout and line in run("emit", stw, "-o", tmp_path / "out").stdout
     modes = run("check", stw, "--data", TEST, "--float", ONNX, "--modes", "carry").stdout
     assert re.search(r"  mode carry .* RAM 256 B a stream\n", modes)
-    if why := why_not("gcc", load_board("microbit")):
-        pytest.skip(why)
+    skip_for(why_not("gcc", load_board("microbit")))
     assert ", of which the stream 256 B; " in run("info", stw, "--board", "microbit").stdout
 
 

@@ -79,10 +79,10 @@ def _host(model: Model, samples: Samples, tell: Tell) -> float:
 def emulator_at_hand() -> str | None:
     """ "sim" (unicorn) or "qemu", whichever can run here together with a compiler for boards; None when neither can."""
     from stepwell.boards import load_board
-    from stepwell.build import COMPILERS, why_not
+    from stepwell.build import no_compiler
     from stepwell.link.emulators import EMULATORS
 
-    if all(why_not(compiler) for compiler in COMPILERS):
+    if no_compiler():
         return None
     return next((name for name in ("sim", "qemu") if EMULATORS[name].why_not(load_board(BOARD)) is None), None)
 

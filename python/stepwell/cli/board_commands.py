@@ -79,7 +79,7 @@ def boards(as_json: bool) -> None:
 @click.argument("model_file", metavar="MODEL.stw")
 @board_option
 @click.option("-o", "--output", default=".", show_default=True, help="Folder for BOARD.elf, .bin, .hex (and .uf2).")
-@click.option("--compiler", help="gcc or zig (default: the first that is installed).")
+@click.option("--compiler", help="gcc or zig (default: STEPWELL_COMPILER, else the first that is installed).")
 @click.option("--mlperf", is_flag=True, help="With the text interface of MLPerf Tiny's and EEMBC's runners.")
 @click.option("--updates", is_flag=True, help="Takes other models in the field: the whole engine, RAM for them.")
 @json_option
