@@ -12,6 +12,7 @@ import numpy as np
 from stepwell.calibrate import Progress, length_groups
 from stepwell.errors import ModelError, SampleError
 from stepwell.float_stream import run_in_mode
+from stepwell.folding import float_side
 from stepwell.graph import Graph
 from stepwell.info import macs_per_step, ram_bytes, timing
 from stepwell.metrics import Metric, usual_metric
@@ -19,7 +20,6 @@ from stepwell.mode import Mode
 from stepwell.model import Model, RecurrentLayer
 from stepwell.reference import Reference
 from stepwell.samples import Samples
-from stepwell.folding import float_side
 
 
 def find_source(model: Model, model_path: Path, given: str | None) -> Path:

@@ -13,13 +13,13 @@ from stepwell.calibrate import Progress
 from stepwell.check import compare, float_outputs, sqnr_db, warm_up
 from stepwell.dequantize import float_layer
 from stepwell.float_stream import run_in_mode
+from stepwell.folding import float_side
 from stepwell.graph import Graph
 from stepwell.metrics import Metric
 from stepwell.model import Model, RecurrentLayer
 from stepwell.report.long_run import long_run
 from stepwell.report.places import C_LIMIT, GATE, measured
 from stepwell.samples import Samples
-from stepwell.folding import float_side
 
 COSTLY_DB = 6.0  # a layer so far below the others is pointed out
 FAITHFUL_DB = 30.0  # of the output: less is said first
@@ -141,8 +141,8 @@ def _advice(facts: dict[str, Any]) -> list[str]:
 def _of_sqnr(sqnr: float | None) -> Iterator[str]:
     if sqnr is not None and sqnr < FAITHFUL_DB:
         yield (
-            f"the output's SQNR is {sqnr:.1f} dB, below {FAITHFUL_DB:.0f}: the integers are not the model that was trained. Look at "
-            "the inputs' units (--scaler), the calibration data (--calib) and the precision (--precision w8a16)"
+            f"the output's SQNR is {sqnr:.1f} dB, below {FAITHFUL_DB:.0f}: the integers are not the model that was trained. "
+            "Look at the inputs' units (--scaler), the calibration data (--calib) and the precision (--precision w8a16)"
         )
 
 
