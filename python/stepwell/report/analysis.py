@@ -141,8 +141,8 @@ def _advice(facts: dict[str, Any]) -> list[str]:
 def _of_sqnr(sqnr: float | None) -> Iterator[str]:
     if sqnr is not None and sqnr < FAITHFUL_DB:
         yield (
-            f"the output's SQNR is {sqnr:.1f} dB, below {FAITHFUL_DB:.0f}: the integers are not the model that was trained. Look "
-            "at the inputs' units (--scaler), the calibration data (--calib) and the precision (--precision w8a16)"
+            f"the output's SQNR is {sqnr:.1f} dB, below {FAITHFUL_DB:.0f}: the integers are not the model that was trained. "
+            "Look at the inputs' units (--scaler), the calibration data (--calib) and the precision (--precision w8a16)"
         )
 
 
