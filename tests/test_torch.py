@@ -603,14 +603,17 @@ def test_what_looks_ahead_is_exact_in_windows(name, n_steps):
 
 def test_a_tensor_and_the_same_one_cut():
     """What is cut of a convolution's padding is not cut of the convolution for those that read all of it."""
-    net = Net(
-        lambda net, x: (lambda y: net.rnn(y.mT)[0][:, -1] + net.other(y[:, :, :-2].mT)[0][:, -1])(net.conv(x.mT)),
-        conv=nn.Conv1d(3, 4, 3, padding=2),
-        rnn=nn.GRU(4, 5, batch_first=True),
-        other=nn.GRU(4, 5, batch_first=True),
-    )
-    with pytest.raises(ImportRefused, match="do not end at the same step of a window"):
-        import_torch(net)
+
+    def run(net, x):
+        whole = net.conv(x.mT)
+        cut = whole[:, :, :-2]
+        return net.rnn((cut if net.cuts else whole).mT)[0][:, -1]
+
+    for cuts, lag in ((False, 2), (True, 0)):
+        net = Net(run, conv=nn.Conv1d(3, 4, 3, padding=2), rnn=nn.GRU(4, 5, batch_first=True))
+        net.cuts = cuts
+        graph = import_torch(net).graph
+        assert graph.lags[-1] == lag and [layer.name for layer in graph.layers] == ["conv.window", "conv", "rnn_l0"]
 
 
 def test_convolution_on_channels_first_input():
