@@ -574,7 +574,11 @@ def test_final_states_are_no_data(path):
 APART = {
     "softmax": ([helper.make_node("Softmax", ["mu"], ["p"])], "'p' ends in softmax", "'p', 'value'"),
     "class": ([helper.make_node("ArgMax", ["mu"], ["p"], axis=2)], "'p' is a class number", "'p', 'value'"),
-    "last": ([helper.make_node("Gather", ["mu", "last"], ["p"], axis=0)], "'value' answers at every step", "'p', 'value'"),
+    "last": (
+        [helper.make_node("Gather", ["mu", "last"], ["p"], axis=0)],
+        "'value' answers at every step",
+        "'p', 'value'",
+    ),
     "input": ([helper.make_node("Identity", ["x"], ["p"])], "'p' is the model's input itself", None),
     "unknown": ([helper.make_node("TopK", ["mu", "last"], ["p", ""])], "TopK", None),
 }
@@ -592,7 +596,11 @@ def test_outputs_that_cannot_stand_side_by_side(path, name):
 
 @pytest.mark.parametrize(
     ("outputs", "sentence"),
-    [("nope", "no output 'nope': the model has 'mu', 'value'"), (["mu", "mu"], "wanted twice"), ([3], "must be a name")],
+    [
+        ("nope", "no output 'nope': the model has 'mu', 'value'"),
+        (["mu", "mu"], "wanted twice"),
+        ([3], "must be a name"),
+    ],
 )
 def test_outputs_that_do_not_exist(path, outputs, sentence):
     with pytest.raises(ImportRefused, match=sentence):
@@ -630,7 +638,10 @@ IN_A_LOOP = helper.make_node("If", ["x"], ["y"], then_branch=helper.make_graph(c
 TOO_MUCH = "more than 20000 nodes"
 EXPANSIONS = {
     "three calls each": ([calls(k + 1, 3) for k in range(18)] + [[helper.make_node("Relu", ["x"], ["y"])]], TOO_MUCH),
-    "in a body": ([[IN_A_LOOP], *[calls(k + 2, 3) for k in range(17)], [helper.make_node("Relu", ["x"], ["y"])]], TOO_MUCH),
+    "in a body": (
+        [[IN_A_LOOP], *[calls(k + 2, 3) for k in range(17)], [helper.make_node("Relu", ["x"], ["y"])]],
+        TOO_MUCH,
+    ),
     "in a circle": ([calls(1, 1), calls(0, 1)], "calls itself"),
     "deep": ([calls(k + 1, 1) for k in range(500)] + [[helper.make_node("Relu", ["x"], ["y"])]], "64 deep"),
 }
