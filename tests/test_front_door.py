@@ -6,8 +6,6 @@ The cases of the design folder run too, where that folder lies beside the reposi
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -123,32 +121,30 @@ def test_all_outputs_stand_side_by_side_or_those_that_are_named(tmp_path, kind):
 
 
 def test_outputs_on_the_command_line_and_in_c(tmp_path):
-    def run_cli(*args):
-        command = [sys.executable, "-m", "stepwell", *map(str, args)]
-        return subprocess.run(command, capture_output=True, text=True)
+    from test_report import invoke as run_cli
 
     source, calib = policy_onnx(tmp_path, value="va lue\x1b[2J*/"), tmp_path / "calib.npy"
     np.save(calib, CALIB)
     model = tmp_path / "policy.stw"
     done = run_cli("convert", source, "--calib", calib)
-    assert done.returncode == 0 and "mu 0..1, va lue_[2J*/ 2" in done.stdout
+    assert done.code == 0 and "mu 0..1, va lue_[2J*/ 2" in done.stdout
     assert "mu 0..1, va lue_[2J*/ 2" in run_cli("info", model).stdout
     outputs = stepwell.load(model).info()["outputs"]
     assert [(output["name"], output["first"], output["size"]) for output in outputs] == [
         ("mu", 0, 2),
         ("va lue_[2J*/", 2, 1),
     ]
-    assert run_cli("check", model, "--data", calib).returncode == 0
-    assert run_cli("emit", model, "-o", tmp_path / "c", "--name", "pol").returncode == 0
+    assert run_cli("check", model, "--data", calib).code == 0
+    assert run_cli("emit", model, "-o", tmp_path / "c", "--name", "pol").code == 0
     header = (tmp_path / "c" / "pol.h").read_text()
     for line in ("POL_Y_MU 0 ", "POL_Y_MU_SIZE 2", "POL_Y_VA_LUE_2J 2 ", "POL_Y_VA_LUE_2J_SIZE 1"):
         assert f"#define {line}" in header
     assert "va lue" not in header
     done = run_cli("convert", source, "--calib", calib, "--outputs", "mu", "-o", model)
-    assert done.returncode == 0 and stepwell.load(model).notes["outputs"] == NAMED[:1]
-    assert run_cli("check", model, "--data", calib).returncode == 0  # reads the source with the same outputs
+    assert done.code == 0 and stepwell.load(model).notes["outputs"] == NAMED[:1]
+    assert run_cli("check", model, "--data", calib).code == 0  # reads the source with the same outputs
     done = run_cli("convert", source, "--calib", calib, "--outputs", "nope")
-    assert done.returncode == 1 and "no output 'nope': the model has 'mu'" in done.stderr
+    assert done.code == 1 and "no output 'nope': the model has 'mu'" in done.stderr
 
 
 def test_macros_of_outputs_are_unique():
