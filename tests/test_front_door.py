@@ -257,9 +257,6 @@ def test_noise_is_warned_of_and_refused_when_asked(tmp_path):
 # ---- W4: padding='same': exact in windows, refused in carry ----
 
 
-
-
-
 # ---- W5: check: source, float stream and integer side by side ----
 
 
@@ -683,9 +680,6 @@ def round_up_4(n: int) -> int:
 # ---- W10: hard_sigmoid by the version of Keras ----
 
 
-
-
-
 # ---- W11: raw data into a model of scaled data ----
 
 
@@ -1063,7 +1057,7 @@ def test_case_serial_newline_translation(tmp_path, monkeypatch):
         board.close()
 
 
-# What works 9 and 12 mend stands here as it will be: each test fails until then, and says so when it does not.
+# Cases that are still open: each test says what is right, fails until then, and tells when it does not.
 
 
 def followed(source: str, folder: str, mode: str = "carry", least: float = 40.0, **options) -> stepwell.Model:
@@ -1161,7 +1155,32 @@ def case_info_of_wide_models(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def case_two_models_one_folder(tmp_path):
+    """An engine built for the first model names what the second one lacks: a mode."""
+    from conftest import ROOT
+    from stepwell.emit import lean_flags
+
+    folder = CASES / "two_models_one_folder"
+    for file, name in (("m.stw", "motor"), ("pump.stw", "pump")):
+        assert run_stepwell("emit", folder / file, "-o", tmp_path, "--name", name).returncode == 0
+    flags = [f for f in lean_flags(stepwell.load(folder / "m.stw")) if "MODES" in f]
+    files = [folder / "main.c", *(path for path in tmp_path.glob("*.c") if path.name != "main.c")]
+    subprocess.run(["cc", "-std=c99", *flags, f"-I{tmp_path}", *files, "-o", tmp_path / "both"], check=True, cwd=ROOT)
+    shown = subprocess.run([tmp_path / "both"], capture_output=True, text=True).stdout
+    assert "left out of this build" in shown
+
+
 OTHER_CASES = {name[5:]: test for name, test in list(globals().items()) if name.startswith("case_")}
+
+
+@with_cases
+def test_case_names_of_c_headers(tmp_path):
+    folder = CASES / "names_of_c_headers"
+    model = stepwell.convert(folder / "stdint.onnx", folder / "x.npz")
+    model.save(tmp_path / "stdint.stw")
+    assert run_stepwell("emit", tmp_path / "stdint.stw", "-o", tmp_path / "e").returncode == 0
+    sources = sorted(path.name for path in (tmp_path / "e").glob("*.c"))
+    subprocess.run(["cc", "-std=c99", "-I.", *sources, "-o", "demo"], check=True, cwd=tmp_path / "e")
 
 
 @with_cases
@@ -1169,6 +1188,8 @@ OTHER_CASES = {name[5:]: test for name, test in list(globals().items()) if name.
 @pytest.mark.parametrize("name", OTHER_CASES)
 def test_case_that_is_still_open(name, tmp_path):
     OTHER_CASES[name](tmp_path)
+
+
 @pytest.mark.skipif(not CASES.is_dir(), reason="not part of the repository: the cases beside it")
 def test_case_raw_units_normalised_inside():
     import numpy as np
@@ -1179,6 +1200,8 @@ def test_case_raw_units_normalised_inside():
     x, y = np.load(folder / "weather.npz")["x"], np.load(folder / "expected.npz")["y"]
     assert decibels(y, np.stack([model.stream().run(sequence) for sequence in x])) >= 55
     assert any("input scaler" in note for note in model.notes["import_notes"])
+
+
 @pytest.mark.skipif(not CASES.is_dir(), reason="not part of the repository: the cases beside it")
 @pytest.mark.parametrize("outputs", [None, "mu"])
 def test_case_several_outputs(outputs):
