@@ -6,6 +6,7 @@ The cases of the design folder run too, where that folder lies beside the reposi
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +16,6 @@ import onnx
 import pytest
 import stepwell
 from onnx import helper, numpy_helper
-import re
-from pathlib import Path
-
-import numpy as np
-import pytest
-import stepwell
 
 os.environ.setdefault("KERAS_BACKEND", "torch")  # what imports keras here is the test, not stepwell
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
