@@ -129,6 +129,22 @@ def test_every_golden_model_on_the_smallest_core(golden, compiler, images):
 OTHER_CORES = ("mps2-an385", "mps2-an500", "mps2-an505", "mps3-an547", "rv32-virt")  # M3, M7, M33, M55, RV32
 
 
+@pytest.mark.parametrize("golden", ["one_unit_of_each_stagger_9_3", "strided_conv_and_residual"])
+def test_a_board_takes_back_the_output_that_it_holds(golden, images):
+    need("sim:microbit")
+    model = stepwell.load(ROOT / "tests" / "golden" / f"{golden}.stw")
+    x_q = np.random.default_rng(1).integers(-9000, 9000, (24, model.n_in)).astype(np.int16)
+    right = model.reference().run_q(x_q)
+    with connect("sim:microbit", model=model, image=images(model, "microbit").elf) as link:
+        stream = model.stream()
+        for cut in range(9, 19):
+            stream.reset()
+            stream.run_q(x_q[:cut])
+            link.reset()
+            link.set_state(stream.save())
+            assert np.array_equal(link.step(x_q[cut:]), right[cut:]), cut
+
+
 @pytest.mark.parametrize("compiler", BY_BOTH)
 @pytest.mark.parametrize("board", OTHER_CORES)
 @pytest.mark.parametrize(
