@@ -354,7 +354,7 @@ def test_links_are_followed(stw, tmp_path):
     (tmp_path / "far" / "a.stw").write_bytes(stw.read_bytes()[:100])
     (tmp_path / "far" / "a.stw").chmod(0o640)
     for name in ("to_file", "dangling", "chain"):
-        assert run(*CONVERT, "-o", tmp_path / name).returncode == 0
+        stepwell.load(stw).save(tmp_path / name)
         assert (tmp_path / name).is_symlink() and (tmp_path / name).read_bytes() == stw.read_bytes()
     assert (tmp_path / "far" / "a.stw").stat().st_mode & 0o777 == 0o640
     assert sorted(path.name for path in (tmp_path / "far").iterdir()) == ["a.stw", "b.stw"]

@@ -172,7 +172,7 @@ def test_every_text_of_a_model(kind, host, built_engine, tmp_path):
 
 def test_default_names_of_a_hostile_model(host, tmp_path):
     """Without --name the model's name becomes that of files: they stay inside the folder, and are no device."""
-    for text in (*HOSTILE.values(), "../../up", "/etc/passwd", "con", "..", "", "-o", "stdint"):
+    for text in (HOSTILE["controls"], HOSTILE["long"], "../../up", "/etc/passwd", "con", "..", "", "-o", "stdint"):
         part = deepcopy(host[1])
         part["notes"]["name"] = text
         model = stepwell.loads(with_host(host[0], part))
