@@ -70,6 +70,11 @@ static int writes_output(const stw_model *m, const stw_layer *l)
     return l + 1 == m->layers + m->n_layers && (computes_values(l) || l->kind == STW_ARG_MAX);
 }
 
+size_t stw_scratch_read(const stw_model *m, const stw_layer *l)
+{
+    return lives_in_state(m, l) ? 0 : l->n_out * stw_chunk(m);
+}
+
 static size_t round_up_4(size_t n)
 {
     return (n + 3u) & ~(size_t)3u;
@@ -86,8 +91,7 @@ size_t stw_temporary(const stw_layer *l)
     return l->kind == STW_ATTENTION ? 2u * (size_t)l->p[0] : 0u; /* scores, int32 */
 }
 
-/* int16 values of scratch that a layer uses from its place on. */
-static size_t layer_scratch(const stw_model *m, const stw_layer *l)
+size_t stw_layer_scratch(const stw_model *m, const stw_layer *l)
 {
     if (writes_output(m, l) || (l->kind == STW_WINDOW && lives_in_state(m, l))) {
         return 0;
@@ -123,6 +127,22 @@ int16_t *stw_held_codes(const stw_stream *s)
     return s->h + window_values(s->model);
 }
 
+/* Whether some step after the first output makes no new one.  Those before it give zeros: nothing to remember. */
+static int repeats_output(const stw_model *m)
+{
+    const stw_layer *last = m->layers + m->n_layers - 1;
+
+    if (STW_WITH_MODES && (m->stride != 1 || m->mode == STW_SLIDE)) {
+        return m->stride != 1;
+    }
+    return STW_WITH_WINDOW && (last->every != 1 || (m->mode == STW_TUMBLE && last->first != 0));
+}
+
+int32_t *stw_last_output(const stw_stream *s)
+{
+    return repeats_output(s->model) ? (int32_t *)(void *)s->h - s->model->n_out : 0; /* c[] ends where h[] begins */
+}
+
 stw_layout stw_model_layout(const stw_model *m)
 {
     stw_layout plan = {1, 0, 0, 0, 0, 0, 0};
@@ -132,7 +152,7 @@ stw_layout stw_model_layout(const stw_model *m)
     plan.cells_each    = stw_has_clock(m) ? 1u : 0u;
     for (size_t i = 0; i < m->n_layers; i++) {
         const stw_layer *l    = m->layers + i;
-        size_t           used = layer_scratch(m, l), place = l->out * stw_chunk(m);
+        size_t           used = stw_layer_scratch(m, l), place = l->out * stw_chunk(m);
 
         plan.cells_each += stw_n_cells(l);
         plan.hidden_each += stw_even(stw_n_hidden(l));
@@ -147,7 +167,7 @@ stw_layout stw_model_layout(const stw_model *m)
             plan.n_copies++;
         }
     }
-    plan.n_cells = plan.cells_before + plan.n_copies * plan.cells_each;
+    plan.n_cells = plan.cells_before + plan.n_copies * plan.cells_each + (repeats_output(m) ? m->n_out : 0u);
     return plan;
 }
 
@@ -244,6 +264,11 @@ static void layer_reset(const stw_layer *l, int32_t *c, int16_t *h)
 
     memset(c, 0, stw_n_cells(l) * sizeof *c);
     memset(h, 0, stw_n_hidden(l) * sizeof *h);
+#if STW_WITH_WINDOW
+    for (size_t k = 0; l->kind == STW_WINDOW && stw_window_edge(l) && k < stw_n_hidden(l); k++) {
+        h[k] = stw_window_edge(l);
+    }
+#endif
     if (!stw_is_recurrent(l) || !stw_cell_open(l, &cell) || !stw_variant(cell.h0)) {
         return;
     }
@@ -274,7 +299,11 @@ void stw_copy_reset(const stw_stream *s, stw_copy to)
 void stw_reset(stw_stream *s)
 {
     stw_layout plan = stw_model_layout(s->model);
+    int32_t   *last = stw_last_output(s);
 
+    if (last) {
+        memset(last, 0, s->model->n_out * sizeof *last);
+    }
     memset(s->c, 0, plan.cells_before * sizeof *s->c);
     memset(s->h, 0, plan.hidden_before * sizeof *s->h);
     for (size_t k = 0; k < plan.n_copies; k++) {
@@ -529,7 +558,16 @@ typedef struct walk {
     int16_t         *scratch;
     int16_t         *h_first; /* state of the first layer */
     size_t           start, n_steps;
+    int32_t          n_inputs; /* steps of the walk that have input; below 1: x is behind it */
 } walk;
+
+/* Whether value `value` is made no more at step t of the walk: the window has ended, and what looked ahead for it. */
+static int has_ended(const walk *w, size_t value, size_t t)
+{
+    int32_t late = (int32_t)t - w->n_inputs;
+
+    return STW_WITH_MODES && late >= 0 && (uint32_t)late >= stw_lag(w->m, value);
+}
 
 /* Where layer l puts its output of step t. */
 static int16_t *place_at(const walk *w, const stw_layer *l, size_t t)
@@ -550,7 +588,7 @@ static const int16_t *source_at(const walk *w, size_t value, size_t t)
     const stw_layer *l = w->m->layers;
 
     if (value == 0) {
-        return w->x + t * w->m->n_in;
+        return has_ended(w, 0, t) ? w->x : w->x + t * w->m->n_in;
     }
     for (; l < w->m->layers + value - 1; l++) {
         h += stw_even(stw_n_hidden(l));
@@ -558,12 +596,12 @@ static const int16_t *source_at(const walk *w, size_t value, size_t t)
     return value_at(w, l, h, t);
 }
 
-/* A window remembers whenever its source runs. */
+/* A window remembers whenever its source runs; when that has ended, what stands after a sequence. */
 static void remember(const walk *w, const stw_layer *l, const int16_t *x, int16_t *h, size_t t)
 {
 #if STW_WITH_WINDOW
-    if (l->kind == STW_WINDOW && (l->src[0] == 0 || runs_at(w->m->layers + l->src[0] - 1, t))) {
-        stw_window_push(l, x, h);
+    if (l->kind == STW_WINDOW && (l->src[0] == 0 || runs_at(w->m->layers + l->src[0] - 1, w->start + t))) {
+        stw_window_push(l, has_ended(w, l->src[0], t) ? 0 : x, h);
     }
 #else
     (void)w, (void)l, (void)x, (void)h, (void)t;
@@ -580,7 +618,10 @@ static int layer_at(const walk *w, const stw_layer *l, int32_t *c, int16_t *h, s
     for (int j = 0; j < 3; j++) {
         in[j] = source_at(w, l->src[j], t);
     }
-    remember(w, l, in[0], h, w->start + t);
+    if (has_ended(w, (size_t)(l - w->m->layers) + 1u, t)) {
+        return 0;
+    }
+    remember(w, l, in[0], h, t);
     if (!runs_at(l, w->start + t)) {
         return 0;
     }
@@ -623,7 +664,7 @@ static int run_layer(const walk *w, const stw_layer *l, int32_t *c, int16_t *h, 
     return ran;
 }
 
-int stw_run_layers(const stw_stream *s, stw_copy state, const int16_t *x, int32_t *y)
+int stw_run_layers(const stw_stream *s, stw_copy state, const int16_t *x, int32_t *y, uint32_t late)
 {
     const stw_model *m    = s->model;
     const stw_layer *last = m->layers + m->n_layers - 1;
@@ -631,12 +672,13 @@ int stw_run_layers(const stw_stream *s, stw_copy state, const int16_t *x, int32_
     walk             w;
     int              fresh = 0;
 
-    w.m       = m;
-    w.x       = x;
-    w.scratch = s->scratch;
-    w.h_first = state.h;
-    w.n_steps = stw_chunk(m);
-    w.start   = m->mode == STW_SLIDE ? 0 : t;
+    w.m        = m;
+    w.x        = x;
+    w.scratch  = s->scratch;
+    w.h_first  = state.h;
+    w.n_steps  = stw_chunk(m);
+    w.start    = m->mode == STW_SLIDE ? 0 : t;
+    w.n_inputs = late ? 1 - (int32_t)late : m->mode == STW_SLIDE ? (int32_t)m->window : 1;
     for (const stw_layer *l = m->layers; l <= last; l++) {
         fresh = run_layer(&w, l, state.c, state.h, l == last ? y : 0);
         state.c += stw_n_cells(l);
@@ -648,6 +690,20 @@ int stw_run_layers(const stw_stream *s, stw_copy state, const int16_t *x, int32_
     return fresh;
 }
 
+/* The end of a step: a new output y is remembered, otherwise y is the last one. */
+static int with_output(const stw_stream *s, int fresh, int32_t *y)
+{
+    int32_t *last    = stw_last_output(s);
+    size_t   n_bytes = s->model->n_out * sizeof *y;
+
+    if (last) {
+        memcpy(fresh ? last : y, fresh ? y : last, n_bytes);
+    } else if ((STW_WITH_MODES || STW_WITH_WINDOW) && !fresh) {
+        memset(y, 0, n_bytes);
+    }
+    return fresh ? STW_OK : STW_HOLD;
+}
+
 int stw_step(stw_stream *s, const int16_t *x, int32_t *y)
 {
     if (!s || !s->model || !x || !y) {
@@ -655,10 +711,10 @@ int stw_step(stw_stream *s, const int16_t *x, int32_t *y)
     }
 #if STW_WITH_MODES
     if (s->model->mode != STW_CARRY) {
-        return stw_mode_step(s, x, y);
+        return with_output(s, stw_mode_step(s, x, y), y);
     }
 #endif
-    return stw_run_layers(s, stw_first_copy(s), x, y) ? STW_OK : STW_HOLD;
+    return with_output(s, stw_run_layers(s, stw_first_copy(s), x, y, 0), y);
 }
 
 #if STW_WITH_AVX2

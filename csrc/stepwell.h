@@ -64,7 +64,7 @@ typedef enum stw_status {
     STW_E_SHAPE    = -8,  /* layers do not fit each other, or an array leaves the blob */
     STW_E_OVERFLOW = -9,  /* weights that could overflow an accumulator */
     STW_E_MISSING  = -10, /* a sample is missing and the model refuses that */
-    STW_HOLD       = 1    /* no error: this step makes no new output, y was left as it is */
+    STW_HOLD       = 1    /* no error: this step makes no new output, y is the last one again */
 } stw_status;
 
 typedef enum stw_kind {
@@ -146,8 +146,8 @@ typedef struct stw_layer {
     uint16_t first;  /* it runs at the steps first, first + every, first + 2 every, ... */
     uint16_t every;
     uint16_t p[3]; /* recurrent: units, bits of a weight (8, 4) + 256 * stw_packing, of h (16, 8); dense: groups, rows
-                      and columns of each; window: taps, dilation; slice: start; max pool: taps; norm: exponent;
-                      embedding: tokens, width; attention: steps, form, key width */
+                      and columns of each; window: taps, dilation, steps ahead; slice: start; max pool: taps; norm:
+                      exponent; embedding: tokens, width; attention: steps, form, key width */
     const STW_ROM void *w; /* recurrent int8 [units][gates][n_in]; dense int16 [n_out][columns]; add, norm, embedding,
                       additive attention int16; others: null */
     const STW_ROM int8_t  *r;    /* recurrent int8 [units][gates][n_out]; others: null */
@@ -175,7 +175,7 @@ typedef struct stw_model {
 /* Fields are for stepwell.c; the size may change between versions. */
 typedef struct stw_stream {
     const stw_model *model;
-    int32_t         *c;       /* cell states, Q9.22, and counters */
+    int32_t         *c;       /* cell states, Q9.22, counters, and the last output if some step repeats it */
     int16_t         *h;       /* hidden states and what layers and modes remember of their inputs */
     int16_t         *scratch; /* free between steps */
 } stw_stream;
@@ -203,8 +203,9 @@ void stw_reset(stw_stream *s); /* a new sequence starts from the initial state (
  * branch depends on the data: they take the same number of instructions each time (LayerNorm, a softmax's search for
  * the largest logit, and attention until its memory is full do not).  Cortex-M4, M7 and M33 need x at a multiple of 4
  * bytes for their dual multiplies; elsewhere it may be at any even place there, too, and takes three times as long.  y
- * may not overlap x.  STW_HOLD when a model with strides, a warm-up or a window mode makes no output at this step: y is
- * left alone.  STW_E_ARG on a null pointer, then nothing has changed. */
+ * may not overlap x.  STW_HOLD when a model with strides, a warm-up or a window mode makes no new output at this step:
+ * y is the last one again, zeros before the first.  The stream remembers it, so that any y will do and a snapshot
+ * brings it back.  STW_E_ARG on a null pointer, then nothing has changed. */
 int stw_step(stw_stream *s, const int16_t *x, int32_t *y);
 
 /* stw_raw.c (optional): the same from raw samples (ADC counts), for models that were made with a scaler for them.
@@ -212,8 +213,9 @@ int stw_step(stw_stream *s, const int16_t *x, int32_t *y);
  * null pointer, or when the model takes codes only. */
 int stw_step_raw(stw_stream *s, const int32_t *raw, int32_t *y);
 
-/* stw_state.c (optional): snapshots of h and c, to sleep or to move a stream; little endian, with model id and CRC-32.
- * stw_save and stw_load return STW_OK or a negative status; stw_load leaves the stream alone on error. */
+/* stw_state.c (optional): snapshots of c and h, to sleep or to move a stream; little endian, with format number, model
+ * id and CRC-32.  They hold the output that held steps give again.  stw_save and stw_load return STW_OK or a negative
+ * status; stw_load leaves the stream alone on error.  A snapshot of another format number is STW_E_FORMAT. */
 size_t   stw_snapshot_bytes(const stw_model *model);
 int      stw_save(const stw_stream *s, void *buf, size_t buf_bytes);
 int      stw_load(stw_stream *s, const void *buf, size_t buf_bytes);

@@ -424,6 +424,41 @@ static int layer_is_safe(const stw_layer *l)
     return extra_is_safe(l);
 }
 
+/* The last layer that reads the output of layer i; i itself when none does. */
+static size_t last_reader(const stw_model *m, size_t i)
+{
+    for (size_t k = m->n_layers - 1u; k > i; k--) {
+        const uint16_t *src = m->layers[k].src;
+
+        if (src[0] == i + 1 || src[1] == i + 1 || src[2] == i + 1) {
+            return k;
+        }
+    }
+    return i;
+}
+
+/* Whether every output in scratch stays there until its last reader has run: no layer writes to its place before that.
+ * Sizes are those that stw_model_check has accepted. */
+static int places_fit(const stw_model *m)
+{
+    size_t chunk = stw_chunk(m);
+
+    for (size_t i = 0; i < m->n_layers; i++) {
+        const stw_layer *l     = m->layers + i;
+        size_t           start = l->out * chunk, end = start + stw_scratch_read(m, l);
+        size_t           until = start < end ? last_reader(m, i) : i;
+
+        for (size_t k = i + 1; k <= until; k++) {
+            size_t other = m->layers[k].out * chunk, written = stw_layer_scratch(m, m->layers + k);
+
+            if (written && other < end && start < other + written) {
+                return 0;
+            }
+        }
+    }
+    return 1;
+}
+
 static int has_pairs(const stw_model *m)
 {
     for (size_t i = 0; i < m->n_layers; i++) {
@@ -582,6 +617,9 @@ int stw_blob_open(stw_model *model, stw_layer *layers, size_t max_layers, const 
     status = first <= end ? channels_open(&m, p, p + 32, first, end) : STW_E_SHAPE;
     if (status == STW_OK) {
         status = stw_model_check(&m);
+    }
+    if (status == STW_OK && !places_fit(&m)) {
+        status = STW_E_SHAPE;
     }
     for (size_t i = 0; status == STW_OK && i < m.n_layers; i++) {
         status = layer_is_safe(layers + i) ? STW_OK : STW_E_OVERFLOW;

@@ -5,6 +5,7 @@
 
 #define STATE_LIMIT   ((uint64_t)1 << 28) /* values: no microcontroller has more, and sizes stay within 32 bits */
 #define SCRATCH_LIMIT ((uint64_t)1 << 28)
+#define LAG_LIMIT     65535u /* steps after a window's end */
 
 /* Whether this build knows the kind. */
 static int kind_known(const stw_layer *l)
@@ -137,7 +138,7 @@ static int shape_fits(const stw_layer *l)
 #if STW_WITH_WINDOW
     case STW_WINDOW:
         return l->p[0] != 0 && l->p[1] != 0 && n_in * l->p[0] == n_out && ((uint64_t)l->p[0] - 1u) * l->p[1] < 65535u &&
-               n_in * (uint64_t)stw_window_span(l) < STATE_LIMIT;
+               n_in * (uint64_t)stw_window_span(l) < STATE_LIMIT && stw_ahead(l) < stw_window_span(l);
 #endif
 #if STW_WITH_MIX
     case STW_CONCAT:
@@ -232,6 +233,22 @@ static int sources_fit(const stw_model *m, size_t index)
     return 1;
 }
 
+/* Whether the layer looks ahead only where a window has an end, and its sources run until the same step after it. */
+static int lags_fit(const stw_model *m, size_t index)
+{
+    const stw_layer *l = m->layers + index;
+
+    if (stw_ahead(l) && m->mode == STW_CARRY) {
+        return 0;
+    }
+    for (int j = 1; j < 3; j++) {
+        if (width_of(l, j) && stw_lag(m, l->src[j]) != stw_lag(m, l->src[0])) {
+            return 0;
+        }
+    }
+    return stw_lag(m, index + 1u) <= LAG_LIMIT;
+}
+
 static int layer_check(const stw_model *m, size_t index)
 {
     const stw_layer *l       = m->layers + index;
@@ -240,7 +257,8 @@ static int layer_check(const stw_model *m, size_t index)
     if (!kind_known(l) || !activation_known(l, is_last) || (l->kind == STW_ARG_MAX && !is_last)) {
         return STW_E_LAYER;
     }
-    if (l->n_in == 0 || l->n_out == 0 || !shape_fits(l) || !sources_fit(m, index) || l->out & 1u) {
+    if (l->n_in == 0 || l->n_out == 0 || !shape_fits(l) || !sources_fit(m, index) || !lags_fit(m, index) ||
+        l->out & 1u) {
         return STW_E_SHAPE;
     }
     if (!has_arrays(l)) {
@@ -268,6 +286,35 @@ static int mode_fits(const stw_model *m)
     default:
         return 0;
     }
+}
+
+/* Whether an output comes with the last step of a window, or after it. */
+static int ends_with_output(const stw_model *m)
+{
+    const stw_layer *last = m->layers + m->n_layers - 1;
+    uint32_t         lag  = stw_lag(m, m->n_layers);
+
+    for (uint32_t t = m->window - 1u; t <= m->window - 1u + lag; t++) {
+        if (t >= last->first && is_multiple(t - last->first, last->every)) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/* Whether the mode's windows meet an output of the layers: slide takes the last one of a window, a tumbling window all
+ * of them or, like stagger, that of its end. */
+static int gives_outputs(const stw_model *m)
+{
+    const stw_layer *last = m->layers + m->n_layers - 1;
+
+    if (!STW_WITH_MODES || m->mode == STW_CARRY) {
+        return 1;
+    }
+    if (last->first >= m->window + stw_lag(m, m->n_layers)) {
+        return 0;
+    }
+    return m->mode == STW_SLIDE || (m->mode == STW_TUMBLE && m->stride == 1) || ends_with_output(m);
 }
 
 /* Whether all sizes stay far from 32 bits. */
@@ -313,5 +360,5 @@ int stw_model_check(const stw_model *m)
             return STW_E_SHAPE;
         }
     }
-    return last->n_out == m->n_out && sizes_fit(m) ? STW_OK : STW_E_SHAPE;
+    return last->n_out == m->n_out && gives_outputs(m) && sizes_fit(m) ? STW_OK : STW_E_SHAPE;
 }

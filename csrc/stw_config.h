@@ -75,6 +75,15 @@
 #endif
 #endif
 
+/* Masks that the compiler takes as they are (stw_fix.h): for clang on cores without a conditional move. */
+#ifndef STW_HIDE_MASKS
+#if defined(__clang__) && (defined(__ARM_ARCH_6M__) || defined(__ARM_ARCH_8M_BASE__) || defined(__riscv))
+#define STW_HIDE_MASKS 1
+#else
+#define STW_HIDE_MASKS 0
+#endif
+#endif
+
 /* Eight units of an LSTM, or many streams, at a time on x86-64 that has AVX2 or more, found out at run time.  For gcc
  * and clang; AVX-VNNI needs gcc 11 or clang 19. */
 #ifndef STW_WITH_AVX2

@@ -78,11 +78,24 @@ static inline int32_t stw_join(int32_t ax, int kx)
     return kx >= 0 ? ax * ((int32_t)1 << kx) : stw_rsh(ax, -kx);
 }
 
+/* Hides the value of a variable from the compiler; adds no instruction. */
+#if STW_HIDE_MASKS
+#define STW_HIDE(x) __asm__("" : "+r"(x))
+#else
+#define STW_HIDE(x) ((void)0)
+#endif
+
 /* -1 when x is negative, else 0.  Choices are made with such masks: no branch depends on the data, so a step takes the
- * same instructions whatever it computes. */
+ * same instructions whatever it computes.  clang knows a mask by its sign and a choice by its mask, and makes branches
+ * of both where the core has no conditional move, unless it sees neither. */
 static inline int32_t stw_mask(int32_t x)
 {
-    return x >> 31;
+    int32_t mask = x;
+
+    STW_HIDE(mask);
+    mask >>= 31;
+    STW_HIDE(mask);
+    return mask;
 }
 
 /* The smaller and the larger of two values whose difference fits int32. */

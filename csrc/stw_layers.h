@@ -103,17 +103,54 @@ static inline int32_t stw_counter_limit(const stw_layer *l)
     return l->kind == STW_ATTENTION ? 2 * (int32_t)l->p[0] : 0;
 }
 
+/* What follows the end of a window of the mode, for a STW_WINDOW: p[2] holds how many steps the layer looks ahead, and
+ * whether it pads with the lowest code in place of zeros. */
+#define STW_AHEAD_MAX   0x7FFFu
+#define STW_PADS_LOWEST 0x8000u
+
+static inline uint32_t stw_ahead(const stw_layer *l)
+{
+    return STW_WITH_WINDOW && l->kind == STW_WINDOW ? l->p[2] & STW_AHEAD_MAX : 0u;
+}
+
+/* The code that stands before and after a sequence. */
+static inline int16_t stw_window_edge(const stw_layer *l)
+{
+    return l->p[2] & STW_PADS_LOWEST ? INT16_MIN : 0;
+}
+
+/* Steps after a window's end at which value `value` is still made: what the layers on the way to it look ahead. */
+static inline uint32_t stw_lag(const stw_model *m, size_t value)
+{
+    uint32_t lag = 0;
+
+    while (STW_WITH_WINDOW && value != 0) {
+        const stw_layer *l = m->layers + value - 1;
+
+        value = l->src[0];
+        lag += stw_ahead(l) * (value ? m->layers[value - 1].every : 1u);
+    }
+    return lag;
+}
+
 /* int16 values of scratch behind its output that a layer uses during a step. */
 size_t stw_temporary(const stw_layer *l);
 
+/* int16 values of scratch, from the layer's place on (out * stw_chunk), that it writes during a step; those of them
+ * that later layers read. */
+size_t stw_layer_scratch(const stw_model *m, const stw_layer *l);
+size_t stw_scratch_read(const stw_model *m, const stw_layer *l);
+
 /* State of the model as a whole: for each copy of the state (stagger has several, others one) a clock, if a layer has a
- * stride or a warm-up, and the layers' cells; before them the mode's counter.  h likewise, before them the input window
- * of STW_SLIDE and the last codes of STW_MISSING_HOLD; each layer's begins at an even place. */
+ * stride or a warm-up, and the layers' cells; before them the mode's counter, behind them the last output [n_out], if
+ * some step repeats it.  h likewise, before them the input window of STW_SLIDE and the last codes of STW_MISSING_HOLD;
+ * each layer's begins at an even place. */
 typedef struct stw_layout {
     size_t n_copies;
-    size_t cells_before, cells_each, n_cells; /* c[cells_before + copy * cells_each + ...]: clock, layers */
-    size_t hidden_before, hidden_each;        /* with the gaps */
-    size_t n_scratch;                         /* int16 values */
+    size_t cells_before, cells_each,
+        n_cells;                       /* c[cells_before + copy * cells_each + ...]: clock, layers; last output */
+    size_t hidden_before, hidden_each; /* with the gaps */
+    size_t n_scratch;                  /* int16 values */
 } stw_layout;
 
 stw_layout stw_model_layout(const stw_model *m);
@@ -123,10 +160,13 @@ size_t   stw_hidden_before(const stw_model *m);
 int16_t *stw_held_codes(const stw_stream *s);
 int      stw_has_clock(const stw_model *m);
 
-/* Steps that the layers run over at once: the window for STW_SLIDE, else 1. */
+/* Where the stream remembers its last output, [n_out]; null when no step repeats one. */
+int32_t *stw_last_output(const stw_stream *s);
+
+/* Steps that the layers run over at once: the window for STW_SLIDE, with what follows its end, else 1. */
 static inline size_t stw_chunk(const stw_model *m)
 {
-    return STW_WITH_MODES && m->mode == STW_SLIDE ? m->window : 1u;
+    return STW_WITH_MODES && m->mode == STW_SLIDE ? (size_t)m->window + stw_lag(m, m->n_layers) : 1u;
 }
 
 /* stw_raw.c: raw samples [n_in] to codes x[n_in]; missing ones by the model's rule.  STW_OK or STW_E_MISSING. */
@@ -144,10 +184,11 @@ stw_copy stw_first_copy(const stw_stream *s);
 stw_copy stw_copy_of(const stw_stream *s, const stw_layout *plan, size_t copy);
 void     stw_copy_reset(const stw_stream *s, stw_copy to);
 
-/* Runs all layers over stw_chunk() steps of x; y may be null, then the output is not computed.  1 when y is new. */
-int stw_run_layers(const stw_stream *s, stw_copy state, const int16_t *x, int32_t *y);
+/* Runs all layers over stw_chunk() steps, of which x holds those with input; y may be null, then the output is not
+ * computed.  late: 0, or k for the k-th step after a window's end, which has no input.  1 when y is new. */
+int stw_run_layers(const stw_stream *s, stw_copy state, const int16_t *x, int32_t *y, uint32_t late);
 
-/* One step of a model whose mode is not STW_CARRY: STW_OK or STW_HOLD. */
+/* One step of a model whose mode is not STW_CARRY: 1 when y is new. */
 int stw_mode_step(stw_stream *s, const int16_t *x, int32_t *y);
 
 /* What unit u does for layer input x and previous hidden states h; c is the unit's cell state before the step, reset
@@ -185,7 +226,8 @@ int32_t stw_activate(const stw_layer *l, int32_t v);
 /* y[n]: log2-scaled logits in Q15.16 -> probabilities 0..32768 in Q0.15, in place.  1 <= n <= STW_SOFTMAX_MAX. */
 void stw_softmax(int32_t *y, size_t n);
 
-/* Layers that look back.  stw_window_push remembers a step; gather collects the taps in out[n_out]. */
+/* Layers that look back.  stw_window_push remembers a step, one outside the sequence if x is null; gather collects the
+ * taps in out[n_out]. */
 size_t stw_window_span(const stw_layer *l);
 void   stw_window_push(const stw_layer *l, const int16_t *x, int16_t *past);
 void   stw_window_gather(const stw_layer *l, const int16_t *past, int16_t *out);

@@ -61,7 +61,7 @@ void stw_many_step(const stw_stream *streams, size_t n, const int16_t *x, int32_
 
     for (size_t i = 0; i < n; i++) {
         stw_copy state = stw_first_copy(streams + i);
-        walk     start = {m, x + i * m->n_in, streams[i].scratch, state.h, 0, 1};
+        walk     start = {m, x + i * m->n_in, streams[i].scratch, state.h, 0, 1, 1};
 
         w[i] = start;
         c[i] = state.c;

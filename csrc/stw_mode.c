@@ -3,19 +3,33 @@
 
 #include "stw_layers.h"
 
+/* The steps after a window's end; x is not read.  1 when y is new. */
+static int run_late(const stw_stream *s, stw_copy state, const int16_t *x, int32_t *y)
+{
+    uint32_t lag   = stw_lag(s->model, s->model->n_layers);
+    int      fresh = 0;
+
+    for (uint32_t late = 1; late <= lag; late++) {
+        fresh |= stw_run_layers(s, state, x, y, late);
+    }
+    return fresh;
+}
+
 /* Resets where a window starts; the counter runs from 0 to window - 1. */
 static int tumble(stw_stream *s, const int16_t *x, int32_t *y)
 {
     const stw_model *m     = s->model;
     stw_copy         state = stw_first_copy(s);
     int32_t          step  = s->c[0];
-    int              due   = m->stride == 1 || step + 1 == m->window;
+    int              ends  = step + 1 == m->window;
+    int              due   = m->stride == 1 || ends, fresh;
 
     if (step == 0) {
         stw_copy_reset(s, state);
     }
-    s->c[0] = step + 1 == m->window ? 0 : step + 1;
-    return stw_run_layers(s, state, x, due ? y : 0) && due;
+    s->c[0] = ends ? 0 : step + 1;
+    fresh   = stw_run_layers(s, state, x, due ? y : 0, 0) && due;
+    return (ends && run_late(s, state, x, y)) || fresh;
 }
 
 /* Keeps the last inputs and runs them all from a reset; the counter tells the steps up to window, then up to stride. */
@@ -33,7 +47,7 @@ static int slide(stw_stream *s, const int16_t *x, int32_t *y)
     }
     s->c[0] = m->window - m->stride;
     stw_copy_reset(s, state);
-    return stw_run_layers(s, state, s->h, y);
+    return stw_run_layers(s, state, s->h, y, 0);
 }
 
 /* Copy k of the state starts at steps k * stride, k * stride + window, ...; the counter runs on to 2 * window - 1 and
@@ -55,7 +69,10 @@ static int stagger(stw_stream *s, const int16_t *x, int32_t *y)
         if (local == 0) {
             stw_copy_reset(s, state);
         }
-        if (stw_run_layers(s, state, x, due ? y : 0) && due) {
+        if (stw_run_layers(s, state, x, due ? y : 0, 0) && due) {
+            fresh = 1;
+        }
+        if (due && run_late(s, state, x, y)) {
             fresh = 1;
         }
     }
@@ -65,18 +82,12 @@ static int stagger(stw_stream *s, const int16_t *x, int32_t *y)
 
 int stw_mode_step(stw_stream *s, const int16_t *x, int32_t *y)
 {
-    int fresh;
-
     switch (s->model->mode) {
     case STW_TUMBLE:
-        fresh = tumble(s, x, y);
-        break;
+        return tumble(s, x, y);
     case STW_SLIDE:
-        fresh = slide(s, x, y);
-        break;
+        return slide(s, x, y);
     default:
-        fresh = stagger(s, x, y);
-        break;
+        return stagger(s, x, y);
     }
-    return fresh ? STW_OK : STW_HOLD;
 }

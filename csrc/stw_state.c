@@ -1,9 +1,9 @@
-/* stw_state.c - snapshots of a stream: magic, model id, c[] as int32 (cells and counters), h[] as int16 (hidden states
- * and what is remembered of inputs), CRC-32; all little endian. */
+/* stw_state.c - snapshots of a stream: "STS", format number u8, model id, c[] as int32 (cells, counters, the last
+ * output), h[] as int16 (hidden states and what is remembered of inputs), CRC-32; all little endian. */
 #include "stw_bytes.h"
 #include "stw_layers.h"
 
-#define SNAPSHOT_MAGIC 0x53575453u /* "STWS" */
+#define SNAPSHOT_MAGIC 0x02535453u /* "STS", format 2; format 1, without the last output, began with "STWS" */
 #define HEADER_BYTES   8u
 #define CRC_BYTES      4u
 

@@ -10,7 +10,7 @@ void stw_window_push(const stw_layer *l, const int16_t *x, int16_t *past)
 
     memmove(past, past + 1, (l->n_in * span - 1) * sizeof *past);
     for (size_t k = 0; k < l->n_in; k++) {
-        past[k * span + span - 1] = x[k];
+        past[k * span + span - 1] = x ? x[k] : stw_window_edge(l);
     }
 }
 

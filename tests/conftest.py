@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,8 +41,10 @@ MAY_BE_MISSING = (
     "onnxscript",
     "sklearn",
     "ml_dtypes",
+    "pandas",
     "atheris",
     "not part of the repository",
+    "zig does not compile for",
 )
 
 # a C file of an image that takes updates
@@ -57,12 +61,86 @@ int board_verify_signature(const uint8_t *message, size_t n, const uint8_t *sign
 """
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--all", action="store_true", help="with the tests marked `full`: matrices, fuzzers, the long soak"
+    )
+
+
+LEFT_OUT = pytest.StashKey[int]()  # tests marked `full` that this run leaves out
+
+
+def pytest_collection_modifyitems(config, items):
+    """Without --all the tests marked `full` are left out."""
+    left_out = [] if config.getoption("--all") else [item for item in items if item.get_closest_marker("full")]
+    config.stash[LEFT_OUT] = len(left_out)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
+def pytest_sessionfinish(session):
+    """A process of pytest-xdist tells its count to the one that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    node.config.stash[LEFT_OUT] = getattr(node, "workeroutput", {}).get("left_out", 0)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if n := config.stash.get(LEFT_OUT, 0):
+        terminalreporter.write_line(f"{n} longer tests were left out: pytest --all runs them, too")
+
+
+def full(values: Iterable, *kept) -> list:
+    """Values of a matrix for parametrize, a tuple for several arguments: each run takes ``kept``, `pytest --all` all.
+
+    ValueError: a kept value is not among them.
+    """
+    values = list(values)
+    if missing := [value for value in kept if value not in values]:
+        raise ValueError(f"not in the matrix: {missing}")
+    return [
+        value
+        if value in kept
+        else pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.full)
+        for value in values
+    ]
+
+
+def skip_for(reason: str | None) -> None:
+    """Skip the test when there is a reason, which tells what to install."""
+    if reason:
+        pytest.skip(reason)
+
+
+def need(program: str, install: str) -> None:
+    """Skip the test when ``program`` is not installed; ``install`` is the line that installs it."""
+    skip_for(None if shutil.which(program) else f"{program} is not installed: {install}")
+
+
+def _missing(reason: str) -> bool:
+    return NO_SKIP and bool(reason) and not any(word in reason.lower() for word in MAY_BE_MISSING)
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     """With STEPWELL_NO_SKIP=1 a skip is a failure: where every tool is installed it would be a proof that is missing."""
     report = (yield).get_result()
     reason = str(call.excinfo.value) if report.skipped and call.excinfo else ""
-    if NO_SKIP and reason and not any(word in reason.lower() for word in MAY_BE_MISSING):
+    if _missing(reason):
+        report.outcome, report.longrepr = "failed", f"STEPWELL_NO_SKIP is set, but: {reason}"
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report(collector):
+    """The same for a file that skips as a whole."""
+    report = (yield).get_result()
+    reason = report.longrepr[2] if report.skipped and isinstance(report.longrepr, tuple) else ""
+    if _missing(reason):
         report.outcome, report.longrepr = "failed", f"STEPWELL_NO_SKIP is set, but: {reason}"
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import stepwell
-from conftest import ROOT
+from conftest import ROOT, full, need
 from stepwell.boards import Board, board_names, flags, load_board
 from stepwell.emit import emit
 from stepwell.sources import csrc, firmware
@@ -47,33 +46,30 @@ def includes(tmp_path_factory) -> list[str]:
 UPDATES = ["-DBOARD_UPDATE_BYTES=8192", "-DBOARD_UPDATE_PAGE_BYTES=256", "-DBOARD_UPDATE_RAM_BYTES=4096"]
 
 
-def need(program: str, package: str) -> None:
-    if not shutil.which(program):
-        pytest.skip(f"{program} is not installed: apt-get install {package}")
-
-
 def assert_clean(*command: str | Path) -> None:
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def cppcheck(*words: str | Path) -> None:
-    need("cppcheck", "cppcheck")
+    need("cppcheck", "apt-get install cppcheck")
     checks = ["--enable=warning,performance,portability", *(f"--suppress={name}" for name in SUPPRESSED)]
     assert_clean("cppcheck", *checks, "--std=c99", "-q", "--error-exitcode=1", "-DBOARD_NAME=host", *words)
 
 
 def clang_tidy(sources: list[Path], *flags: str | Path) -> None:
     """.clang-tidy lists the checks, and why some are off."""
-    need("clang-tidy", "clang-tidy")
+    need("clang-tidy", "apt-get install clang-tidy")
     assert_clean("clang-tidy", "--quiet", *sources, "--", "-std=gnu99", "-DBOARD_NAME=host", *flags)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("update", [[], UPDATES], ids=["", "updates"])
 def test_cppcheck(update, includes):
     cppcheck("-USTW_CHECKED", "-j2", *update, *includes, *SOURCES)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("half", [0, 1])
 def test_clang_tidy(half, includes):
     clang_tidy(SOURCES[half::2], "-DSTW_WITH_AVX2=1", *UPDATES, *includes)
@@ -93,14 +89,14 @@ def flags_of(board: Board) -> list[str]:
     return [f"-DBOARD_{key}={facts[key]}" for key in keys if key != "NAME"] + [f"-I{folder}" for folder in folders]
 
 
-@pytest.mark.parametrize("name", board_names())
+@pytest.mark.parametrize("name", full(board_names(), "microbit"))
 def test_cppcheck_of_ports(name):
     board = load_board(name)
     arch = 6 if board.core.startswith("cortex-m0") else 7  # which a compiler would know
     cppcheck(f"-D__ARM_ARCH={arch}", *flags_of(board), *sources_of(board))
 
 
-@pytest.mark.parametrize("name", board_names())
+@pytest.mark.parametrize("name", full(board_names(), "microbit"))
 def test_clang_tidy_of_ports(name):
     board = load_board(name)
     core = [word.replace("_zicsr", "") for word in board.words("CPU_GCC")]  # clang 14 has it in every RISC-V
@@ -115,6 +111,7 @@ def test_every_port_belongs_to_a_board():
     assert len(there) > 10 and set(there) <= checked
 
 
+@pytest.mark.full
 def test_simavr_runner():
     cppcheck(SIMAVR)
     if not Path("/usr/include/simavr").is_dir():
@@ -128,8 +125,9 @@ def test_every_recorded_deviation_from_misra_has_its_reason():
     assert all(count > 0 for files in recorded.values() for count in files.values())
 
 
+@pytest.mark.full
 def test_a_new_deviation_from_misra_is_seen(tmp_path):
-    need("cppcheck", "cppcheck")
+    need("cppcheck", "apt-get install cppcheck")
     (tmp_path / "bad.c").write_text("int f(int n);\nint f(int n)\n{\n    goto end;\nend:\n    return n;\n}\n")
     found = misra.deviations(tmp_path)
     assert found["15.1"]["bad.c"] == 1

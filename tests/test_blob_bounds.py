@@ -4,22 +4,39 @@ The proof of C (row_is_safe) and the proof of Python (stepwell.proof) accept exa
 ones, every row exactly at its bound or one above it.
 """
 
+import itertools
+import re
 import struct
 import zlib
 
 import numpy as np
 import pytest
 import stepwell
-from conftest import random_dense, random_gru, random_lstm, random_rnn, random_sequences
+from conftest import ROOT, random_dense, random_gru, random_lstm, random_rnn, random_sequences
 from stepwell._engine import ffi, lib
-from stepwell.blob import HEADER, LAYER, ROW, pack
+from stepwell.blob import EXTRA_HEADER, HEADER, LAYER, ROW, TABLE_ENTRIES, overlap, pack, places
 from stepwell.engine import OpenModel
-from stepwell.graph import Graph
-from stepwell.model import ActivationLayer, DenseLayer, GruLayer, LstmLayer, Model, RecurrentLayer, RnnLayer, Rows
+from stepwell.errors import StepwellError
+from stepwell.graph import Graph, Timing
+from stepwell.mode import KINDS as MODES
+from stepwell.mode import Mode
+from stepwell.model import (
+    ActivationLayer,
+    DenseLayer,
+    GruLayer,
+    LayerNormLayer,
+    LstmLayer,
+    Model,
+    RecurrentLayer,
+    RnnLayer,
+    Rows,
+    WindowLayer,
+)
 from stepwell.proof import INT32_MAX, RESULT_MAX, bounds, failing_rows, weight_sums
 from stepwell.reference import Reference
 from test_blob import forged, layer_offset
 
+GOLDEN = ROOT / "tests" / "golden"
 N_LAYERS, DEVICE_BYTES, ID, N_IN, N_OUT = 6, 12, 16, 20, 22  # offsets of header fields
 RECURRENT = [LstmLayer, GruLayer, RnnLayer]
 
@@ -510,6 +527,140 @@ def test_softmax_is_last_and_has_512_rows_at_most():
     assert opened(packed(dense(np.ones((512, 1)), "softmax"))) == lib.STW_OK
     assert opened(packed(dense(np.ones((513, 1)), "softmax"))) == lib.STW_E_LAYER
     assert opened(packed(dense(np.ones((513, 1)), "sigmoid"))) == lib.STW_OK
+
+
+@pytest.mark.parametrize("name", ["table_in_a_dense", "table_alone_at_the_end", "lstm_tables", "gru_before_tables"])
+def test_no_entry_of_a_table_is_minus_32768(name):
+    """At no place of it, and in none of a cell's tables."""
+    content = (GOLDEN / f"{name}.stw").read_bytes()
+    model = stepwell.loads(content)
+    assert opened(content) == lib.STW_OK
+    n_tables = 0
+    for index, layer in enumerate(model.layers):
+        parts = [layer.cell.gate, layer.cell.candidate, layer.cell.output] if isinstance(layer, RecurrentLayer) else []
+        tables = len([part for part in parts if part is not None]) + (layer.activation == "table")
+        header = 2 * EXTRA_HEADER if parts else 0
+        for k in range(tables):
+            start = layer_offset(content, index, "extra") + header + 2 * TABLE_ENTRIES * k
+            for entry in (0, 1, 255, 256, 511, 512):
+                at = start + 2 * entry
+                assert opened(patched(content, at, "<h", -32767)) == lib.STW_OK
+                assert opened(patched(content, at, "<h", -32768)) == lib.STW_E_OVERFLOW, (index, k, entry)
+            n_tables += 1
+    assert n_tables > 0
+
+
+def windows(*timing: Timing) -> bytes:
+    """Windows in a chain, of one tap each."""
+    layers = tuple(WindowLayer(f"w{k}", 1, 1, 1, 1.0, 1.0) for k in range(len(timing)))
+    return pack(Model(layers, 1.0, 10, timing=timing))
+
+
+def test_a_window_runs_when_its_source_does():
+    """every is a multiple of the source's, and first so many of them later; the last layer's alone would allow more."""
+    for every in range(1, 13):
+        expected = lib.STW_OK if every % 2 == 0 and 12 % every == 0 else lib.STW_E_SHAPE
+        assert opened(windows(Timing(0, 2), Timing(0, every), Timing(0, 12))) == expected, every
+    for first in range(8):
+        expected = lib.STW_OK if first >= 3 and first % 2 == 1 else lib.STW_E_SHAPE
+        assert opened(windows(Timing(3, 2), Timing(first, 2), Timing(9, 2))) == expected, first
+    assert opened(windows(Timing(0, 2), Timing(0, 0), Timing(0, 2))) == lib.STW_E_SHAPE
+
+
+def norm(epsilon: int, gamma: int = 16384, bias: int = 0, **row: int) -> LayerNormLayer:
+    records = rows(2, [bias, 0], **row)
+    return LayerNormLayer("n", np.array([gamma, 1], np.int16), records, epsilon, 0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_weight_of_a_layer_norm(sign):
+    """|gamma| = 2^15 times a code of 2^15 is 2^30; the bias may fill the rest of 31 bits."""
+    room = INT32_MAX - 2**30 - 2**14
+    for above in (0, 1):
+        layer = norm(1, -32768, sign * (room + above))
+        assert sound(layer) == (above == 0)
+        assert opened(packed(layer)) == (lib.STW_E_OVERFLOW if above else lib.STW_OK)
+    model = Model((norm(1, -32768, sign * room),), 1.0, 10)
+    x_q = np.array([[-32768, 32767], [32767, -32768], [0, 1], [5, 5]], np.int16)
+    assert np.array_equal(model.stream().run_q(x_q), model.reference().run_q(x_q))
+
+
+@pytest.mark.parametrize("e", [2, 4, 10, 20])
+def test_a_layer_norm_whose_sum_is_a_power_of_four(e):
+    """w = 2^30 is the one value whose root r is 2^16: a root of 16 bits, 2^16 - 1, would round the other way."""
+    d = 2 ** (e // 2 - 1) * 121  # the deviations are d and -d, and q_0 = d * r / 2^shift is half an integer
+    shift, epsilon = 16 + e // 2, 2 ** (30 + e) - 2 * d * d
+    model = Model((norm(epsilon, 2, mult=1, shift=1),), 1.0, 10)
+    x_q = np.array([[d - d // 2, -(d // 2)]], np.int16)
+    right, wrong = (d * r + 2 ** (shift - 1) >> shift for r in (2**16, 2**16 - 1))
+    y = model.stream().run_q(x_q)
+    assert np.array_equal(y, model.reference().run_q(x_q)) and y[0, 0] == right != wrong
+
+
+# Windows that meet no output, places in scratch
+
+
+def fields(content: bytes, mode: int, window: int, stride: int) -> bytes:
+    changed = bytearray(content)
+    struct.pack_into("<B", changed, 25, mode)
+    struct.pack_into("<HH", changed, 28, window, stride)
+    return forged(bytes(changed))
+
+
+@pytest.mark.parametrize("name", ["strided_conv_and_residual", "valid_conv_max_pool", "window_at_the_end"])
+def test_windows_that_never_meet_an_output_are_refused(name):
+    """By C and Python alike; what opens gives outputs, those of the reference."""
+    content = (GOLDEN / f"{name}.stw").read_bytes()
+    right, seen = stepwell.loads(content), {True: 0, False: 0}
+    timing = right.timing[-1]
+    for mode, window, stride in itertools.product(range(4), range(13), range(13)):
+        try:
+            model = right.replace(mode=Mode(MODES[mode], window, stride))
+            never, changed = model.mode.never(timing), model.blob
+        except StepwellError:  # no mode at all
+            never, changed = None, fields(content, mode, window, stride)
+        assert opened(changed) == (lib.STW_OK if never == "" else lib.STW_E_SHAPE), (mode, window, stride)
+        if never:
+            with pytest.raises(stepwell.ModelError, match=re.escape(never)):
+                stepwell.loads(changed)
+            seen[False] += 1
+        elif never == "":
+            model = stepwell.loads(changed)
+            x_q, stream = codes(3 * max(window, timing.first + 1), model.n_in), model.stream()
+            assert np.array_equal(stream.run_q(x_q), model.reference().run_q(x_q))
+            stream.reset()
+            fresh = [stream.step_q(row) is not None and stream.fresh for row in x_q]
+            assert any(fresh) and not any(fresh[: model.info()["timing"]["first_output"]])
+            seen[True] += 1
+    assert min(seen.values()) > 5 or timing == Timing()
+
+
+SHARING = ["residual", "attention_additive", "gate", "bidirectional", "attention_over_both", "gru_before_tables"]
+SHARING += ["strided_conv_and_residual", "strided_conv_and_residual_slide_9_2", "attention_scores_given"]
+
+
+@pytest.mark.parametrize("name", SHARING)
+def test_places_that_overlap_are_refused(name):
+    """Any places: C and Python refuse the same ones, and what opens gives the reference's outputs."""
+    content = (GOLDEN / f"{name}.stw").read_bytes()
+    right, rng = stepwell.loads(content), np.random.default_rng(list(name.encode()))
+    x_q, seen = codes(12, right.n_in), {True: 0, False: 0}
+    expected = right.reference().run_q(x_q)
+    for _ in range(150):
+        found, changed = places(right), bytearray(content)
+        for index in rng.permutation(len(found))[: int(rng.integers(1, 4))]:
+            found[index] = int(rng.integers(0, 24)) * 2
+        for index, place in enumerate(found):
+            struct.pack_into("<H", changed, HEADER.size + LAYER.size * index + 12, place)
+        changed, fault = forged(bytes(changed)), overlap(right, found)
+        assert opened(changed, 16) == (lib.STW_E_SHAPE if fault else lib.STW_OK), (found, fault)
+        seen[not fault] += 1
+        if fault:
+            with pytest.raises(stepwell.ModelError, match=re.escape(fault)):
+                stepwell.loads(changed)
+        else:
+            assert np.array_equal(stepwell.loads(changed).stream().run_q(x_q), expected), found
+    assert min(seen.values()) > 10
 
 
 # Streams: memory, snapshots, probes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, skip_for
 
 sys.path.insert(0, str(ROOT / "tools"))
 import board_table
@@ -33,8 +33,7 @@ def page(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def image(turbofan, tmp_path_factory) -> Image:
-    if reason := why_not("gcc", load_board(BOARD)):
-        pytest.skip(reason)
+    skip_for(why_not("gcc", load_board(BOARD)))
     found = board_table.built(load_board(BOARD), "gcc", turbofan, tmp_path_factory.mktemp("image"))
     assert isinstance(found, Image), found
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import struct
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, random_dense, random_lstm, random_sequences
+from conftest import ROOT, full, need, random_dense, random_lstm, random_sequences, skip_for
 from elftools.elf.elffile import ELFFile
 from stepwell import convert, load
 from stepwell.boards import LABELS, Board, board_names, flags, load_board, parse_facts
@@ -33,10 +32,8 @@ FORBIDDEN = re.compile(
 )
 
 
-def need(compiler: str, board: str = "microbit") -> None:
-    reason = why_not(compiler, load_board(board))
-    if reason:
-        pytest.skip(reason)
+def need_compiler(compiler: str, board: str = "microbit") -> None:
+    skip_for(why_not(compiler, load_board(board)))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -74,10 +71,14 @@ BY_ZIG = ("microbit", "netduinoplus2", "mps3-an547", "rv32-virt")
 
 
 @pytest.mark.parametrize(
-    ("name", "compiler"), [*((name, "gcc") for name in NAMES), *((name, "zig") for name in BY_ZIG)]
+    ("name", "compiler"),
+    [
+        *full([(name, "gcc") for name in NAMES], *((name, "gcc") for name in (*BY_ZIG, "arduino-uno"))),
+        *((name, "zig") for name in BY_ZIG),
+    ],
 )
 def test_image(name, compiler, small_model, tmp_path):
-    need(compiler, name)
+    need_compiler(compiler, name)
     image = build(small_model, name, tmp_path, compiler)
     board, binary = load_board(name), image.bin.read_bytes()
     kinds = ["bin", "elf", "hex", *(["uf2"] if "UF2_FAMILY" in board.facts else [])]
@@ -98,7 +99,7 @@ def test_image(name, compiler, small_model, tmp_path):
 
 @pytest.fixture(scope="module")
 def pico(small_model, tmp_path_factory):
-    need("gcc", "rp-pico")
+    need_compiler("gcc", "rp-pico")
     return build(small_model, "rp-pico", tmp_path_factory.mktemp("pico"), "gcc")
 
 
@@ -173,9 +174,9 @@ def test_hex_over_a_64k_border():
     assert from_hex(intel_hex(data, 0x0800FF00)) == (0x0800FF00, data)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if load_board(name).has_update_area])
+@pytest.mark.parametrize("name", full([name for name in NAMES if load_board(name).has_update_area], "microbit"))
 def test_image_that_takes_updates(name, small_model, tmp_path):
-    need("gcc", name)
+    need_compiler("gcc", name)
     board = load_board(name)
     image = build(small_model, name, tmp_path, "gcc", updates=True)
     assert {"board_flash_erase", "board_flash_write", "stw_gru_unit"} <= set(symbols(image.elf))
@@ -194,12 +195,16 @@ def test_updates_need_a_place(small_model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed: apt-get install make")
 @pytest.mark.parametrize(
-    ("name", "compiler"), [("microbit", "zig"), *((name, "gcc") for name in ("mps2-an386", "microbit", "rv32-virt"))]
+    ("name", "compiler"),
+    [
+        ("microbit", "zig"),
+        *full([(name, "gcc") for name in ("mps2-an386", "microbit", "rv32-virt")], ("microbit", "gcc")),
+    ],
 )
 def test_makefile_builds_the_same_image_without_warnings(name, compiler, small_model, tmp_path):
-    need(compiler, name)
+    need("make", "apt-get install make")
+    need_compiler(compiler, name)
     emit(small_model, tmp_path / "model", NAME, load_board(name).target)
     place = load_board(name).folder if compiler == "zig" else name  # a board may be a folder anywhere
     settings = [f"BOARD={place}", f"MODEL={tmp_path / 'model'}", f"OUT={tmp_path}", f"COMPILER={compiler}"]
@@ -251,6 +256,18 @@ def test_a_board_is_a_folder(tmp_path):
         load_board(f"{tmp_path}/board.mk")
 
 
+def test_the_environment_chooses_the_compiler(small_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("STEPWELL_COMPILER", "tcc")
+    with pytest.raises(WrongUse, match="unknown compiler 'tcc'; there are: gcc, zig"):
+        build(small_model, "microbit", tmp_path)
+    monkeypatch.setenv("STEPWELL_COMPILER", "zig")
+    with pytest.raises(BuildError, match="zig does not compile for arduino-uno: apt-get install gcc-avr"):
+        build(small_model, "arduino-uno", tmp_path)
+    assert not list(tmp_path.iterdir())
+    need_compiler("zig")
+    assert build(small_model, "microbit", tmp_path).compiler == "zig"
+
+
 def test_missing_compilers_are_named_with_the_install_line(small_model, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda program: None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -276,7 +293,7 @@ def test_snapshot_too_large_for_the_link(small_model, tmp_path, monkeypatch):
 @pytest.mark.parametrize("seed", range(40))
 def test_damaged_elf_files_are_refused(seed, small_model, tmp_path):
     """Whatever is wrong with them, the error names the file; what is not damaged enough is read."""
-    need("gcc")
+    need_compiler("gcc")
     elf = build(small_model, "microbit", tmp_path, "gcc").elf
     content, rng = bytearray(elf.read_bytes()), np.random.default_rng(seed)
     for at in rng.integers(4, 400 if seed % 2 else len(content), 12):
@@ -290,7 +307,7 @@ def test_damaged_elf_files_are_refused(seed, small_model, tmp_path):
 
 
 def test_model_that_does_not_fit_leaves_no_files(tmp_path, rng_model):
-    need("gcc")
+    need_compiler("gcc")
     with pytest.raises(
         BuildError, match=r"region .*FLASH.* overflowed by (\d+) bytes: the image is \1 bytes larger than"
     ):
@@ -326,8 +343,8 @@ def rng_model():
 
 
 def test_makefile_builds_anew_for_another_model(tmp_path, small_model):
-    if why_not("gcc") or not shutil.which("make"):
-        pytest.skip("needs make and arm-none-eabi-gcc")
+    need_compiler("gcc")
+    need("make", "apt-get install make")
     images = []
     for name in ("a", "b"):
         model = small_model if name == "a" else load(ROOT / "tests" / "golden" / "softmax.stw")

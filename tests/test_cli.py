@@ -1,18 +1,24 @@
 """The command line as a person or a script uses it: output, --json, exit codes, bad input, whole files."""
 
+import fcntl
 import json
+import os
 import re
+import socket
+import stat
 import subprocess
 import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import stepwell
-from conftest import DEMO
+from conftest import DEMO, skip_for
 from stepwell.boards import load_board
 from stepwell.build import why_not
+from stepwell.files import TEMPORARIES, write_whole
 
 ONNX, CALIB, TEST = DEMO / "turbofan.onnx", DEMO / "turbofan_calib.npz", DEMO / "turbofan_test.npz"
 
@@ -105,8 +111,7 @@ def test_the_ram_of_a_stream_is_one_figure_everywhere(stw, tmp_path):
     assert line in run("info", stw).stdout and line in run("emit", stw, "-o", tmp_path / "out").stdout
     modes = run("check", stw, "--data", TEST, "--float", ONNX, "--modes", "carry").stdout
     assert re.search(r"  mode carry .* RAM 256 B a stream\n", modes)
-    if why := why_not("gcc", load_board("microbit")):
-        pytest.skip(why)
+    skip_for(why_not("gcc", load_board("microbit")))
     assert ", of which the stream 256 B; " in run("info", stw, "--board", "microbit").stdout
 
 
@@ -178,7 +183,7 @@ def test_run_says_when_it_clips_and_when_there_is_nothing(stw, rows, tmp_path):
     done = run("run", stw, stdin="")
     assert done.returncode == 1 and "stdin: no rows" in done.stderr
     done = run("run", stw, stdin="# a comment\n" + csv_of(rows[:1]))
-    assert done.returncode == 1 and "line 2: 14 values, the header has 1" in done.stderr
+    assert done.returncode == 1 and "line 1: 1 values, the model takes 14" in done.stderr
 
 
 def test_convert_does_not_overwrite_its_source(tmp_path):
@@ -216,7 +221,7 @@ def test_run_with_header_and_columns(stw, rows):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("", "line 3: empty row"),
+        ("," * 13, "line 3: empty row"),
         (",".join(["1"] * 13), "line 3: 13 values, the model takes 14"),
         (",".join(["1"] * 15), "line 3: 15 values"),
         (",".join(["1"] * 13 + ["warm"]), "line 3, column 14: 'warm' is not a number"),
@@ -288,6 +293,101 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(stw, tmp_path):
     done = with_room_for(100, *CONVERT, "-o", tmp_path / "m.stw")
     assert done.returncode == 1 and done.stderr == f"stepwell: {tmp_path / 'm.stw'}: File too large\n"
     assert files_below(tmp_path) == before
+
+
+def special(kind: str, path: Path) -> Path:
+    """Something that exists and is no regular file."""
+    if kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "socket":
+        with socket.socket(socket.AF_UNIX) as one:
+            one.bind(str(path))
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(os.devnull)
+    return path
+
+
+OUTPUTS = {  # commands that write a file; "@" becomes what -o or --html names
+    "convert": [*CONVERT, "-o", "@"],
+    "report": ["report", "MODEL", "--data", TEST, "-o", "@"],
+    "hil": ["hil", "MODEL", "--port", "host:", "--data", TEST, "--html", "@"],
+}
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "socket", "device", "folder"])
+@pytest.mark.parametrize("command", OUTPUTS)
+def test_an_output_that_is_no_regular_file_is_refused_before_any_work(command, kind, stw, tmp_path):
+    place = special(kind, tmp_path / "out")
+    done = run(*(str(stw) if a == "MODEL" else place if a == "@" else a for a in OUTPUTS[command]))
+    assert done.returncode == 1 and f"{place}: is a {kind}" in done.stderr and done.stdout == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and not stat.S_ISREG(place.stat().st_mode)
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "device"])
+@pytest.mark.parametrize("command", ["emit", "build --board microbit", "demo"])
+def test_an_output_folder_that_is_none_is_refused_before_any_work(command, kind, stw, tmp_path):
+    place = special(kind, tmp_path / "out")
+    model = [] if command == "demo" else [stw]
+    for there in (place, place / "below"):
+        done = run(*command.split(), *model, "-o", there)
+        assert done.returncode == 1 and f"is a {kind}: give a folder" in done.stderr and done.stdout == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_files_in_an_output_folder_that_are_none(stw, tmp_path):
+    special("FIFO", tmp_path / "m.h")
+    done = run("emit", stw, "-o", tmp_path, "--name", "m")
+    assert done.returncode == 1 and f"{tmp_path / 'm.h'}: is a FIFO" in done.stderr
+    special("FIFO", tmp_path / "microbit.hex")
+    done = run("build", "--board", "microbit", stw, "-o", tmp_path)
+    assert done.returncode == 1 and f"{tmp_path / 'microbit.hex'}: is a FIFO" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.h", "microbit.hex"]
+
+
+def test_links_are_followed(stw, tmp_path):
+    """The file behind a link is replaced, or made; the link stays."""
+    (tmp_path / "far").mkdir()
+    for name, target in (("to_file", "far/a.stw"), ("dangling", "far/b.stw"), ("chain", "to_file")):
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "far" / "a.stw").write_bytes(stw.read_bytes()[:100])
+    (tmp_path / "far" / "a.stw").chmod(0o640)
+    for name in ("to_file", "dangling", "chain"):
+        assert run(*CONVERT, "-o", tmp_path / name).returncode == 0
+        assert (tmp_path / name).is_symlink() and (tmp_path / name).read_bytes() == stw.read_bytes()
+    assert (tmp_path / "far" / "a.stw").stat().st_mode & 0o777 == 0o640
+    assert sorted(path.name for path in (tmp_path / "far").iterdir()) == ["a.stw", "b.stw"]
+    (tmp_path / "folder").symlink_to("far/c")
+    (tmp_path / "loop").symlink_to("loop")
+    assert run("emit", stw, "-o", tmp_path / "folder", "--name", "m").returncode == 0
+    assert (tmp_path / "folder").is_symlink() and (tmp_path / "far" / "c" / "m.h").is_file()
+    done = run(*CONVERT, "-o", tmp_path / "loop")
+    assert done.returncode == 1 and f"{tmp_path / 'loop'}: " in done.stderr
+
+
+def test_emit_keeps_files_that_were_changed_and_replaces_them_with_force(stw, tmp_path):
+    emit = ["emit", stw, "-o", tmp_path, "--name", "m"]
+    assert run(*emit).returncode == 0
+    (tmp_path / "main.c").write_text('/* mine */\n#include "stepwell.h"\n')
+    done = run(*emit, "--target", "cortex-m4")
+    assert done.returncode == 1 and f"{tmp_path / 'main.c'} exists and was not written" in done.stderr
+    assert (tmp_path / "main.c").read_text().startswith("/* mine */")
+    assert run(*emit, "--force").returncode == 0
+    assert "mine" not in (tmp_path / "main.c").read_text()
+
+
+def test_what_killed_writers_leave_is_taken_away(tmp_path):
+    """A writer that lives is left alone."""
+    left, alive = tmp_path / f"{TEMPORARIES}dead", tmp_path / f"{TEMPORARIES}alive"
+    for folder in (left, alive):
+        folder.mkdir()
+        (folder / "new0").write_text("x")
+    handle = os.open(alive, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    write_whole(tmp_path / "file", "text")
+    os.close(handle)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [alive.name, "file"]
 
 
 @pytest.mark.parametrize(

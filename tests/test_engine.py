@@ -1,5 +1,9 @@
 """The C library through cffi equals the NumPy reference, bit for bit; state, batches and bad input."""
 
+import os
+import select
+import signal
+
 import numpy as np
 import pytest
 import stepwell
@@ -54,6 +58,35 @@ def test_batch_equals_streams(model):
     assert np.array_equal(together, np.stack([model.stream().run(row) for row in x]))
     batch.reset()
     assert np.array_equal(batch.step(x[:, 0]), together[:, 0])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.parametrize("steps_before", [0, 3])
+def test_a_batch_of_threads_goes_on_in_a_child_process(small_model, steps_before):
+    """The threads of the parent do not exist there. Both go on from the same state, apart."""
+    x = random_sequences(np.random.default_rng(6), 9, 12, 2)
+    expected = np.stack([small_model.stream().run(row) for row in x], axis=1)
+    batch = small_model.batch(9, threads=3)
+    for t in range(steps_before):
+        batch.step(x[:, t])
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:  # nothing here may leave: no pytest in the child
+        try:
+            made = np.stack([batch.step(x[:, t]) for t in range(steps_before, 12)])
+            os.write(writer, b"right" if np.array_equal(made, expected[steps_before:]) else b"wrong")
+        finally:
+            os._exit(0)
+    os.close(writer)
+    answered, _, _ = select.select([reader], [], [], 20)
+    answer = os.read(reader, 5) if answered else b"hangs"
+    if not answered:
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(reader)
+    assert answer == b"right"
+    rest = np.stack([batch.step(x[:, t]) for t in range(steps_before, 12)])
+    assert np.array_equal(rest, expected[steps_before:])
 
 
 def test_save_and_load(model):

@@ -8,9 +8,8 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
-import pytest
 import stepwell
-from conftest import ROOT
+from conftest import ROOT, need, skip_for
 from stepwell.boards import load_board
 from stepwell.emit import emit
 from stepwell.link import simavr
@@ -30,8 +29,7 @@ IDF = {  # declarations of ESP-IDF, as its documentation gives them
 
 def test_esp_idf_component_configures(tmp_path):
     """ESP-IDF reads each component's CMakeLists.txt in script mode first, to know its requirements."""
-    if shutil.which("cmake") is None:
-        pytest.skip("cmake is not installed: apt-get install cmake")
+    need("cmake", "apt-get install cmake")
     component = tmp_path / "motor"
     shutil.copytree(ROOT / "examples" / "esp-idf" / "components" / "motor", component)
     emit(stepwell.load(MODEL), component / "src", "motor")
@@ -45,8 +43,7 @@ def test_esp_idf_component_configures(tmp_path):
 
 
 def test_esp_idf_component_compiles(tmp_path):
-    if shutil.which(GCC) is None:
-        pytest.skip(f"{GCC} is not installed: apt-get install gcc-riscv64-unknown-elf")
+    need(GCC, "apt-get install gcc-riscv64-unknown-elf")
     emit(stepwell.load(MODEL), tmp_path / "src", "motor")
     for name, text in IDF.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -66,9 +63,10 @@ ZEPHYR = {  # what find_package(Zephyr) does for an application, and declaration
 
 
 def test_zephyr_application_compiles(tmp_path):
-    for program, package in (("cmake", "cmake"), ("arm-none-eabi-gcc", "gcc-arm-none-eabi")):
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed: apt-get install {package}")
+    for program in ("cmake", "make"):
+        need(program, f"apt-get install {program}")
+    for program in ("arm-none-eabi-gcc", "arm-none-eabi-g++"):
+        need(program, "apt-get install gcc-arm-none-eabi")
     app = tmp_path / "app"
     shutil.copytree(ROOT / "examples" / "zephyr", app)
     emit(stepwell.load(MODEL), app / "motor", "motor", "cortex-m4")
@@ -117,11 +115,11 @@ def built_by_arduino(sketch: Path, work: Path) -> Path:
 
 
 def test_arduino_sketch_prints_what_the_host_computes(tmp_path):
-    if not ARDUINO.is_dir() or shutil.which("avr-gcc") is None:
-        pytest.skip("Arduino's core is not installed: apt-get install arduino-core-avr avr-libc gcc-avr")
+    need("avr-gcc", "apt-get install gcc-avr avr-libc")
+    if not ARDUINO.is_dir():
+        skip_for("Arduino's core is not installed: apt-get install arduino-core-avr avr-libc")
     mega = load_board("arduino-mega")
-    if simavr.why_not(mega):
-        pytest.skip(simavr.why_not(mega))
+    skip_for(simavr.why_not(mega))
     shutil.copytree(ROOT / "examples" / "arduino" / "motor", tmp_path / "motor")
     model = stepwell.load(MODEL)
     emit(model, tmp_path / "motor" / "src" / "motor", "motor")

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bootloaders import Optiboot, Stm32
+from conftest import need, skip_for
 from stepwell import flash
 from stepwell.boards import Board, board_names, load_board
-from stepwell.build import COMPILERS, INSTALL, build, why_not
+from stepwell.build import build, no_compiler
 from stepwell.errors import BuildError, PortMissing, WrongUse
 
 FACTS = {
@@ -84,14 +85,11 @@ def test_boards_give_the_keys_of_their_runners(name):
 # ---- real programs against emulated bootloaders ----
 
 
-def need(program: str) -> None:
-    if all(why_not(compiler) for compiler in COMPILERS):
-        reason = INSTALL
-    elif shutil.which(program) is None:
-        reason = f"{program} is not installed"
-    else:
-        return
-    pytest.skip(reason)
+def need_for(board: str, program: str | None = None) -> None:
+    """Skip when no compiler builds for the board, or the flash program is missing."""
+    skip_for(no_compiler(load_board(board)))
+    if program:
+        need(program, flash.INSTALL[program])
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +139,7 @@ def refused(done: subprocess.CompletedProcess, runner: str, board: str, words: s
 @pytest.fixture
 def stm32loader_over_tcp(site):
     """stm32loader opens device files alone; here pyserial gives it a URL's port. The program itself is as installed."""
-    need("stm32loader")
+    need_for("netduinoplus2", "stm32loader")
     (site / "sitecustomize.py").write_text(
         "import serial\nserial.Serial = lambda port, **rest: serial.serial_for_url(port, **rest)\n"
     )
@@ -166,8 +164,7 @@ def test_stm32loader_is_refused(flashed, stm32loader_over_tcp):
 
 
 def test_avrdude_writes_and_verifies(flashed):
-    need("avrdude")
-    need("avr-gcc")
+    need_for("arduino-uno", "avrdude")
     with Optiboot() as chip:
         done, image = flashed("arduino-uno", "avrdude", f"net:127.0.0.1:{chip.port}")
     assert done.returncode == 0 and "arduino-uno.elf written to arduino-uno by avrdude" in done.stdout, done.stderr
@@ -175,8 +172,7 @@ def test_avrdude_writes_and_verifies(flashed):
 
 
 def test_avrdude_refuses_another_chip(flashed):
-    need("avrdude")
-    need("avr-gcc")
+    need_for("arduino-uno", "avrdude")
     with Optiboot(signature=b"\x1e\x98\x01") as chip:  # an ATmega2560
         done, _ = flashed("arduino-uno", "avrdude", f"net:127.0.0.1:{chip.port}")
     assert refused(done, "avrdude", "arduino-uno", "expected signature for ATmega328P is 1E 95 0F"), done.stderr
@@ -184,15 +180,14 @@ def test_avrdude_refuses_another_chip(flashed):
 
 
 def test_avrdude_says_when_pages_are_not_written(flashed):
-    need("avrdude")
-    need("avr-gcc")
+    need_for("arduino-uno", "avrdude")
     with Optiboot(refuse=Optiboot.WRITE_PAGE) as chip:
         done, _ = flashed("arduino-uno", "avrdude", f"net:127.0.0.1:{chip.port}")
     assert refused(done, "avrdude", "arduino-uno", "protocol expects OK byte 0x10 but got 0x11"), done.stderr
 
 
 def test_esptool_writes_what_is_read_back(flashed, tmp_path):
-    need("esptool")
+    need_for("netduinoplus2", "esptool")
     bootloader = pytest.importorskip("esp32_mock_bootloader")
     with bootloader.mock_bootloader("esp32c3") as chip:
         done, image = flashed("stm", "esptool", chip.url())
@@ -211,7 +206,7 @@ def test_esptool_writes_what_is_read_back(flashed, tmp_path):
 
 @pytest.fixture(scope="module")
 def microbit(tmp_path_factory, small_model):
-    need(sys.executable)
+    need_for("microbit")
     return build(small_model, "microbit", tmp_path_factory.mktemp("microbit"))
 
 

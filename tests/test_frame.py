@@ -31,6 +31,9 @@ payloads = st.one_of(
 frames = st.builds(Frame, st.integers(0, 255), st.integers(0, 255), payloads)
 
 
+GOOD, DAMAGED = 1, 2  # frame_event
+
+
 class CCodec:
     """firmware/app/frame.c, compiled for this machine."""
 
@@ -47,6 +50,10 @@ class CCodec:
         put = self._ffi.callback("void(uint8_t)", sent.append)
         self._lib.frame_send(buffer, len(body), put)
         return bytes(sent)
+
+    def events(self, received: bytes) -> list[int]:
+        """What frame_read says of the bytes, FRAME_NONE left out."""
+        return [event for byte in received if (event := self._lib.frame_read(self.reader, byte))]
 
     def feed(self, received: bytes) -> list[Frame]:
         good = []
@@ -125,6 +132,29 @@ def test_no_single_bit_flip_passes(codec, payload):
         damaged[bit // 8] ^= 1 << bit % 8
         for got in (codec.feed(bytes(damaged) + b"\0"), reader.feed(bytes(damaged) + b"\0")):
             assert got in ([], [frame])  # a flip in a delimiter may leave the frame whole
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 3, MTU - 5, MTU - 4, MTU - 3, MTU - 2])
+def test_length_of_a_frame_has_limits(length, codec):
+    """Bytes before a CRC that is right: type and seq at least, MTU with the CRC at most. Nothing is read beyond them."""
+    body = bytes(range(1, 1 + length)) if length < 250 else b"\5" * length
+    encoded = cobs.encode(body + struct.pack("<I", zlib.crc32(body)))
+    good = 2 <= length <= MTU - 4
+    expected = Frame(body[0], body[1], body[2:]) if good else None
+    assert decode(encoded) == expected
+    assert FrameReader().feed(encoded + b"\0") == [expected] * good
+    assert codec.events(encoded + b"\0") == [GOOD if good else DAMAGED]
+
+
+@pytest.mark.parametrize("length", range(6))
+def test_frames_that_are_too_short_are_damaged(length, codec):
+    """All the bytes of a frame there are, 0 to 5 with the CRC among them: none is taken, each counts as damaged."""
+    for content in (bytes(length), b"\xff" * length, struct.pack("<I", zlib.crc32(b"")) + b"\1\2"[:length]):
+        encoded = cobs.encode(content[:length])
+        reader = FrameReader()
+        assert decode(encoded) is None
+        assert reader.feed(b"\0" + encoded + b"\0") == [] and reader.damaged == 1
+        assert codec.events(encoded + b"\0") == [DAMAGED]
 
 
 def test_too_long_frames_are_refused(codec):

@@ -1,8 +1,8 @@
 """Whatever comes from outside is hostile: libFuzzer on blobs, snapshots, frames, both interfaces and, by atheris, ONNX files.
 
-pytest tests/test_fuzz.py                                 some seconds each
-FUZZ_SECONDS=3600 FUZZ_KEEP=1 pytest tests/test_fuzz.py   an hour each; what breaks is left in the test's folder, what
-                                                          reaches new code joins the seeds in tests/fuzz/seeds
+pytest --all tests/test_fuzz.py                                 some seconds each
+FUZZ_SECONDS=3600 FUZZ_KEEP=1 pytest --all tests/test_fuzz.py   an hour each; what breaks is left in the test's folder,
+                                                                what reaches new code joins tests/fuzz/seeds
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import stepwell
-from conftest import ROOT
+from conftest import ROOT, need, skip_for
 from stepwell.blob import pack
 from stepwell.emit import emit
 from stepwell.link import messages
@@ -26,12 +26,14 @@ from stepwell.link.frame import Frame, encode
 from stepwell.link.messages import Message
 from stepwell.update import make_update
 
+pytestmark = pytest.mark.full
 SECONDS = int(os.environ.get("FUZZ_SECONDS", "4"))
 KEEP = bool(os.environ.get("FUZZ_KEEP"))
 MOST_BYTES = 8192  # of an input
 KEPT_BYTES = 20_000  # of each harness, packed, the list of names not counted
 FLAGS = "-std=gnu99 -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=all -DSTW_CHECKED -DBOARD_NAME=host".split()
 UPDATES = ["-DBOARD_UPDATE_BYTES=8192", "-DBOARD_UPDATE_PAGE_BYTES=256", "-DBOARD_UPDATE_RAM_BYTES=4096"]
+CLANG = "apt-get install clang libclang-rt-14-dev"
 FUZZ, APP = ROOT / "tests" / "fuzz", ROOT / "firmware" / "app"
 GOLDEN = ROOT / "tests" / "golden"
 UPDATE_MODELS = ("lstm", "gru", "dense_lstm_dense")
@@ -47,9 +49,12 @@ def model() -> stepwell.Model:
 @pytest.fixture(scope="module")
 def engine(model, tmp_path_factory) -> Path:
     """The engine and ``model`` as app_model."""
-    if not shutil.which("clang"):
-        pytest.skip("clang is not installed: apt-get install clang libclang-rt-14-dev")
+    need("clang", CLANG)
     folder = tmp_path_factory.mktemp("fuzz")
+    (folder / "empty.c").write_text("int LLVMFuzzerTestOneInput(const char *data, long n) { return !data && n; }\n")
+    if subprocess.run(["clang", *FLAGS, folder / "empty.c", "-o", folder / "empty"], capture_output=True).returncode:
+        skip_for(f"clang has no libFuzzer here: {CLANG}")
+    (folder / "empty.c").unlink()
     emit(model, folder, "app_model")
     (folder / "main.c").unlink()
     return folder
@@ -186,8 +191,7 @@ def test_text_interface(engine, tmp_path):
 
 
 def test_importer(tmp_path):
-    if not find_spec("atheris"):
-        pytest.skip("atheris is not installed: pip install atheris")
+    skip_for(None if find_spec("atheris") else "atheris is not installed: pip install atheris")
     for path in DATA.glob("onnx/*.data"):  # weights beside a model
         shutil.copy(path, tmp_path)
     exported = [path.read_bytes() for path in sorted(DATA.glob("*/*.onnx")) if path.stat().st_size <= MOST_BYTES]

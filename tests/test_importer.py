@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,12 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from stepwell.check import find_source
 from stepwell.errors import ImportRefused
 from stepwell.float_stream import FloatStream
 from stepwell.graph import Activation, Dense, Gru, Lstm, Rnn
 from stepwell.importer import Replay, file_sha256, import_onnx
+from stepwell.text import printable
 
 PATTERNS = Path(__file__).parent / "data" / "onnx"
 SHARED = ROOT.parent / "shared" / "data" / "models"
@@ -28,7 +31,7 @@ LIMIT = 1e-5
 def difference(graph, x: np.ndarray, y: np.ndarray, batch_first: bool = True) -> float:
     """Largest difference of the stream from the framework's own outputs, over their range."""
     x = x if batch_first else x.swapaxes(0, 1)
-    streamed = FloatStream(graph).run(x)
+    streamed = FloatStream(graph.in_window(x.shape[1]) if graph.needs_window else graph).run(x)
     if graph.readout == "last":
         streamed = streamed[:, -1]
     elif not batch_first:
@@ -67,7 +70,6 @@ def test_kept_exports(name):
 KERAS = ROOT / "tests" / "data" / "keras"
 LOOP = "wrote the recurrence as a loop.*give stepwell.convert the torch module or Keras model itself"
 UNROLLED = "the exporter unrolled the recurrence.*give stepwell.convert the torch module or Keras model itself"
-AT_THE_END = "takes the last step behind a convolution that looks ahead"
 KERAS_REFUSED = (
     dict.fromkeys(
         ("gru", "gru_before", "gru_before_last", "gru_last", "gru_no_bias", "gru_stacked", "gru-dynamic"), LOOP
@@ -75,7 +77,7 @@ KERAS_REFUSED = (
     | dict.fromkeys(("layer_norm_gru", "conv_dilated_gru", "bidirectional_last", "lstm_hard", "lstm_masking"), LOOP)
     | dict.fromkeys(("rnn", "rnn_cells", "rnn_last"), LOOP)
     | dict.fromkeys(("lstm_unrolled", "torch_backend_lstm_dense"), UNROLLED)
-    | {"conv_same_lstm": AT_THE_END, "lstm_global_max-dynamic": "their number is dynamic: export with a fixed number"}
+    | {"lstm_global_max-dynamic": "their number is dynamic: export with a fixed number"}
     | {"time_distributed": "copied a layer for each step, as for TimeDistributed: give stepwell.convert"}
 )
 
@@ -516,9 +518,197 @@ def test_dangling_input_is_refused(path):
     refused(after_lstm(path, node("Relu", "nothing")), "culprit", "Relu", "nothing")
 
 
-def test_two_outputs_are_refused(path):
-    nodes = [identity("h"), helper.make_node("Tanh", ["h"], ["y2"])]
-    refused(after_lstm(path, *nodes, outputs=("y", "y2")), "y2")
+def heads(path: Path, *more, outputs=("mu", "value"), **how) -> Path:
+    """Two dense heads behind the LSTM, and more nodes."""
+    tensors = {"w": weights(4, 2), "v": weights(4, 1, seed=3)}
+    nodes = [helper.make_node("MatMul", ["h", "w"], ["mu"]), helper.make_node("MatMul", ["h", "v"], ["value"])]
+    return after_lstm(path, *nodes, *more, tensors=tensors | how.pop("tensors", {}), outputs=outputs, **how)
+
+
+def names_of(imported) -> list[tuple[str, int]]:
+    assert imported.replay.error <= LIMIT
+    return [(output.name, output.size) for output in imported.graph.outputs]
+
+
+def test_outputs_side_by_side(path):
+    imported = import_onnx(heads(path))
+    assert names_of(imported) == [("mu", 2), ("value", 1)]
+    assert [type(layer) for layer in imported.graph.layers] == [Lstm, Dense]  # two heads are rows of one layer
+    x = np.random.default_rng(0).normal(size=(2, 9, 3))
+    mu, value = (FloatStream(import_onnx(path, outputs=name).graph).run(x) for name in ("mu", "value"))
+    assert np.array_equal(FloatStream(imported.graph).run(x), np.concatenate([mu, value], axis=-1))
+    assert names_of(import_onnx(path, outputs=["value", "mu"])) == [("value", 1), ("mu", 2)]
+
+
+def test_heads_of_other_sources_keep_their_values(path):
+    nodes = [
+        helper.make_node("Tanh", ["mu"], ["squashed"]),
+        helper.make_node("Identity", ["log_std"], ["spread"]),
+        helper.make_node("MatMul", ["squashed", "u"], ["far"]),
+    ]
+    tensors = {"log_std": np.full((1, 2), -0.5, np.float32), "u": weights(2, 3, seed=5)}
+    names = ("squashed", "spread", "value", "far")
+    imported = import_onnx(heads(path, *nodes, tensors=tensors, outputs=names))
+    assert names_of(imported) == [("squashed", 2), ("spread", 2), ("value", 1), ("far", 3)]
+    with pytest.raises(ImportRefused, match="'spread' is a constant"):
+        import_onnx(path, outputs="spread")
+
+
+def test_final_states_are_no_data(path):
+    nodes = [lstm(outputs=("seq", "hn", "cn")), squeeze(), identity("h")]
+    assert names_of(import_onnx(save(path, nodes, lstm_parts() | ONE, outputs=("hn", "y", "cn")))) == [("y", 4)]
+    assert names_of(import_onnx(path, outputs="hn")) == [("hn", 4)]
+    with pytest.raises(ImportRefused, match="'cn' is a cell state"):
+        import_onnx(path, outputs="cn")
+    zero = {"zero": np.array([0], np.int64)}
+    nodes = [
+        lstm(outputs=("", "hn")),
+        helper.make_node("Squeeze", ["hn", "zero"], ["end"]),
+        helper.make_node("MatMul", ["end", "w"], ["y"]),
+    ]
+    saved = save(path, nodes, lstm_parts() | zero | {"w": weights(4, 2)}, outputs=("y", "end"))
+    assert names_of(import_onnx(saved)) == [("y", 2), ("end", 4)]  # h_n[-1] was asked for as data
+
+
+APART = {
+    "softmax": ([helper.make_node("Softmax", ["mu"], ["p"])], "'p' ends in softmax", "'p', 'value'"),
+    "class": ([helper.make_node("ArgMax", ["mu"], ["p"], axis=2)], "'p' is a class number", "'p', 'value'"),
+    "last": (
+        [helper.make_node("Gather", ["mu", "last"], ["p"], axis=0)],
+        "'value' answers at every step",
+        "'p', 'value'",
+    ),
+    "input": ([helper.make_node("Identity", ["x"], ["p"])], "'p' is the model's input itself", None),
+    "unknown": ([helper.make_node("TopK", ["mu", "last"], ["p", ""])], "TopK", None),
+}
+
+
+@pytest.mark.parametrize("name", APART)
+def test_outputs_that_cannot_stand_side_by_side(path, name):
+    nodes, reason, alone = APART[name]
+    heads(path, *nodes, tensors={"last": np.array([-1], np.int64)}, outputs=("p", "value"))
+    advice = "by themselves convert 'p', 'value'" if alone else "'value' converts by itself"
+    assert f"{advice}: choose with --outputs NAME" in refused(path, reason)
+    for output in ("p", "value") if alone else ("value",):
+        assert import_onnx(path, outputs=output).replay.error <= LIMIT
+
+
+@pytest.mark.parametrize(
+    ("outputs", "sentence"),
+    [
+        ("nope", "no output 'nope': the model has 'mu', 'value'"),
+        (["mu", "mu"], "wanted twice"),
+        ([3], "must be a name"),
+    ],
+)
+def test_outputs_that_do_not_exist(path, outputs, sentence):
+    with pytest.raises(ImportRefused, match=sentence):
+        import_onnx(heads(path), outputs=outputs)
+
+
+# ---- local functions ----
+
+
+def with_functions(path: Path, *bodies: list, domain: str = "local") -> Path:
+    """F0, F1, .. of x -> y, the first one called behind the LSTM."""
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(domain, 1)]
+    after_lstm(path, helper.make_node("F0", ["h"], ["y"], domain=domain, name="call"))
+    model = onnx.load(path)
+    model.opset_import.append(opsets[1])
+    model.functions.extend(
+        helper.make_function(domain, f"F{k}", ["x"], ["y"], nodes, opsets) for k, nodes in enumerate(bodies)
+    )
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def calls(function: int, n: int) -> list:
+    """n calls of a function, one after the other."""
+    names = ["x", *(f"t{k}" for k in range(n - 1)), "y"]
+    return [helper.make_node(f"F{function}", [names[k]], [names[k + 1]], domain="local") for k in range(n)]
+
+
+def test_local_functions_are_inlined(path):
+    imported = import_onnx(with_functions(path, calls(1, 2), [helper.make_node("Relu", ["x"], ["y"])]))
+    assert imported.replay.error <= LIMIT and isinstance(imported.graph.layers[-1], Activation)
+
+
+IN_A_LOOP = helper.make_node("If", ["x"], ["y"], then_branch=helper.make_graph(calls(1, 3), "then", [], []))
+TOO_MUCH = "more than 20000 nodes"
+EXPANSIONS = {
+    "three calls each": ([calls(k + 1, 3) for k in range(18)] + [[helper.make_node("Relu", ["x"], ["y"])]], TOO_MUCH),
+    "in a body": (
+        [[IN_A_LOOP], *[calls(k + 2, 3) for k in range(17)], [helper.make_node("Relu", ["x"], ["y"])]],
+        TOO_MUCH,
+    ),
+    "in a circle": ([calls(1, 1), calls(0, 1)], "calls itself"),
+    "deep": ([calls(k + 1, 1) for k in range(500)] + [[helper.make_node("Relu", ["x"], ["y"])]], "64 deep"),
+}
+
+
+@pytest.mark.parametrize("name", EXPANSIONS)
+def test_local_functions_that_grow_are_refused_at_once(path, name):
+    bodies, sentence = EXPANSIONS[name]
+    with_functions(path, *bodies)
+    start = time.perf_counter()
+    refused(path, sentence, "local function")
+    assert time.perf_counter() - start < 2
+
+
+def test_local_functions_of_another_opset(path):
+    model = onnx.load(with_functions(path, [helper.make_node("Relu", ["x"], ["y"])]))
+    model.functions[0].opset_import[0].version = 13
+    path.write_bytes(model.SerializeToString())
+    refused(path, "'F0'", "another opset")
+
+
+def test_constants_that_a_few_bytes_ask_for(path):
+    nan = helper.make_node("Constant", [], ["nan"], value_float=float("nan"))
+    one = helper.make_node("Constant", [], ["step"], value_float=1.0)
+    ranged = helper.make_node("Range", ["nan", "nan", "step"], ["r"], name="culprit")
+    refused(after_lstm(path, nan, one, ranged, node("Add", "h", "r")), "culprit")
+    pads = {"pads": np.array([2**40, 0, 0, 0, 0, 0], np.int64)}
+    padded = helper.make_node("Pad", ["h", "pads"], ["p"], name="culprit")
+    mean = helper.make_node("ReduceMean", ["p"], ["y"], axes=[0])
+    refused(after_lstm(path, padded, mean, tensors=pads), "culprit", "65535 at most")
+
+
+# ---- names ----
+
+ODD = "a\u00a0b\t\n\x1b[31m\u202e*/<script>\u00e9\U0001f600"
+SHOWN = "a_b___[31m_*/<script>\u00e9\U0001f600"
+
+
+def test_names_that_cannot_be_printed(path):
+    nodes = [lstm(name=ODD), squeeze(), helper.make_node("MatMul", ["h", ODD], [ODD + "y"], name="")]
+    save(path, nodes, lstm_parts() | ONE | {ODD: weights(4, 2)}, outputs=(ODD + "y",))
+    imported = import_onnx(path)
+    assert names_of(imported) == [(SHOWN + "y", 2)]
+    assert [layer.name for layer in imported.graph.layers] == [SHOWN, SHOWN + "y"]
+    (note,) = imported.graph.notes
+    assert "cannot be printed" in note and note.isprintable()
+    assert names_of(import_onnx(path, outputs=ODD + "y")) == names_of(import_onnx(path, outputs=SHOWN + "y"))
+
+
+def test_names_that_become_the_same(path):
+    nodes = [helper.make_node("Relu", ["mu"], ["a\tb"]), helper.make_node("Tanh", ["value"], ["a_b"])]
+    assert names_of(import_onnx(heads(path, *nodes, outputs=("a\tb", "a_b")))) == [("a_b_2", 2), ("a_b", 1)]
+
+
+def test_refusals_show_no_unprintable_name(path):
+    text = refused(after_lstm(path, helper.make_node("Det", ["h"], ["y"], name="\x1b[2J")), "Det")
+    assert text.isprintable()
+
+
+@pytest.mark.parametrize("name", ["a\u00a0b", "a\tb", "a\nb", "\x1b[31m", "\U0001f600", "\u6a21\u578b"])
+def test_file_names(tmp_path, name):
+    """Whatever the file is called, it converts, and check finds it again."""
+    file = after_lstm(tmp_path / f"{name}.onnx", identity("h"))
+    model = stepwell.convert(file, np.random.default_rng(0).normal(size=(8, 20, 3)))
+    model.save(tmp_path / "m.stw")
+    again = stepwell.load(tmp_path / "m.stw")
+    assert again.notes["source"]["file"] == f"{printable(name)}.onnx" and again.name == printable(name)
+    assert find_source(again, tmp_path / "m.stw", None) == file
 
 
 def test_missing_output_is_refused(path):
@@ -644,6 +834,23 @@ def external(path: Path, location: str, **entries: int) -> Path:
         tensor.external_data.add(key=key, value=str(value))
     path.write_bytes(model.SerializeToString())
     return path
+
+
+def test_external_data_beyond_the_limit(tmp_path):
+    """Counted before it is read: tensors that share a file take memory each."""
+    import onnx
+    from stepwell.memory import at_most
+
+    (tmp_path / "w.bin").write_bytes(bytes(10_000))
+    path = external(tmp_path / "model.onnx", "w.bin")
+    model = onnx.load(path, load_external_data=False)
+    (tensor,) = [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    for k in range(200):
+        model.graph.initializer.add().CopyFrom(tensor)
+        model.graph.initializer[-1].name = f"copy{k}"
+    path.write_bytes(model.SerializeToString())
+    with at_most("1M"):
+        refused(path, "in other files takes 1.917 MB", "--max-memory")
 
 
 def test_missing_external_data(path):

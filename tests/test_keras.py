@@ -9,22 +9,27 @@ import importlib.util
 import os
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import stepwell
-from stepwell.errors import ImportRefused
+from stepwell.check import sqnr_db
+from stepwell.errors import ImportRefused, QuantizeError
+from stepwell.float_stream import FloatStream, run_in_mode
 from stepwell.functions import Function
 from stepwell.graph import Attention, Dense, Gru, Lstm, Window
-from stepwell.importer import file_sha256
-from stepwell.importer.keras_models import import_keras, recurrent
+from stepwell.importer import file_sha256, import_file
+from stepwell.importer.keras_models import import_keras, import_keras_file, recurrent, versions
 from stepwell.importer.replay import TOLERANCE
+from stepwell.mode import parse_mode
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 keras = pytest.importorskip("keras", reason="needs Keras 3 and one of its backends")
+h5py = pytest.importorskip("h5py")
 k = keras.layers
 
 N_IN, T = 5, 12
@@ -375,8 +380,9 @@ def test_convolutions(taps, padding, dilation, strides):
 @pytest.mark.parametrize("steps", [11, 12, 13])
 @pytest.mark.parametrize("padding", ["valid", "same"])
 def test_answers_at_the_end_of_strided_convolutions(padding, steps):
-    imported = import_keras(sequential(k.Conv1D(6, 4, 3, padding), k.LSTM(4), shape=(steps, N_IN)))
-    assert imported.graph.readout == "last"
+    graph = import_keras(sequential(k.Conv1D(6, 4, 3, padding), k.LSTM(4), shape=(steps, N_IN))).graph
+    assert graph.readout == "last"
+    assert graph.needs_window == (padding == "same")  # one zero at least follows these lengths
 
 
 @pytest.mark.parametrize(
@@ -398,13 +404,75 @@ def test_grouped_convolutions(layer):
 
 @pytest.mark.parametrize("last", [False, True])
 def test_looking_ahead_and_reading_backwards(last):
-    """What reads the sequence from its end needs the zeros after it, which are fed where they are the input's."""
+    """What reads the sequence from its end needs the zeros after it."""
     ahead = k.Conv1D(6, 4, padding="same")
     after = k.LSTM(3) if last else k.Conv1D(3, 3, padding="valid")
     imported = import_keras(sequential(ahead, k.Bidirectional(k.GRU(4, return_sequences=True)), after))
-    assert any("2 steps of zeros after its end" in note for note in imported.graph.notes)
+    assert any("looks 2 steps ahead" in note for note in imported.graph.notes)
     inside = sequential(k.LSTM(4, return_sequences=True), k.Conv1D(4, 3, padding="same"), k.Bidirectional(k.GRU(3)))
-    assert "use padding='causal'" in refused(inside)
+    assert import_keras(inside).graph.needs_window
+
+
+SAME = {
+    "one": lambda: [k.Conv1D(6, 3, padding="same", activation="relu"), k.LSTM(4)],
+    "two, normalised": lambda: [
+        k.Conv1D(6, 5, padding="same", activation="relu"),
+        k.BatchNormalization(),
+        k.Conv1D(6, 4, padding="same"),
+        k.LSTM(4),
+        k.Dense(2),
+    ],
+    "dilated": lambda: [k.Conv1D(6, 3, padding="same", dilation_rate=2), k.GRU(4)],
+    "strided": lambda: [k.Conv1D(6, 3, strides=2, padding="same"), k.LSTM(4)],
+    "depthwise": lambda: [k.DepthwiseConv1D(3, strides=2, padding="same"), k.GRU(4)],
+    "separable": lambda: [k.SeparableConv1D(6, 4, padding="same"), k.GRU(4)],
+    "then pooled": lambda: [k.Conv1D(6, 3, padding="same"), k.MaxPooling1D(2), k.LSTM(4)],
+    "behind a cell": lambda: [k.LSTM(4, return_sequences=True), k.Conv1D(4, 3, padding="same"), k.LSTM(4)],
+    "zeros around": lambda: [k.ZeroPadding1D((1, 2)), k.Conv1D(4, 3), k.LSTM(4)],
+    "every step": lambda: [k.Conv1D(6, 4, padding="same"), k.LSTM(4, return_sequences=True)],
+    "largest": lambda: [k.MaxPooling1D(3, 1, padding="same"), k.LSTM(4)],
+    "largest, strided": lambda: [k.MaxPooling1D(3, 2, padding="same"), k.LSTM(4)],
+    "mean": lambda: [k.AveragePooling1D(3, 1, padding="same"), k.LSTM(4)],
+    "means": lambda: [k.Conv1D(4, 3, padding="same"), k.AveragePooling1D(5, 1, padding="same"), k.GRU(4)],
+}
+
+
+@pytest.mark.parametrize("fixed", [True, False])
+@pytest.mark.parametrize("steps", [12, 13])
+@pytest.mark.parametrize("name", SAME)
+def test_padding_same_is_exact_in_windows(name, steps, fixed):
+    model = sequential(*SAME[name](), shape=(steps if fixed else None, N_IN))
+    graph = import_keras(model).graph
+    rng = np.random.default_rng(5)
+    calib, x = rng.normal(size=(8, 40, N_IN)), rng.normal(size=(40, N_IN)).astype(np.float32)
+    for text in (f"slide:{steps}", f"tumble:{steps}", f"stagger:{steps}/{steps}"):
+        mode = parse_mode(text, graph.readout)
+        ends = range(steps - 1, 40, steps if text.startswith("tumble") else 1)
+        expected = keras.ops.convert_to_numpy(model(np.stack([x[t + 1 - steps : t + 1] for t in ends]), training=False))
+        expected = expected[:, -1] if graph.readout == "every" else expected
+        got = run_in_mode(graph, mode, x)[list(ends)]
+        assert np.abs(got - expected).max() <= TOLERANCE * np.ptp(expected)
+        made = stepwell.convert(graph, calib, mode=mode)
+        assert np.array_equal(made.stream().run(x), made.reference().run(x))
+        assert sqnr_db(expected, made.stream().run(x)[list(ends)]) > 40
+    if graph.readout == "every":
+        stepwell.convert(graph, calib)
+    elif graph.needs_window:
+        with pytest.raises(QuantizeError, match=r"layer '\w+' looks ahead .* mode='slide:T'"):
+            stepwell.convert(graph, calib)
+
+
+def test_means_that_depend_on_the_backend(monkeypatch):
+    """Keras' backends pad a mean differently where the two ends differ: who cannot know which one it was is told."""
+    uneven = sequential(k.AveragePooling1D(2, padding="same"), k.LSTM(4), shape=(11, N_IN))
+    if keras.backend.backend() == "torch":
+        assert "set KERAS_BACKEND to the one it was trained with" in refused(uneven)
+        monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    graph = import_keras(uneven, verify=False).graph.in_window(11)
+    x, seen = np.random.default_rng(1).normal(size=(2, 11, N_IN)), {}
+    FloatStream(graph, lambda index, name, values: seen.update({(index, name): values})).run(x)
+    padded = np.concatenate([x, np.full((2, 1, N_IN), np.nan)], axis=1)
+    assert np.allclose(seen[len(graph.layers) - 1, "x"], np.nanmean(padded.reshape(2, 6, 2, N_IN), axis=2))
 
 
 @pytest.mark.parametrize("zeros", [1, 2, 3])
@@ -559,15 +627,13 @@ REFUSALS = {
     "norm over time": (lambda: sequential(k.LayerNormalization(axis=1), k.LSTM(4)), "only the features"),
     "joined in time": (lambda: functional(lambda x: k.LSTM(4)(k.Concatenate(axis=1)([x, x]))), "only the features"),
     "mixed ends": (lambda: functional(_mixed_ends), "of one shape"),
-    "zeros behind": (lambda: sequential(k.ZeroPadding1D(1), k.Conv1D(4, 3), k.LSTM(4)), "padding=(1, 0)"),
+    "zeros behind": (lambda: sequential(k.ZeroPadding1D((0, 3)), k.Conv1D(4, 3), k.LSTM(4)), "more than the 2"),
+    "zeros twice": (
+        lambda: sequential(k.ZeroPadding1D(1), k.Conv1D(4, 3, padding="same"), k.LSTM(4)),
+        "padding='valid'",
+    ),
     "zeros alone": (lambda: sequential(k.ZeroPadding1D((1, 0)), k.LSTM(4)), "only understood in front of Conv1D"),
     "many zeros": (lambda: sequential(k.ZeroPadding1D((5, 0)), k.Conv1D(4, 3), k.LSTM(4)), "more than the 2"),
-    "same, pooled": (lambda: sequential(k.MaxPooling1D(2, padding="same"), k.LSTM(4), shape=(11, N_IN)), "valid"),
-    "same, inside": (lambda: sequential(k.LSTM(**LSTM_SEQUENCE), k.Conv1D(4, 3, padding="same"), k.LSTM(4)), "causal"),
-    "same, strided": (
-        lambda: sequential(k.Conv1D(4, 3, 2, padding="same"), k.LSTM(4), shape=(None, N_IN)),
-        "keras.Input((T, n_in))",
-    ),
     "channels first": (lambda: sequential(k.Conv1D(4, 3, data_format="channels_first"), k.LSTM(4)), "channels_last"),
     "softmax inside": (lambda: sequential(k.Dense(4, activation="softmax"), k.LSTM(4)), "softmax must come last"),
     "unknown function": (lambda: sequential(k.LSTM(4), k.Dense(3, activation="log_softmax")), "log_softmax"),
@@ -592,12 +658,62 @@ def test_refusals(name):
     assert sentence in refused(make())
 
 
-def test_many_inputs_and_outputs_are_refused():
+def test_many_inputs_are_refused():
     a, b = keras.Input((T, 2)), keras.Input((T, 3))
     y = k.LSTM(4)(k.Concatenate()([a, b]))
     assert "has 2 inputs" in refused(keras.Model([a, b], y))
-    x = keras.Input((T, 2))
-    assert "has 2 outputs" in refused(keras.Model(x, [k.LSTM(4)(x), k.GRU(4)(x)]))
+
+
+def two_heads(pack, first=None, second=None) -> keras.Model:
+    x = keras.Input((T, N_IN))
+    y, h, c = k.LSTM(4, return_sequences=True, return_state=True)(x)
+    return keras.Model(x, pack((first or k.Dense(2, name="mu"))(y), (second or k.Dense(1, name="value"))(y), h, c))
+
+
+PACKED = {
+    "list": (lambda a, b, h, c: [a, b], ["mu", "value"]),
+    "with states": (lambda a, b, h, c: [h, a, c, b], ["mu", "value"]),
+    "dict": (lambda a, b, h, c: {"worth": b, "mean": a}, ["worth", "mean"]),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_outputs_stand_side_by_side(name, tmp_path):
+    pack, names = PACKED[name]
+    model = two_heads(pack)
+    imported = import_keras(model)
+    assert [output.name for output in imported.graph.outputs] == names and imported.replay.error <= TOLERANCE
+    assert imported.graph.n_out == 3 and imported.graph.readout == "every"
+    turned = import_keras(model, outputs=names[::-1])
+    assert [output.name for output in turned.graph.outputs] == names[::-1] and turned.replay.error <= TOLERANCE
+    model.save(tmp_path / "model.keras")
+    alone = import_file(tmp_path / "model.keras", outputs=names[1])
+    assert alone.graph.outputs == imported.graph.outputs[1:] and alone.replay.error <= TOLERANCE
+
+
+def test_outputs_that_cannot_stand_side_by_side():
+    model = two_heads(lambda a, b, h, c: [a, b, k.Dense(3, name="end")(h)])
+    text = refused(model)
+    assert "'mu' answers at every step, 'end' at the last one" in text
+    assert "by themselves convert 'mu', 'value', 'end': choose with --outputs NAME" in text
+    assert import_keras(model, outputs="end").graph.readout == "last"
+    model = two_heads(lambda a, b, h, c: [a, b], first=k.Dense(2, "softmax", name="mu"))
+    assert "'mu' ends in softmax" in refused(model)
+    model = two_heads(lambda a, b, h, c: [a, b], first=k.UpSampling1D(2, name="more"))
+    assert "'value' converts by itself: choose with --outputs NAME" in refused(model)
+    assert import_keras(model, outputs="value").replay.error <= TOLERANCE
+    with pytest.raises(ImportRefused, match="no output 'nothing': the model has 'more', 'value'"):
+        import_keras(model, outputs="nothing")
+
+
+def test_names_that_cannot_be_printed():
+    model = two_heads(lambda a, b, h, c: [a, b], first=k.Dense(2, name="m\u00a0u\x1b[2J"))
+    graph = import_keras(model).graph
+    assert [output.name for output in graph.outputs] == ["m_u_[2J", "value"]
+    model = sequential(k.LSTM(4, name="tief \u00e9\t\U0001f600"))
+    graph = import_keras(model).graph
+    assert graph.layers[0].name == "tief \u00e9_\U0001f600"
+    assert any("cannot be printed" in note and note.isprintable() for note in graph.notes)
 
 
 def test_diverged_weights_are_refused():
@@ -681,3 +797,104 @@ def test_unverified():
     assert imported.replay is None
     assert imported.graph.source.producer == f"keras {keras.__version__}"
     assert len(imported.graph.source.sha256) == 64
+
+
+# ---- older files, and a backend that is there ----
+
+HARD = {"activation": "hard_sigmoid"}
+OLD = {
+    "LSTM": lambda: [k.LSTM(4, recurrent_activation="hard_sigmoid")],
+    "GRU": lambda: [k.GRU(4, recurrent_activation="hard_sigmoid", reset_after=False)],
+    "SimpleRNN": lambda: [k.SimpleRNN(4, **HARD)],
+    "Dense": lambda: [k.LSTM(4), k.Dense(3, **HARD)],
+    "Activation": lambda: [k.LSTM(4), k.Dense(3), k.Activation("hard_sigmoid")],
+    "both ways": lambda: [k.Bidirectional(k.LSTM(3, recurrent_activation="hard_sigmoid"))],
+    "cells": lambda: [k.RNN([k.GRUCell(3, recurrent_activation="hard_sigmoid"), k.SimpleRNNCell(3, **HARD)])],
+    "inside": lambda: [k.TimeDistributed(k.Dense(4, **HARD)), k.LSTM(3)],
+}
+
+
+def saved_by(model, path: Path, version: str | bytes | None) -> Path:
+    """The model in a file that names another version of Keras, or none."""
+    model.save(path)
+    with h5py.File(path, "r+") as file:
+        del file.attrs["keras_version"]
+        if version is not None:
+            file.attrs["keras_version"] = version
+    return path
+
+
+def slopes(graph) -> set[float]:
+    named = [f for layer in graph.layers for f in getattr(layer, "functions", (getattr(layer, "activation", "none"),))]
+    return {f.alpha for f in named if isinstance(f, Function) and f.name == "hard_sigmoid"}
+
+
+@pytest.mark.parametrize("version, slope", [("2.2.4", 0.2), ("2.10.0-tf", 0.2), (b"1.2.2", 0.2), ("3.4.1", 1 / 6)])
+@pytest.mark.parametrize("name", OLD)
+def test_hard_sigmoid_has_the_slope_of_the_file(name, version, slope, tmp_path):
+    path = saved_by(sequential(*OLD[name]()), tmp_path / "old.h5", version)
+    imported = import_keras_file(path)  # Keras itself is compared with the same function
+    assert imported.replay.error <= TOLERANCE
+    assert slopes(imported.graph) == {slope}
+    assert any("slope 0.2 of Keras" in note for note in imported.graph.notes) == (slope == 0.2)
+
+
+def test_the_slope_is_computed(tmp_path):
+    model = sequential(k.LSTM(4, recurrent_activation="hard_sigmoid"))
+    graph = import_keras_file(saved_by(model, tmp_path / "old.h5", "2.2.4")).graph
+    own = k.LSTM(4, recurrent_activation=lambda z: keras.ops.clip(0.2 * z + 0.5, 0.0, 1.0))
+    own.build((None, T, N_IN))
+    own.set_weights(model.get_weights())
+    x = np.random.default_rng(2).normal(size=(2, T, N_IN)) * 2
+    expected = keras.ops.convert_to_numpy(own(x.astype(np.float32)))
+    assert np.abs(FloatStream(graph).run(x)[:, -1] - expected).max() < 1e-5
+    assert np.abs(FloatStream(import_keras(model).graph).run(x)[:, -1] - expected).max() > 1e-3
+
+
+@pytest.mark.parametrize("version", [None, "", "2", "2.\x1b[31m", "two.0"])
+def test_a_file_that_does_not_tell_its_version(version, tmp_path):
+    path = saved_by(sequential(*OLD["LSTM"]()), tmp_path / "old.h5", version)
+    with pytest.raises(ImportRefused, match=r"old\.h5: it has hard_sigmoid, whose slope is 0\.2 before Keras 3"):
+        import_keras_file(path)
+    assert import_keras_file(saved_by(sequential(k.LSTM(4)), tmp_path / "plain.h5", version)).graph.layers
+
+
+def test_version_of_a_keras_archive(tmp_path):
+    path = tmp_path / "m.keras"
+    sequential(*OLD["LSTM"]()).save(path)
+    assert versions.saved_by(path) == keras.__version__
+    older = tmp_path / "older.keras"
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(older, "w") as made:
+        for entry in archive.namelist():
+            text = archive.read(entry)
+            made.writestr(entry, b'{"keras_version": "2.13.1"}' if entry == "metadata.json" else text)
+    assert versions.saved_by(older) == "2.13.1"
+    assert slopes(import_keras_file(older).graph) == {0.2}
+
+
+IMPORT = """
+import sys, numpy as np, stepwell
+assert "keras" not in sys.modules
+model = stepwell.convert(sys.argv[1], np.random.default_rng(1).normal(size=(8, 20, 5)), mode="slide:12")
+import keras
+print(keras.backend.backend(), model.n_out)
+"""
+
+
+@pytest.mark.parametrize("settings, backend", [(None, ""), ("tensorflow", ""), ("jax", "jax")])
+def test_a_keras_file_needs_no_variable(settings, backend, tmp_path):
+    """What Keras writes into its own settings at its first import is no choice; what the user writes is."""
+    path = tmp_path / "m.keras"
+    sequential(k.Conv1D(4, 3, padding="same"), k.LSTM(4)).save(path)
+    (tmp_path / ".keras").mkdir()
+    if settings:
+        (tmp_path / ".keras" / "keras.json").write_text(f'{{"backend": "{settings}"}}')
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("KERAS")}
+    command = [sys.executable, "-c", IMPORT, str(path)]
+    run = subprocess.run(command, env=plain | {"HOME": str(tmp_path)}, capture_output=True, text=True)
+    if backend and not importlib.util.find_spec(backend):
+        assert run.returncode and "set KERAS_BACKEND to a backend that is installed" in run.stderr
+        return
+    assert run.returncode == 0, run.stderr
+    expected = next(b for b in (backend, "tensorflow", "torch", "jax") if b and importlib.util.find_spec(b))
+    assert run.stdout.split() == [expected, "4"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import random
 import re
 import select
 import socket
@@ -18,6 +19,7 @@ from stepwell.errors import LinkError, WrongUse
 from stepwell.link import HostLink, Link, connect, messages, urls
 from stepwell.link.emulators import EMULATORS
 from stepwell.link.frame import Frame, FrameReader, encode
+from stepwell.link.info import read_info
 from stepwell.link.messages import Error, Message
 
 N_IN, N_OUT, MODEL_ID = 3, 2, 0x1A2B3C4D
@@ -159,8 +161,19 @@ class OtherProtocol(Peer):
 
 
 def test_other_protocol():
-    with pytest.raises(LinkError, match="speaks protocol 9, this stepwell 2: build and flash again"):
+    words = "speaks protocol 9, this stepwell 3: build and flash again, or install the stepwell that its firmware"
+    with pytest.raises(LinkError, match=words):
         link_to(OtherProtocol()).connect()
+
+
+class OldFirmware(Peer):
+    protocol = 2
+
+
+def test_old_firmware_is_told_what_to_do():
+    words = "protocol 2, .* `stepwell build --board fake MODEL.stw`, then `stepwell flash --board fake`"
+    with pytest.raises(LinkError, match=words):
+        link_to(OldFirmware()).connect()
 
 
 class BrokenModel(Peer):
@@ -289,6 +302,97 @@ def test_nonsense_is_named():
         link.update_status()
 
 
+HEAD = {"protocol": messages.PROTOCOL, "mtu": messages.MTU, "n_in": N_IN, "n_out": N_OUT, "y_frac": 15, "status": 0}
+HEAD |= {"tick_hz": 16_000_000, "cpu_hz": 16_000_000, "engine": 0x100, "id": MODEL_ID, "ram_bytes": 100}
+HEAD |= {"snapshot_bytes": 30, "update_bytes": 0, "version": 0}
+
+
+def info_of(name: bytes = b"fake", **changed: int) -> bytes:
+    return messages.INFO_REPLY.pack(*(HEAD | changed).values()) + name
+
+
+class SaysInfo(Peer):
+    def __init__(self, payload: bytes):
+        self.payload = payload
+        super().__init__()
+
+    def answer(self, frame: Frame) -> bytes:
+        return self.payload if frame.type == Message.INFO else super().answer(frame)
+
+
+HOSTILE = {
+    "mtu": (0, 8, 255),
+    "n_in": (0, messages.MOST_IN + 1, 65535),
+    "n_out": (0, messages.MOST_OUT + 1, 65535),
+    "y_frac": (32, 255),
+    "tick_hz": (0,),
+    "cpu_hz": (0,),
+    "ram_bytes": (0, 2**31, 2**32 - 1),
+    "snapshot_bytes": (0, 65536, 2**32 - 1),
+    "update_bytes": (2**31, 2**32 - 1),
+    "version": (2**32 - 1,),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in HOSTILE.items() for value in values])
+def test_info_that_cannot_be_names_the_field(name, value):
+    with pytest.raises(LinkError, match=rf"INFO makes no sense: .*\b{name}\b"):
+        link_to(SaysInfo(info_of(**{name: value}))).connect()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"", b"\xff\xfe", b"micro\nbit", b"\x1b[31mred", b"a\0b", b"x" * 200, "a\u00a0b".encode(), "\u202egnol".encode()],
+)
+def test_board_names_that_are_no_names(name):
+    with pytest.raises(LinkError, match=r"INFO .*board name") as refused:
+        link_to(SaysInfo(info_of(name))).connect()
+    assert str(refused.value).isprintable() and len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize("length", range(messages.INFO_REPLY.size + 1))
+def test_info_that_is_cut_short(length):
+    with pytest.raises(LinkError, match=r"INFO is (cut short|without a board name)|speaks protocol unknown"):
+        read_info(info_of()[:length], "fake:")
+
+
+def test_board_of_a_users_own_may_have_any_readable_name():
+    with link_to(SaysInfo(info_of("Prüfstand 3 😀".encode()))) as link:
+        assert link.connect().board == "Prüfstand 3 😀"
+
+
+def test_random_infos_are_believed_or_refused_in_words():
+    """Bytes of every kind; what is believed can be worked with."""
+    rng = random.Random(11)
+    believed = 0
+    for _ in range(20000):
+        payload = bytearray(info_of())
+        for _ in range(rng.choice([0, 1, 1, 2, 5, 40])):
+            payload[rng.randrange(len(payload))] = rng.choice([0, 1, 127, 128, 255, rng.randrange(256)])
+        payload = bytes(payload)[: rng.choice([99, 99, 99, rng.randrange(60)])] + rng.randbytes(
+            rng.choice([0, 0, 0, 3, 200])
+        )
+        try:
+            info = read_info(payload, "fake:")
+        except LinkError as error:
+            assert str(error).isprintable()
+            continue
+        believed += 1
+        assert info.tick_hz > 0 and 0 < info.snapshot_bytes <= messages.MOST_SNAPSHOT and info.board.isprintable()
+        assert 1 <= info.n_in <= messages.MOST_IN and 1 <= info.n_out <= messages.MOST_OUT
+    assert 200 < believed < 19000
+
+
+@pytest.mark.parametrize("extreme", [{}, {"tick_hz": 1, "cpu_hz": 1}, {"tick_hz": 2**32 - 1, "snapshot_bytes": 65535}])
+def test_info_at_the_edge_of_what_can_be_works(extreme):
+    with link_to(SaysInfo(info_of(**extreme)), patience=0.3) as link:
+        link.connect()
+        link.reset()
+        assert len(link.step(np.zeros((3, N_IN), np.int16))) == 3
+        with pytest.raises(LinkError, match="GET_STATE answered with 0 bytes"):
+            link.get_state()
+
+
 class OldRefusal(Peer):
     """Before each answer comes an error that was meant for the request before."""
 
@@ -302,6 +406,127 @@ def test_refusal_of_an_older_request_is_not_taken():
     link = link_to(OldRefusal())
     link.reset()
     assert len(link.step(np.zeros((2, N_IN), np.int16))) == 2
+
+
+class OldRefusalOfTheSameSeq(Peer):
+    """Before each answer comes an error that was meant for a request of the same seq, 256 requests ago."""
+
+    def on_frame(self, frame: Frame) -> None:
+        cause = messages.ERROR_REPLY.pack(Error.SESSION, 0, frame.type)
+        self.send(Frame(messages.ERROR, frame.seq, cause + b"\1\2\3\4"))
+        super().on_frame(frame)
+
+
+def test_refusal_of_a_request_with_another_crc_is_not_taken():
+    link = link_to(OldRefusalOfTheSameSeq())
+    link.reset()
+    assert len(link.step(np.zeros((2, N_IN), np.int16))) == 2
+
+
+class Counts(Peer):
+    """Does what the firmware does with session and seq. ``next``: both as one number; ``steps``: done so far."""
+
+    next = steps = 0
+
+    def on_frame(self, frame: Frame) -> None:
+        session = int.from_bytes(frame.payload[:4], "little")
+        if frame.type == Message.RESET:
+            if self.next and not 0 < (session - self.next // 256) % 2**32 < 2**31:
+                self.refuse(frame, Error.OLD)
+                return
+            self.next = 256 * session + frame.seq
+        elif frame.type == Message.STEP and 256 * session + frame.seq != self.next:
+            self.refuse(frame, Error.GAP)
+            return
+        self.steps += frame.type == Message.STEP
+        self.next += frame.seq == self.next % 256
+        super().on_frame(frame)
+
+
+def test_requests_are_numbered_on_and_on():
+    """Seq alone comes round every 256 requests, with messages of no session among them; seq and session never do."""
+    peer = Counts()
+    with link_to(peer) as link:
+        for _ in range(3):
+            link.reset()
+            for k in range(300):
+                link.step(np.zeros((1, N_IN), np.int16))
+                if k % 7 == 0:
+                    link.echo(b"")
+    steps = [(f.payload[:4], f.seq) for f in peer.requests if f.type == Message.STEP]
+    assert peer.steps == 900 and len(set(steps)) == 900 and link.retries == 0
+
+
+@pytest.mark.parametrize("session", [1, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 2, 2**32 - 1])
+@pytest.mark.parametrize("first", [0, 1, 2**31 - 1, 2**32 - 1])
+def test_reset_of_a_board_that_another_host_has_left(session, first, monkeypatch):
+    monkeypatch.setattr("secrets.randbelow", lambda n: first)
+    peer = Counts()
+    peer.next = 256 * session + 77
+    with link_to(peer) as link:
+        link.reset()
+        link.step(np.zeros((1, N_IN), np.int16))
+    assert peer.steps == 1
+
+
+class Forgets(Peer):
+    """The board does not get one request at all."""
+
+    lost = 0
+
+    def on_frame(self, frame: Frame) -> None:
+        if frame.type == Message.STEP and not self.lost:
+            self.lost = frame.seq
+        if frame.seq != self.lost:
+            super().on_frame(frame)
+
+
+def test_a_request_without_an_answer_ends_the_session():
+    """Nobody knows whether the board has done it: to go on would be a guess."""
+    link = link_to(Forgets(), patience=0.3)
+    link.connect()
+    link.reset()
+    with pytest.raises(LinkError, match="STEP") as silent:
+        link.step(np.zeros((1, N_IN), np.int16))
+    assert "powered" not in str(silent.value)
+    with pytest.raises(LinkError, match="STEP needs a session: call reset first"):
+        link.step(np.zeros((1, N_IN), np.int16))
+    link.reset()
+    assert len(link.step(np.zeros((1, N_IN), np.int16))) == 1
+
+
+class OldAnswer(Peer):
+    """One answer is that of 256 requests ago; the right one comes behind it."""
+
+    def on_frame(self, frame: Frame) -> None:
+        if frame.type == Message.STEP and len(self.steps_asked()) == 2:
+            payload = bytearray(self.answer(frame))
+            payload[-1] ^= 1
+            self.reply(frame, bytes(payload))
+        super().on_frame(frame)
+
+
+def test_an_old_answer_that_was_taken_is_found_out():
+    link = link_to(OldAnswer())
+    link.reset()
+    with pytest.raises(LinkError, match="two different answers to one request: the line brings old ones again"):
+        for _ in range(3):
+            link.step(np.zeros((1, N_IN), np.int16))
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(Error.OLD, "has done a later request already"), (Error.GAP, "steps are missing: reset, and begin again")],
+)
+def test_a_step_out_of_turn_is_said_in_words(error, words):
+    class OutOfTurn(Restarted):
+        def on_frame(self, frame: Frame) -> None:
+            self.refuse(frame, error) if frame.type == Message.STEP else Peer.on_frame(self, frame)
+
+    link = link_to(OutOfTurn())
+    link.reset()
+    with pytest.raises(LinkError, match=words):
+        link.step(np.zeros((1, N_IN), np.int16))
 
 
 class HangsUp(Peer):
@@ -324,6 +549,18 @@ def test_log_frames_go_to_the_log():
     log = io.StringIO()
     link_to(Talks(), log=log).info()
     assert log.getvalue() == "fake:: hello\n"
+
+
+class TalksWildly(Peer):
+    def on_frame(self, frame: Frame) -> None:
+        self.send(Frame(messages.LOG, 0, b"\x1b[31mred\nfake:: all is well\xff"))
+        super().on_frame(frame)
+
+
+def test_words_of_the_board_cannot_fake_a_line_of_the_log():
+    log = io.StringIO()
+    link_to(TalksWildly(), log=log).info()
+    assert log.getvalue() == "fake:: '\\x1b[31mred\\nfake:: all is well\\ufffd'\n"
 
 
 def test_ports_that_cannot_be_opened(small_model):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import serial
+from conftest import full
 from hil.conftest import need
 from stepwell.boards import load_board
 from stepwell.build import build
@@ -142,7 +143,7 @@ class Runner:
         self._port.close()
 
 
-@pytest.mark.parametrize("port", ["sim:microbit", "qemu:mps2-an386"])
+@pytest.mark.parametrize("port", full(["sim:microbit", "qemu:mps2-an386"], "sim:microbit"))
 def test_a_runner_gets_the_bits_of_the_host(port, turbofan, tmp_path):
     need(port)
     kind, _, board = port.partition(":")

@@ -21,12 +21,13 @@ from conftest import (
     sequences_for,
 )
 from stepwell.check import sqnr_db
-from stepwell.errors import QuantizeError, StepwellError
+from stepwell.errors import ImportRefused, QuantizeError, StepwellError
 from stepwell.float_stream import FloatStream, run_in_mode
 from stepwell.functions import Function
-from stepwell.graph import Attention, Concat, Dense, Graph, Gru, Lstm, Window
+from stepwell.graph import Add, Attention, Concat, Dense, Graph, Gru, Lstm, MaxPool, Window
 from stepwell.mode import CARRY, Mode, parse_mode
 from stepwell.model import Model
+from stepwell.quantize import in_mode
 
 RNG = np.random.default_rng
 
@@ -405,6 +406,181 @@ def test_a_forged_model_that_reads_backwards_in_carry_is_refused():
         stepwell.loads(model.replace(mode=CARRY).blob)
 
 
+# ---- layers that look ahead ----
+
+
+def padded(x: np.ndarray, layer: Window) -> np.ndarray:
+    """What a Window gives for a whole sequence [n, n_in] with all that stands around it."""
+    layer = layer.over(len(x))
+    before, after = (np.full((n, x.shape[1]), layer.edge) for n in (layer.span - 1 - layer.delay, layer.ahead))
+    known = np.concatenate([before, x, after])
+    starts = range(0, len(known) - layer.span + 1, layer.stride)
+    return np.array([known[at : at + layer.span : layer.dilation].T.reshape(-1) for at in starts])
+
+
+def over_a_window(graph: Graph, x: np.ndarray) -> np.ndarray:
+    """A chain of layers over a sequence, one after the other: [n, n_out]."""
+    for layer in graph.layers:
+        if isinstance(layer, Window):
+            x = padded(x, layer)
+        elif isinstance(layer, MaxPool):
+            x = x.reshape(len(x), -1, layer.taps).max(axis=-1)
+        elif isinstance(layer, Dense):
+            x = stepwell.functions.as_function(layer.activation)(x @ layer.weight.T + layer.bias)
+        else:
+            x = FloatStream(Graph((layer,))).run(x)
+    return x
+
+
+def ahead_graphs() -> dict[str, Graph]:
+    r = RNG(51)
+
+    def conv(n_in: int, taps: int, n_out: int = 4, **options) -> tuple:
+        return Window("w", n_in, taps, **options), random_dense(r, n_in * taps, n_out, "relu")
+
+    largest = Window("p", 3, 3, padding=1, ahead=1, lowest=True), MaxPool("m", 9, 3)
+    return {
+        "one": Graph((*conv(3, 3, padding=1, ahead=1), random_lstm(r, 4, 5))),
+        "no delay": Graph((*conv(3, 3, padding=2, ahead=2), random_lstm(r, 4, 5), random_dense(r, 5, 2))),
+        "only ahead": Graph((*conv(3, 4, padding=0, ahead=3), random_gru(r, 4, 5))),
+        "three": Graph(
+            (
+                *conv(3, 3, padding=1, ahead=1),
+                *conv(4, 4, padding=1, ahead=2, dilation=2),
+                random_gru(r, 4, 3),
+                *conv(3, 2, padding=0, ahead=1),
+                random_lstm(r, 4, 5),
+            )
+        ),
+        "strided": Graph((*conv(3, 4, stride=3, same="upper"), random_lstm(r, 4, 5))),
+        "strided twice": Graph(
+            (*conv(3, 5, stride=2, same="lower"), *conv(4, 3, stride=2, same="upper"), random_gru(r, 4, 5))
+        ),
+        "ahead, then strides": Graph(
+            (*conv(3, 3, padding=1, ahead=1), *conv(4, 2, stride=2, padding=0), random_lstm(r, 4, 5))
+        ),
+        "strides, then ahead": Graph(
+            (*conv(3, 2, stride=2, padding=0), *conv(4, 3, padding=1, ahead=1), random_gru(r, 4, 5))
+        ),
+        "largest": Graph((*largest, random_lstm(r, 3, 5))),
+        "a window at the end": Graph((random_lstm(r, 3, 4), Window("end", 4, 3, padding=1, ahead=1))),
+    }
+
+
+AHEAD = ahead_graphs()
+
+
+@pytest.mark.parametrize("text", ["slide:10", "slide:11/4", "tumble:10", "tumble:11", "stagger:10/5", "stagger:11/11"])
+@pytest.mark.parametrize("readout", ["every", "last"])
+@pytest.mark.parametrize("name", AHEAD)
+def test_layers_that_look_ahead(name, readout, text):
+    """With a window's last step comes the last output of the whole window; before it, those that need no step after it."""
+    graph, mode = replace(AHEAD[name], readout=readout), parse_mode(text, readout)
+    calib, x = random_sequences(RNG(8), 8, 40, 3), random_sequences(RNG(9), 1, 44, 3)[0]
+    try:
+        model = stepwell.convert(graph, calib, mode=mode)
+    except QuantizeError as error:
+        assert mode.kind != "slide" and "none at the window's last: take a window of" in str(error)
+        return
+    exact, integer = run_in_mode(graph, mode, x), model.reference().run(x)
+    timing = graph.in_window(mode.window).timing[-1]
+    expected, held = [], np.zeros(graph.n_out)
+    for t in range(len(x)):
+        start = t // mode.window * mode.window if mode.kind == "tumble" else t + 1 - mode.window
+        whole = t + 1 - start == mode.window and start >= 0 and start % mode.stride == 0
+        made = over_a_window(graph, x[start : start + mode.window]) if start >= 0 else ()
+        if mode.kind == "tumble" and mode.stride == 1 and len(x) - start >= mode.window and not whole:
+            runs = timing.runs(t + 1 - start)
+            held = made[runs - 1] if runs and timing.runs(t - start) < runs else held
+        held = made[-1] if whole else held
+        expected.append(held)
+    known = len(x) if mode.kind != "tumble" or mode.stride > 1 else len(x) // mode.window * mode.window
+    assert np.allclose(exact[:known], expected[:known], rtol=0, atol=1e-9)
+    assert np.array_equal(model.stream().run(x), integer)
+    assert sqnr_db(exact, integer) > 40
+    noise = RNG(10).integers(-32768, 32768, (40, 3)).astype(np.int16)
+    expected = model.reference().run_q(noise)
+    assert np.array_equal(model.stream().run_q(noise), expected)
+    stepped, loaded = model.stream(), stepwell.loads(model.blob)
+    assert np.array_equal([stepped.step_q(row) for row in noise], expected)
+    assert np.array_equal(loaded.reference().run_q(noise), expected)
+    batch = model.batch(2)
+    assert np.array_equal([batch.step(np.stack([row, row]))[1] for row in x], integer)
+
+
+@pytest.mark.parametrize("name", AHEAD)
+def test_looking_ahead_in_a_stream(name):
+    """An answer at the end needs an end; answers at every step come later, as if nothing followed."""
+    calib = random_sequences(RNG(8), 8, 40, 3)
+    with pytest.raises(QuantizeError, match=r"layer '\w+' looks ahead .* mode='slide:T' or 'tumble:T'"):
+        stepwell.convert(replace(AHEAD[name], readout="last"), calib)
+    graph = replace(AHEAD[name], readout="every")
+    if "strided" in name:
+        with pytest.raises(QuantizeError, match="looks ahead"):
+            stepwell.convert(graph, calib)
+        return
+    model = stepwell.convert(graph, calib)
+    assert not any(model.lags) and not any(getattr(layer, "ahead", 0) for layer in model.layers)
+    layers = tuple(replace(layer, ahead=0) if isinstance(layer, Window) else layer for layer in graph.layers)
+    assert model.blob == stepwell.convert(replace(graph, layers=layers), calib).blob
+    x = random_sequences(RNG(9), 1, 20, 3)[0]
+    timing, whole = graph.timing[-1], over_a_window(graph, x)
+    late = run_in_mode(graph, CARRY, x)[timing.first :: timing.every]
+    assert np.allclose(late, whole[: len(late)], rtol=0, atol=1e-9)
+
+
+def test_a_model_in_another_mode_sees_another_end():
+    graph = replace(AHEAD["strided"], readout="last")
+    calib, x = random_sequences(RNG(8), 8, 40, 3), random_sequences(RNG(9), 1, 40, 3)[0]
+    model = stepwell.convert(graph, calib, mode="slide:10")
+    for text in ("slide:11", "tumble:12", "stagger:9/3"):
+        mode = parse_mode(text, "last")
+        other = in_mode(model, graph, mode)
+        assert sqnr_db(run_in_mode(graph, mode, x), other.stream().run(x)) > 40
+        assert np.array_equal(other.stream().run(x), other.reference().run(x))
+    with pytest.raises(QuantizeError, match="looks ahead"):
+        in_mode(model, graph, CARRY)
+
+
+def test_what_looking_ahead_costs():
+    near, far = (
+        stepwell.convert(
+            Graph(
+                (Window("w", 3, 3, padding=2, ahead=n), random_dense(RNG(1), 9, 4), random_lstm(RNG(2), 4, 5)), "last"
+            ),
+            random_sequences(RNG(8), 8, 40, 3),
+            mode="slide:10",
+        ).info()
+        for n in (0, 2)
+    )
+    assert far["macs_per_step"] == round(near["macs_per_step"] * 1.2) and far["state_bytes"] == near["state_bytes"]
+    assert far["scratch_bytes"] == near["scratch_bytes"] // 10 * 12
+    assert far["layers"][0]["looks_ahead"] == 2 and "looks_ahead" not in near["layers"][0]
+
+
+@pytest.mark.parametrize("ahead, mode", [(1, "carry"), (3, "slide:8"), (32767, "slide:8"), (2, "carry")])
+def test_a_forged_model_that_looks_ahead_is_refused(ahead, mode):
+    """Where no window ends, and further than its span."""
+    graph = Graph((Window("w", 3, 3), random_dense(RNG(1), 9, 4), random_lstm(RNG(2), 4, 5)))
+    model = stepwell.convert(graph, random_sequences(RNG(8), 8, 40, 3), mode=mode)
+    forged = model.replace(layers=(replace(model.layers[0], ahead=ahead), *model.layers[1:]))
+    with pytest.raises(stepwell.ModelError, match="do not fit"):
+        stepwell.loads(forged.blob)
+
+
+def test_a_forged_model_whose_sources_end_apart_is_refused():
+    r = RNG(1)
+    window = Window("w", 3, 3, padding=2, ahead=2)
+    layers = (window, random_dense(r, 9, 3), window, random_dense(r, 9, 3), Add("sum", 3), random_lstm(r, 3, 4))
+    graph = Graph(layers, sources=((0,), (1,), (0,), (3,), (2, 4), (5,)))
+    model = stepwell.convert(graph, random_sequences(RNG(8), 8, 40, 3), mode="slide:8")
+    forged = model.replace(layers=(replace(model.layers[0], ahead=1), *model.layers[1:]))
+    with pytest.raises(stepwell.ModelError, match="do not fit"):
+        stepwell.loads(forged.blob)
+    with pytest.raises(ImportRefused, match="do not end at the same step of a window"):
+        replace(graph, layers=(replace(window, ahead=1), *layers[1:])).in_window(8)
+
+
 # ---- refusals ----
 
 
@@ -454,12 +630,12 @@ def test_calibration_sequences_shorter_than_the_window():
 
 
 def test_what_the_modes_cost():
-    """RAM by the definition: slide keeps its inputs, stagger its copies of the state."""
+    """RAM by the definition: slide keeps its inputs, stagger its copies of the state, strides the last output."""
     of = {text: converted("lstm dense", text)[1].info() for text in ("carry", "tumble:12", "slide:12", "stagger:12/4")}
     state = of["carry"]["state_bytes"]
     assert of["tumble:12"]["state_bytes"] == state + 4
     assert of["slide:12"]["state_bytes"] == state + 4 + 12 * 14 * 2
-    assert of["stagger:12/4"]["state_bytes"] == 4 * state + 4
+    assert of["stagger:12/4"]["state_bytes"] == 4 * state + 4 + 4 * of["carry"]["n_out"]
     assert of["carry"]["scratch_bytes"] == of["stagger:12/4"]["scratch_bytes"] < of["slide:12"]["scratch_bytes"]
     assert of["slide:12"]["macs_per_step"] == 12 * of["carry"]["macs_per_step"]
     assert of["stagger:12/4"]["macs_per_step"] == 4 * of["carry"]["macs_per_step"]

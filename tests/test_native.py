@@ -1,18 +1,24 @@
 """The emitted folder, compiled by the compilers at hand, equals the reference; sanitisers and checked operations stay silent."""
 
+import itertools
+import os
 import re
 import shutil
+import signal
 import struct
 import subprocess
+import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import stepwell
-from conftest import ROOT, random_dense, random_lstm, random_sequences
+from conftest import ROOT, full, need, random_dense, random_lstm, random_sequences
 from stepwell._engine import ffi, lib
 from stepwell.blob import HEADER, LAYER
-from stepwell.emit import C_KEYWORDS, KNOBS, c_name, copy_engine, emit, lean_flags
+from stepwell.emit import C_KEYWORDS, INTERRUPTED, KNOBS, _marked, c_name, copy_engine, emit, lean_flags
 from stepwell.engine import OpenModel
 from stepwell.errors import StepwellError
 from stepwell.graph import Graph
@@ -33,7 +39,25 @@ SANITIZERS = {
 
 
 GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.stw"))  # every layer kind, cell variant and mode
+C_HEADERS = [
+    "assert",
+    "errno",
+    "inttypes",
+    "limits",
+    "math",
+    "stdbool",
+    "stddef",
+    "stdint",
+    "stdio",
+    "stdlib",
+    "string",
+]
+STEMS = [path.stem for path in GOLDEN]
 EMITTED = ["turbofan", "raw counts", "a window and missing samples", "clamped"]
+
+
+def golden_model(stem: str) -> stepwell.Model:
+    return stepwell.load(ROOT / "tests" / "golden" / f"{stem}.stw")
 
 
 def run_built(command: list, folder: Path) -> None:
@@ -48,10 +72,13 @@ def compiled(folder: Path, compiler: str, flags: list[str], *sources: str) -> Pa
     return program
 
 
-@pytest.fixture(params=[(c, b) for c in COMPILERS for b in BUILDS], ids="-".join, scope="session")
+BUILT = [f"{compiler}-{build}" for compiler in COMPILERS for build in BUILDS]
+
+
+@pytest.fixture(params=full(BUILT, *[name for name in BUILT if "checked" in name][:1]), scope="session")
 def engine(request, tmp_path_factory) -> tuple[str, list[str], Path]:
     """A compiler, its flags, and the engine's objects, compiled once for all models."""
-    compiler, build = request.param
+    compiler, build = request.param.split("-")
     flags = BUILDS[build] + (SANITIZERS[compiler] if build == "checked" else [])
     folder = tmp_path_factory.mktemp("engine")
     sources = [path for path in copy_engine(folder) if path.suffix == ".c"]
@@ -60,9 +87,9 @@ def engine(request, tmp_path_factory) -> tuple[str, list[str], Path]:
 
 
 @pytest.mark.skipif(not COMPILERS, reason="no C compiler: apt-get install gcc")
-@pytest.mark.parametrize("golden", GOLDEN, ids=lambda path: path.stem)
+@pytest.mark.parametrize("golden", STEMS)
 def test_native_equals_reference(golden, engine, tmp_path):
-    model, (compiler, flags, objects) = stepwell.load(golden), engine
+    model, (compiler, flags, objects) = golden_model(golden), engine
     emit(model, tmp_path, "model")
     parts = ["model.c", ROOT / "tests" / "c" / "replay.c", *sorted(objects.glob("*.o"))]
     run_built([compiler, *WARNINGS, *flags, "-I.", "-o", "program", *parts], tmp_path)
@@ -79,17 +106,18 @@ def test_native_equals_reference(golden, engine, tmp_path):
     assert done.stderr.decode() == f"{stream.digest():08x}"
 
 
-LEAN = {tuple(lean_flags(stepwell.load(path))): path for path in GOLDEN}  # one model for each set of knobs
+LEAN = {tuple(lean_flags(stepwell.load(path))): path.stem for path in GOLDEN}  # one model for each set of knobs
 
 
 @pytest.mark.skipif(not COMPILERS, reason="no C compiler: apt-get install gcc")
-@pytest.mark.parametrize("flags", LEAN, ids=lambda flags: LEAN[flags].stem)
-def test_smallest_engine(flags, tmp_path):
+@pytest.mark.parametrize("golden", full(LEAN.values(), *list(LEAN.values())[::10]))
+def test_smallest_engine(golden, tmp_path):
     """What is left out is not missed: each model with the files and knobs that its README names."""
-    model = stepwell.load(LEAN[flags])
+    model = golden_model(golden)
     emit(model, tmp_path, "model")
     sources = re.search(r"the smallest engine is: (.*?), compiled with", (tmp_path / "README.md").read_text())[1]
     files = ["model.c", *sources.split(", "), "stw_state.c", "stw_crc.c", ROOT / "tests" / "c" / "replay.c"]
+    flags = lean_flags(model)
     run_built([COMPILERS[0], *WARNINGS, "-O1", *flags, "-I.", "-o", "program", *files], tmp_path)
     x_q = np.random.default_rng(3).integers(-32768, 32768, (20, model.n_in)).astype("<i2")
     done = subprocess.run([tmp_path / "program"], input=x_q.tobytes(), capture_output=True, check=True)
@@ -148,14 +176,191 @@ def test_input_codes_in_c_are_those_of_the_host(turbofan, tmp_path):
     assert np.array_equal(np.frombuffer(done.stdout, "<i2"), turbofan.quantize(x))
 
 
-@pytest.mark.parametrize("name", ["main.c", "stw_fix.h"])
-def test_files_of_the_user_are_not_overwritten(name, small_model, tmp_path):
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+OWN = '/* main.c */\n#include "stepwell.h"\n#include "pump.h"\nint main(void) { return pump.n_in != PUMP_N_IN; }\n'
+
+
+@pytest.mark.parametrize("name", ["main.c", "stw_fix.h", "pump.h", "pump.c", "README.md", "stepwell.h"])
+@pytest.mark.parametrize("change", ["own", "edited", "cut", "mark kept", "empty"])
+def test_files_of_the_user_are_not_overwritten(name, change, small_model, turbofan, tmp_path):
     emit(small_model, tmp_path, "pump")
-    emit(small_model, tmp_path, "pump")  # its own files may be replaced
-    (tmp_path / name).write_text("int answer(void) { return 42; }\n")
+    written = (tmp_path / name).read_text()
+    lines = written.splitlines(keepends=True)
+    (tmp_path / name).write_text(
+        {
+            "own": OWN,
+            "edited": written.replace("stepwell", "STEPWELL", 1),
+            "cut": "".join(lines[: len(lines) // 2]),
+            "mark kept": OWN + lines[-1],
+            "empty": "",
+        }[change]
+    )
+    before = contents(tmp_path)
     with pytest.raises(StepwellError, match=f"{name} exists and was not written by stepwell"):
-        emit(small_model, tmp_path, "pump")
-    assert "42" in (tmp_path / name).read_text()
+        emit(turbofan, tmp_path, "pump")
+    assert contents(tmp_path) == before, "nothing was written"
+    emit(turbofan, tmp_path, "pump", force=True)
+    emit(turbofan, tmp_path / "fresh", "pump")
+    fresh = contents(tmp_path / "fresh")
+    assert contents_of_files(tmp_path) == fresh
+
+
+def contents_of_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_files_of_the_user_beside_them_stay(small_model, turbofan, tmp_path):
+    (tmp_path / "app.c").write_text(OWN)
+    for model in (small_model, turbofan):
+        emit(model, tmp_path, "pump")
+    assert (tmp_path / "app.c").read_text() == OWN
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_own_files_are_known_after_a_checkout_with_other_line_ends(small_model, turbofan, tmp_path):
+    for path in emit(small_model, tmp_path, "pump"):
+        path.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    emit(turbofan, tmp_path, "pump")
+    assert b"\r" not in (tmp_path / "pump.c").read_bytes()
+
+
+def test_unmarked_files_of_an_older_stepwell(small_model, turbofan, tmp_path):
+    """Equal to what is written now they are replaced, else they are named."""
+    files = emit(small_model, tmp_path, "pump")
+    for path in files:
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    with pytest.raises(
+        StepwellError, match=r"pump\.c and .*pump\.h and .*exist and were not written by stepwell.*--force"
+    ):
+        emit(turbofan, tmp_path, "pump")
+    emit(small_model, tmp_path, "pump")
+    assert all(b"stepwell emit wrote the lines above" in path.read_bytes() for path in files)
+
+
+def test_what_has_not_changed_is_not_written_again(small_model, turbofan, tmp_path):
+    """A build tool compiles the model anew, and not the engine, but for the guard that is exchanged twice."""
+    files = emit(small_model, tmp_path, "pump")
+    for path in files:
+        os.utime(path, (0, 0))
+    emit(small_model, tmp_path, "pump")
+    assert all(path.stat().st_mtime == 0 for path in files)
+    emit(turbofan, tmp_path, "pump")
+    written = {path.name for path in files if path.stat().st_mtime}
+    assert written == {"pump.c", "pump.h", "main.c", "README.md", "stepwell.h"}
+
+
+@pytest.mark.parametrize("stale", ["m.h", "m.c"])
+def test_a_header_and_a_source_of_two_models_do_not_compile(stale, small_model, turbofan, tmp_path):
+    emit(small_model, tmp_path / "old", "m")
+    emit(turbofan, tmp_path, "m")
+    shutil.copy(tmp_path / "old" / stale, tmp_path)
+    done = subprocess.run(["cc", "-c", "m.c", "-o", "m.o"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0 and "is of another model than" in done.stderr
+
+
+def test_a_header_of_an_older_stepwell_is_refused_by_the_source(small_model, turbofan, tmp_path):
+    """It does not compare the ids."""
+    emit(small_model, tmp_path / "old", "m")
+    emit(turbofan, tmp_path, "m")
+    header = (tmp_path / "old" / "m.h").read_text()
+    (tmp_path / "m.h").write_text(re.sub(r"#if defined\(M_C_ID\).*?#endif\n", "", header, flags=re.S))
+    done = subprocess.run(["cc", "-c", "m.c", "-o", "m.o"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode != 0 and "m.h is of another model than m.c" in done.stderr
+
+
+def killed(call: Callable[[], object], after: float | None = None) -> None:
+    """``call`` in a process of its own, which is killed after so many seconds, or ends itself."""
+    child = os.fork()
+    if child == 0:
+        try:
+            call()
+        finally:
+            os._exit(0)
+    if after is not None:
+        time.sleep(after)
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def dies_at(rename: int, call: Callable[[], object]) -> None:
+    """``call``, and a kill -9 before that rename."""
+    real, done = os.replace, itertools.count()
+
+    def replace(*args):
+        if next(done) == rename:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(*args)
+
+    os.replace = replace
+    call()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_kill_at_any_instant_leaves_old_or_new_or_what_does_not_compile(small_model, turbofan, tmp_path):
+    """Over the files of another stepwell, so that the engine's files change, too."""
+    folder, old, new = tmp_path / "c", tmp_path / "old", tmp_path / "new"
+    emit(turbofan, new, "m")
+    for path in emit(small_model, old, "m"):
+        text = b"".join(path.read_bytes().splitlines(keepends=True)[:-1])
+        path.write_bytes(_marked(path.name, b"\n" + text))
+    old_files, new_files = contents(old), contents(new)
+
+    def write() -> None:
+        emit(turbofan, folder, "m")
+
+    shutil.copytree(old, folder)
+    start = time.perf_counter()
+    killed(write)
+    seconds = time.perf_counter() - start
+    assert contents(folder) == new_files
+    n_renames = len(new_files) + 1
+    instants = [*range(0, n_renames + 1, 4), *(seconds * k / 24 for k in range(24))]
+    seen = set()
+    for instant in instants:
+        shutil.rmtree(folder)
+        shutil.copytree(old, folder)
+        if isinstance(instant, int):
+            killed(partial(dies_at, instant, write))
+        else:
+            killed(write, instant)
+        found = contents_of_files(folder)
+        if found in (old_files, new_files):
+            seen.add("old" if found == old_files else "new")
+        else:
+            seen.add("refused")
+            for source in ("m.c", "stw_crc.c"):  # all others: below
+                done = subprocess.run(["cc", "-fsyntax-only", source], cwd=folder, capture_output=True, text=True)
+                assert done.returncode != 0 and "#error" in done.stderr, (instant, source)
+        write()
+        assert contents(folder) == new_files, "the next run mends it, and takes temporaries away"
+    assert seen == {"old", "new", "refused"}
+
+
+def test_no_file_of_an_interrupted_folder_compiles(small_model, tmp_path):
+    files = emit(small_model, tmp_path, "m")
+    (tmp_path / "stepwell.h").write_text(INTERRUPTED)
+    for path in files:
+        if path.suffix == ".c":
+            done = subprocess.run(["cc", "-fsyntax-only", path.name], cwd=tmp_path, capture_output=True, text=True)
+            assert done.returncode != 0 and "run it again" in done.stderr, path.name
+
+
+def test_an_error_between_the_renames_undoes_them(small_model, turbofan, tmp_path, monkeypatch):
+    emit(small_model, tmp_path, "m")
+    before, real, done = contents(tmp_path), os.replace, itertools.count()
+
+    def replace(*args):
+        if next(done) == 3:
+            raise PermissionError(13, "Permission denied")
+        real(*args)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(PermissionError, match=str(tmp_path)):
+        emit(turbofan, tmp_path, "m")
+    assert contents(tmp_path) == before
 
 
 def test_names_in_a_model_cannot_become_code(small_model, tmp_path):
@@ -185,17 +390,18 @@ def test_other_format_is_an_error_when_compiled(small_model, tmp_path):
 def test_headers_compile_as_cpp(small_model, tmp_path):
     emit(small_model, tmp_path, "m")
     (tmp_path / "use.cpp").write_text('#include "m.h"\nint main() { return m.n_in == M_N_IN ? 0 : 1; }\n')
+    need("g++", "apt-get install g++")
     flags = ["-std=c++11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only"]
     subprocess.run(["g++", *flags, "use.cpp"], cwd=tmp_path, check=True)
 
 
-@pytest.mark.parametrize("knob", [*KNOBS, "STRINGS"])
+@pytest.mark.parametrize("knob", full([*KNOBS, "STRINGS"], "LSTM", "STRINGS"))
 def test_knobs_compile(tmp_path, knob):
     sources = [path for path in copy_engine(tmp_path) if path.suffix == ".c"]
     run_built(["cc", *WARNINGS, f"-DSTW_WITH_{knob}=0", "-c", *sources], tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("kind", full(["LSTM", "GRU", "RNN"], "GRU"))
 def test_an_engine_of_one_layer_kind_links(tmp_path, kind):
     sources = [path for path in copy_engine(tmp_path) if path.suffix == ".c"]
     (tmp_path / "use.c").write_text(
@@ -209,15 +415,54 @@ def test_an_engine_of_one_layer_kind_links(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    "name", ["1st", "a b", "int", "stw_model", "x-y", "", "stepwell", "Main", "README", "int32_t", "NULL", "_x"]
+    "name",
+    [
+        *(
+            "1st",
+            "a b",
+            "int",
+            "stw_model",
+            "x-y",
+            "",
+            "stepwell",
+            "Main",
+            "README",
+            "int32_t",
+            "NULL",
+            "_x",
+            "x" * 300,
+        ),
+        *(
+            "stdint",
+            "stddef",
+            "string",
+            "errno",
+            "Math",
+            "bool",
+            "true",
+            "namespace",
+            "log",
+            "sinf",
+            "memcpy",
+            "unix",
+            "CON",
+        ),
+    ],
 )
 def test_names_that_are_no_identifiers(small_model, tmp_path, name):
-    if name:
+    if name and len(name) < 100:
         with pytest.raises(StepwellError, match="cannot name a C object"):
             emit(small_model, tmp_path / "out", name)
         assert not (tmp_path / "out").exists()
     cleaned = c_name(name)
-    assert cleaned.isidentifier() and cleaned not in C_KEYWORDS
+    assert cleaned.isidentifier() and cleaned not in C_KEYWORDS and len(cleaned) < 64
+    emit(small_model, tmp_path / "out", cleaned)
+    (tmp_path / "out" / "use.c").write_text(
+        "".join(f"#include <{name}.h>\n" for name in C_HEADERS) + f'#include "{cleaned}.h"\n'
+    )
+    subprocess.run(
+        ["cc", *WARNINGS, "-I.", "-fsyntax-only", f"{cleaned}.c", "main.c", "use.c"], cwd=tmp_path / "out", check=True
+    )
 
 
 def test_misuse_of_the_c_api(small_model):
@@ -273,9 +518,9 @@ def hostile(tmp_path_factory) -> Path:
 
 
 @pytest.mark.skipif("gcc" not in COMPILERS, reason="no gcc: apt-get install gcc")
-@pytest.mark.parametrize("golden", GOLDEN, ids=lambda path: path.stem)
+@pytest.mark.parametrize("golden", full(STEMS, *STEMS[::9]))
 def test_hostile_blobs_under_sanitizers(golden, hostile):
-    blobs = mutants(golden.read_bytes(), 1500)
+    blobs = mutants((ROOT / "tests" / "golden" / f"{golden}.stw").read_bytes(), 1500)
     pack = b"".join(struct.pack("<I", len(blob)) + blob for blob in blobs)
     done = subprocess.run([hostile], input=pack, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()[-2000:]

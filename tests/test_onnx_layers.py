@@ -7,9 +7,12 @@ import pytest
 import stepwell
 from conftest import random_sequences
 from onnx import TensorProto, helper, numpy_helper
-from stepwell.errors import ImportRefused
+from stepwell.check import sqnr_db
+from stepwell.errors import ImportRefused, QuantizeError
+from stepwell.float_stream import run_in_mode
 from stepwell.graph import Attention, Embedding, LayerNorm, MaxPool, Recurrent, Window
 from stepwell.importer import import_onnx
+from stepwell.mode import parse_mode
 from test_importer import ONE, after_lstm, identity, lstm, lstm_parts, node, path, refused, save, squeeze, weights
 
 __all__ = ["path"]  # a fixture
@@ -263,15 +266,75 @@ def test_convolutions(path, what):
     runs_as_integers(file)
 
 
-def test_last_step_behind_a_look_ahead_is_refused(path):
-    nodes, tensors = CONVOLUTIONS["looks ahead"]
-    nodes = [*nodes]
-    after = [step("Gather", "h", "end", axis=0)]
-    head = [step("Transpose", "x", to="c", perm=[0, 2, 1]), *nodes, step("Transpose", "d", to="t", perm=[2, 0, 1])]
-    made = [*head, lstm(("t", "W", "R", "B")), squeeze(), *after]
-    refused(
-        save(path, made, lstm_parts(4) | ONE | {"end": np.array(-1)} | tensors, x=(1, 20, 3)), "Gather", "looks ahead"
-    )
+AHEAD = {
+    "both sides": ([step("Conv", "c", "k", to="d", pads=[1, 1])], {"k": weights(4, 3, 3)}),
+    "upper": ([step("Conv", "c", "k", to="d", auto_pad="SAME_UPPER")], {"k": weights(4, 3, 4)}),
+    "lower": ([step("Conv", "c", "k", to="d", auto_pad="SAME_LOWER")], {"k": weights(4, 3, 4)}),
+    "strided": ([step("Conv", "c", "k", to="d", auto_pad="SAME_UPPER", strides=[3])], {"k": weights(4, 3, 4)}),
+    "strided, lower": ([step("Conv", "c", "k", to="d", auto_pad="SAME_LOWER", strides=[2])], {"k": weights(4, 3, 5)}),
+    "padded before": (
+        [step("Pad", "c", "p", to="e"), step("Conv", "e", "k", to="f"), step("Relu", "f", to="d")],
+        {"p": np.array([0, 0, 1, 0, 0, 2]), "k": weights(4, 3, 4)},
+    ),
+    "two": (
+        [
+            step("Conv", "c", "k", to="e", pads=[2, 2]),
+            step("Relu", "e", to="f"),
+            step("Conv", "f", "w", to="d", pads=[1, 1]),
+        ],
+        {"k": weights(5, 3, 5), "w": weights(4, 5, 3)},
+    ),
+    "largest": ([step("MaxPool", "c", to="d", kernel_shape=[3], pads=[1, 1])], {}),
+    "largest, strided": (
+        [step("MaxPool", "c", to="d", kernel_shape=[3], strides=[2], auto_pad="SAME_UPPER")],
+        {},
+    ),
+    "largest, dilated": ([step("MaxPool", "c", to="d", kernel_shape=[3], dilations=[2], pads=[2, 2])], {}),
+    "mean": ([step("AveragePool", "c", to="d", kernel_shape=[3], pads=[1, 1])], {}),
+    "mean, strided": ([step("AveragePool", "c", to="d", kernel_shape=[3], strides=[2], auto_pad="SAME_LOWER")], {}),
+    "mean, uneven": ([step("AveragePool", "c", to="d", kernel_shape=[4], pads=[1, 2])], {}),
+    "mean with zeros": ([step("AveragePool", "c", to="d", kernel_shape=[4], pads=[2, 1], count_include_pad=1)], {}),
+}
+
+
+@ONNXRUNTIME
+@pytest.mark.parametrize("steps", [12, 13, "time"])
+@pytest.mark.parametrize("what", AHEAD)
+def test_what_looks_ahead_is_exact_in_windows(path, what, steps):
+    nodes, tensors = AHEAD[what]
+    n_out = 4 if "k" in tensors else 3
+    file = convolved(path, nodes, tensors, x=(1, steps, 3), n=n_out, last=True)
+    import onnxruntime
+
+    graph, n = import_onnx(file).graph, 13 if steps == "time" else steps
+    rng = np.random.default_rng(3)
+    calib, x = random_sequences(rng, 8, 40, 3), random_sequences(rng, 1, 30, 3)[0].astype(np.float32)
+    run = onnxruntime.InferenceSession(file).run
+    expected = np.stack([run(None, {"x": x[None, at : at + n]})[0].reshape(-1) for at in range(31 - n)])
+    for text in (f"slide:{n}", f"tumble:{n}", f"stagger:{n}/{n}"):
+        mode = parse_mode(text, graph.readout)
+        model = stepwell.convert(graph, calib, mode=mode)
+        ends = list(range(n - 1, 30, n if mode.kind == "tumble" else 1))
+        wanted = expected[[t + 1 - n for t in ends]]
+        assert np.abs(run_in_mode(graph, mode, x)[ends] - wanted).max() < 1e-5
+        y = model.stream().run(x)
+        assert np.array_equal(y, model.reference().run(x)) and sqnr_db(wanted, y[ends]) > 40
+    if graph.needs_window:
+        with pytest.raises(QuantizeError, match=r"layer '.+' looks ahead.*mode='slide:T'"):
+            stepwell.convert(graph, calib)
+
+
+@pytest.mark.parametrize(
+    "node, reason",
+    [
+        (step("AveragePool", "c", to="d", kernel_shape=[3], pads=[2, 2]), "leaves them out of the mean"),
+        (step("MaxPool", "c", to="d", kernel_shape=[3], pads=[3, 1]), "pads 3 and 1 zeros, more than its 3 steps"),
+        (step("Conv", "c", "k", to="d", pads=[1, 3]), "pads 1 and 3 zeros, more than its 3 steps"),
+        (step("MaxPool", "c", to="d", kernel_shape=[3], ceil_mode=1), "ceil_mode"),
+    ],
+)
+def test_padding_that_is_refused(path, node, reason):
+    refused(convolved(path, [node], {"k": weights(3, 3, 3)}, n=3, last=True), node.op_type, reason)
 
 
 def test_channels_first_input(path):

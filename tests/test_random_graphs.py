@@ -78,11 +78,12 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Value:
-    """Something that a layer may read: its number, width and timing."""
+    """Something that a layer may read: its number, width and timing, and the steps that it is made after a window's end."""
 
     number: int
     width: int
     timing: Timing
+    lag: int = 0
 
 
 class Maker:
@@ -108,15 +109,16 @@ class Maker:
         """The value that the layer makes."""
         self.layers.append(layer)
         self.sources.append(tuple(value.number for value in reads))
-        timing = reads[0].timing
+        timing, lag = reads[0].timing, reads[0].lag
         if isinstance(layer, Window):
+            lag += layer.ahead * timing.every
             timing = Timing(timing.first + layer.delay * timing.every, timing.every * layer.stride)
-        self.values.append(Value(len(self.layers), layer.n_out, timing))
+        self.values.append(Value(len(self.layers), layer.n_out, timing, lag))
         return self.values[-1]
 
     def any_value(self, *, beside: Value | None = None, width: int = 0) -> Value:
         """One of the last few, or one of the timing and width asked for."""
-        fit = [v for v in self.values if beside is None or v.timing == beside.timing]
+        fit = [v for v in self.values if beside is None or (v.timing, v.lag) == (beside.timing, beside.lag)]
         fit = [v for v in fit if not width or v.width == width]
         if isinstance(self.layers[0] if self.layers else None, Embedding):
             fit = [v for v in fit if v.number]  # tokens are not numbers
@@ -217,7 +219,9 @@ class Maker:
         span = (taps - 1) * dilation + 1
         padding = None if kind == "window" and self.flag() else self.draw(st.integers(0, span - 1))
         stride = self.draw(st.integers(1, 3)) if kind == "strided" else 1
-        seen = self.add(Window("window", x.width, taps, dilation, stride, padding), x)
+        ahead = self.draw(st.integers(0, span - 1)) if self.draw(st.integers(0, 3)) == 0 else 0
+        lowest = kind == "pool" and dilation == 1 and self.flag()
+        seen = self.add(Window("window", x.width, taps, dilation, stride, padding, ahead, lowest=lowest), x)
         if kind == "pool":
             self.add(MaxPool("largest", seen.width, taps), seen)
         elif self.flag():

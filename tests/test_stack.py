@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from dataclasses import replace
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import stepwell
 from click.testing import CliRunner
-from conftest import ROOT
+from conftest import ROOT, need, skip_for
 from stepwell import stack
 from stepwell.boards import load_board
 from stepwell.build import NAME, build, call_graph, compile_image, graph_flags
@@ -34,19 +33,18 @@ GOLDEN = ROOT / "tests" / "golden"
     ("port", "golden"),
     [
         ("qemu:netduinoplus2", "two_lstm_three_dense"),
-        ("qemu:netduinoplus2", "attention_additive"),
         ("qemu:microbit", "two_lstm_three_dense"),
-        ("qemu:rv32-virt", "two_lstm_three_dense"),
         ("simavr:arduino-uno", "two_lstm_three_dense"),
-        ("simavr:arduino-uno", "one_unit_of_each"),
-        ("simavr:arduino-mega", "coupled_peephole_clip_w4a16"),
+        pytest.param("qemu:netduinoplus2", "attention_additive", marks=pytest.mark.full),
+        pytest.param("qemu:rv32-virt", "two_lstm_three_dense", marks=pytest.mark.full),
+        pytest.param("simavr:arduino-uno", "one_unit_of_each", marks=pytest.mark.full),
+        pytest.param("simavr:arduino-mega", "coupled_peephole_clip_w4a16", marks=pytest.mark.full),
     ],
 )
 def test_bounds_are_above_what_a_run_paints(port, golden, tmp_path):
     """Of a step and of the program, whose deepest requests are made; on an AVR with the clock's interrupt, at any moment."""
     emulator, _, board = port.partition(":")
-    if why := no_compiler("gcc", load_board(board)) or EMULATORS[emulator].why_not(load_board(board)):
-        pytest.skip(why)
+    skip_for(no_compiler("gcc", load_board(board)) or EMULATORS[emulator].why_not(load_board(board)))
     path = GOLDEN / f"{golden}.stw"
     model = stepwell.load(path)
     image = build(model, board, tmp_path, "gcc")
@@ -65,8 +63,7 @@ def test_bounds_are_above_what_a_run_paints(port, golden, tmp_path):
 def test_bound_of_a_program_that_takes_updates(small_model, tmp_path):
     """Checking a model that has come goes deepest."""
     facts = load_board("mps2-an386")
-    if why := no_compiler("gcc", facts) or qemu.why_not(facts):
-        pytest.skip(why)
+    skip_for(no_compiler("gcc", facts) or qemu.why_not(facts))
     image = build(small_model, facts, tmp_path, "gcc", updates=True)
     with connect("qemu:mps2-an386", image=image.elf) as link:
         link.update(stepwell.load(GOLDEN / "lstm.stw"))
@@ -77,8 +74,7 @@ def test_bound_of_a_program_that_takes_updates(small_model, tmp_path):
 def test_a_stack_that_is_too_small(small_model, tmp_path):
     """Refused where the bound tells, and by the run where it does not: zig tells no frames."""
     facts = load_board("microbit")
-    if why := no_compiler("gcc", facts) or no_compiler("zig", facts) or sim.why_not(facts):
-        pytest.skip(why)
+    skip_for(no_compiler("gcc", facts) or no_compiler("zig", facts) or sim.why_not(facts))
     needs = build(small_model, facts, tmp_path, "gcc").program_stack
     small = replace(facts, facts=facts.facts | {"STACK_BYTES": str(needs - 4)})
     with pytest.raises(
@@ -101,8 +97,7 @@ def test_a_stack_that_is_too_small(small_model, tmp_path):
 )
 def test_no_function_of_the_library_calls_itself(board, not_linked, tmp_path):
     facts = load_board(board)
-    if why := no_compiler("gcc", facts):
-        pytest.skip(why)
+    skip_for(no_compiler("gcc", facts))
     emit(stepwell.load(GOLDEN / "two_lstm_three_dense.stw"), tmp_path / "model", NAME)
     compile_image(facts, "gcc", tmp_path, None, *graph_flags("gcc", facts))
     graph = call_graph("gcc", facts, tmp_path)
@@ -125,8 +120,7 @@ def pushed_bytes(objdump: str, function: str) -> int:
     [("microbit", ["stw_dot4_v6m", "__aeabi_lmul"]), ("netduinoplus2", ["stw_pairs_dsp_unit", "stw_pairs_dsp_sums"])],
 )
 def test_assembly_pushes_what_the_bound_counts(board, functions, tmp_path):
-    if why := no_compiler("gcc", load_board(board)):
-        pytest.skip(why)
+    skip_for(no_compiler("gcc", load_board(board)))
     image = build(stepwell.load(GOLDEN / "gru_rnn_lstm_gru_w8a8.stw"), board, tmp_path, "gcc")
     code = subprocess.run(["arm-none-eabi-objdump", "-d", image.elf], capture_output=True, text=True, check=True).stdout
     for function in functions:
@@ -144,14 +138,12 @@ BROKEN = {
 
 @pytest.mark.parametrize("reason", BROKEN)
 def test_what_has_no_bound_is_refused(reason, tmp_path):
-    compiler = shutil.which("arm-none-eabi-gcc")
-    if not compiler:
-        pytest.skip("arm-none-eabi-gcc is not installed: apt-get install gcc-arm-none-eabi")
+    need("arm-none-eabi-gcc", "apt-get install gcc-arm-none-eabi")
     (tmp_path / "f.c").write_text(
         f"int g(int);\nint h(char *);\nextern int (*hook)(int);\nint f(int n);\n{BROKEN[reason]}\n"
     )
     flags = ["-mcpu=cortex-m4", "-mthumb", "-O1", *stack.FLAGS]
-    subprocess.run([compiler, *flags, "-c", "f.c"], cwd=tmp_path, check=True)
+    subprocess.run(["arm-none-eabi-gcc", *flags, "-c", "f.c"], cwd=tmp_path, check=True)
     with pytest.raises(BuildError, match=reason):
         stack.read_call_graph(tmp_path.glob("*.ci")).deepest("f")
 

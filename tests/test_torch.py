@@ -6,11 +6,15 @@ import itertools
 import subprocess
 import sys
 import warnings
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pytest
-from stepwell.errors import ImportRefused
-from stepwell.float_stream import FloatStream
+import stepwell
+from stepwell.check import sqnr_db
+from stepwell.errors import ImportRefused, QuantizeError
+from stepwell.float_stream import FloatStream, run_in_mode
 from stepwell.graph import Attention, Concat, Dense, Embedding, Gru, LayerNorm, Lstm, MaxPool, Rnn, Window
 
 torch = pytest.importorskip("torch")
@@ -470,8 +474,9 @@ def test_residual_stack_with_two_heads():
         fc=nn.Linear(4, 2),
         other=nn.Linear(4, 5),
     )
-    graph = checked(net)
-    assert graph.n_out == 2 and graph.notes == ("forward returns several results: the first is the model's output",)
+    assert checked(net, outputs="output0").n_out == 2
+    graph = import_torch(net).graph
+    assert [(output.name, output.size) for output in graph.outputs] == [("output0", 2), ("output1", 5)]
 
 
 def settled(norm: nn.BatchNorm1d) -> nn.BatchNorm1d:
@@ -520,14 +525,95 @@ def test_convolution_then_lstm(name):
     assert Lstm in kinds(graph) and (Window in kinds(graph)) == (name not in ("pointwise", "batch norm"))
 
 
-def test_a_readout_that_depends_on_the_length_is_refused():
+def test_a_readout_that_depends_on_the_length_needs_a_window():
     net = Net(
         lambda net, x: net.rnn(net.conv(x.mT).mT)[0][:, -1],
         conv=nn.Conv1d(3, 4, 3, stride=5, padding=1),
         rnn=nn.GRU(4, 5, batch_first=True),
     )
-    with pytest.raises(ImportRefused, match=r"padded steps after the sequence's end|depends on the sequence's length"):
-        import_torch(net)
+    graph = import_torch(net).graph
+    assert graph.needs_window
+    with pytest.raises(QuantizeError, match=r"layer 'conv' looks ahead.*mode='slide:T' or 'tumble:T'"):
+        stepwell.convert(graph, np.ones((8, 20, 3)))
+
+
+def looking_ahead() -> dict:
+    """[B, 3, T] -> [B, 4, T']"""
+    return {
+        "same": (nn.Conv1d(3, 4, 4, padding="same"), lambda conv, x: conv(x)),
+        "both sides": (nn.Conv1d(3, 4, 3, padding=2, dilation=2), lambda conv, x: conv(x)),
+        "more than the span sees": (nn.Conv1d(3, 4, 3, padding=2), lambda conv, x: conv(x)),
+        "strided": (nn.Conv1d(3, 4, 5, stride=2, padding=2), lambda conv, x: conv(x)),
+        "two": (
+            nn.Sequential(
+                nn.Conv1d(3, 5, 3, padding=1), nn.ReLU(), settled(nn.BatchNorm1d(5)), nn.Conv1d(5, 4, 5, padding=2)
+            ),
+            lambda conv, x: conv(x),
+        ),
+        "then pooled": (nn.Sequential(nn.Conv1d(3, 4, 3, padding=1), nn.MaxPool1d(2)), lambda conv, x: conv(x)),
+        "padded by hand": (nn.Conv1d(3, 4, 4), lambda conv, x: conv(F.pad(x, (1, 2)))),
+        "cut by hand": (nn.Conv1d(3, 4, 5, padding=4), lambda conv, x: conv(x)[:, :, :-2]),
+        "two, then cut": (
+            nn.Sequential(nn.Conv1d(3, 4, 3, padding=1), nn.Conv1d(4, 4, 3, padding=1)),
+            lambda conv, x: F.pad(conv(x), (0, -1)),
+        ),
+        "largest": (nn.Sequential(nn.Conv1d(3, 4, 1), nn.MaxPool1d(3, 1, padding=1)), lambda conv, x: conv(x)),
+        "largest, dilated": (
+            nn.Sequential(nn.Conv1d(3, 4, 1), nn.MaxPool1d(3, 2, 1, dilation=2)),
+            lambda conv, x: conv(x),
+        ),
+        "largest among zeros": (nn.Conv1d(3, 4, 1), lambda conv, x: F.max_pool1d(F.pad(conv(x), (1, 1)), 3, 1)),
+        "mean with zeros": (nn.Sequential(nn.Conv1d(3, 4, 1), nn.AvgPool1d(3, 2, 1)), lambda conv, x: conv(x)),
+        "mean": (
+            nn.Sequential(nn.Conv1d(3, 4, 1), nn.AvgPool1d(4, 2, 2, count_include_pad=False)),
+            lambda conv, x: conv(x),
+        ),
+    }
+
+
+@pytest.mark.parametrize("n_steps", [12, 13])
+@pytest.mark.parametrize("name", looking_ahead())
+def test_what_looks_ahead_is_exact_in_windows(name, n_steps):
+    conv, run = looking_ahead()[name]
+    net = Net(
+        lambda net, x: net.fc(net.rnn(run(net.conv, x.transpose(1, 2)).transpose(1, 2))[0][:, -1]),
+        conv=conv,
+        rnn=nn.LSTM(4, 5, batch_first=True),
+        fc=nn.Linear(5, 2),
+    )
+    graph = import_torch(net).graph
+    assert graph.needs_window
+    rng = np.random.default_rng(3)
+    calib, x = rng.normal(size=(8, 40, 3)), rng.normal(size=(30, 3))
+    windows = np.stack([x[at : at + n_steps] for at in range(31 - n_steps)])
+    expected = net.eval()(torch.tensor(windows, dtype=torch.float32)).detach().numpy()
+    for text in (f"slide:{n_steps}", f"tumble:{n_steps}", f"stagger:{n_steps}/{n_steps}"):
+        try:
+            model = stepwell.convert(graph, calib, mode=text)
+        except QuantizeError as error:
+            assert not text.startswith("slide") and "none at the window's last" in str(error)
+            continue
+        ends = [t for t in range(n_steps - 1, 30) if not text.startswith("tumble") or (t + 1) % n_steps == 0]
+        wanted = expected[[t + 1 - n_steps for t in ends]]
+        assert np.abs(run_in_mode(graph, model.mode, x)[ends] - wanted).max() < 1e-5
+        y = model.stream().run(x)
+        assert np.array_equal(y, model.reference().run(x))
+        assert sqnr_db(wanted, y[ends]) > 40
+
+
+def test_a_tensor_and_the_same_one_cut():
+    """What is cut of a convolution's padding is not cut of the convolution for those that read all of it."""
+
+    def run(net, x):
+        whole = net.conv(x.mT)
+        cut = whole[:, :, :-2]
+        return net.rnn((cut if net.cuts else whole).mT)[0][:, -1]
+
+    for cuts, lag in ((False, 2), (True, 0)):
+        net = Net(run, conv=nn.Conv1d(3, 4, 3, padding=2), rnn=nn.GRU(4, 5, batch_first=True))
+        net.cuts = cuts
+        graph = import_torch(net).graph
+        assert graph.lags[-1] == lag and [layer.name for layer in graph.layers] == ["conv.window", "conv", "rnn_l0"]
 
 
 def test_convolution_on_channels_first_input():
@@ -828,13 +914,17 @@ def refused_nets():
         "flip": (with_rnn(lambda net, x: net.rnn(x.flip(1))[0]), "reversed time cannot be streamed"),
         "softmax over batch": (with_rnn(lambda net, x: F.softmax(net.rnn(x)[0], 0)), "not the one of the features"),
         "division by data": (with_rnn(lambda net, x: 1 / net.rnn(x)[0]), "divides by data"),
-        "centred convolution, last": (
-            Net(
-                lambda net, x: net.rnn(net.conv(x.mT).mT)[0][:, -1],
-                conv=nn.Conv1d(3, 3, 3, padding=1),
-                rnn=nn.GRU(3, 4, batch_first=True),
-            ),
-            "depends on 1 padded steps after the sequence's end.*pad convolutions on the left only",
+        "zeros that nothing sees": (
+            with_rnn(lambda net, x: net.rnn(net.conv(F.pad(x.mT, (0, 3))).mT)[0], conv=nn.Conv1d(3, 3, 3)),
+            "pads 0 steps before the sequence, 3 after it, and looks at 3",
+        ),
+        "zeros behind a cell": (
+            with_rnn(lambda net, x: net.rnn(F.pad(x, (0, 0, 0, 2)))[0]),
+            "only a convolution or a pooling can take them",
+        ),
+        "padded twice": (
+            with_rnn(lambda net, x: net.rnn(F.max_pool1d(F.pad(x.mT, (0, 1)), 3, 1, 1).mT)[0]),
+            "pad once",
         ),
         "reflected padding": (
             Net(
@@ -925,3 +1015,80 @@ def test_torch_is_optional():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "pip install torch" in run.stdout
+
+
+# ---- several outputs ----
+
+
+@dataclass
+class Policy:
+    mu: torch.Tensor
+    value: torch.Tensor
+    state: tuple
+
+
+class Heads(NamedTuple):
+    mu: torch.Tensor
+    value: torch.Tensor
+
+
+RESULTS = {
+    "tuple": (lambda a, b, state: (a, b), ["output0", "output1"]),
+    "list with the state between": (lambda a, b, state: [a, state, b], ["output0", "output1"]),
+    "namedtuple": (lambda a, b, state: Heads(a, b), ["mu", "value"]),
+    "dataclass": (lambda a, b, state: Policy(a, b, state), ["mu", "value"]),
+    "dict": (lambda a, b, state: {"value": b, "mu": a, "h": state[0]}, ["value", "mu"]),
+    "nested": (lambda a, b, state: {"heads": (a, {"v": b})}, ["heads.0", "heads.1.v"]),
+}
+
+
+def two_heads(result) -> nn.Module:
+    def run(net, x):
+        y, state = net.rnn(x)
+        return result(net.mu(y), net.value(y), state)
+
+    return Net(run, rnn=nn.LSTM(3, 4, batch_first=True), mu=nn.Linear(4, 2), value=nn.Linear(4, 1))
+
+
+@pytest.mark.parametrize("name", RESULTS)
+def test_results_of_forward_stand_side_by_side(name):
+    result, names = RESULTS[name]
+    imported = import_torch(two_heads(result))
+    assert [output.name for output in imported.graph.outputs] == names and imported.replay.error <= LIMIT
+    assert sum(output.size for output in imported.graph.outputs) == imported.graph.n_out == 3
+    turned = import_torch(two_heads(result), outputs=names[::-1])
+    assert [output.name for output in turned.graph.outputs] == names[::-1] and turned.replay.error <= LIMIT
+    assert import_torch(two_heads(result), outputs=names[1]).graph.outputs == imported.graph.outputs[1:]
+
+
+def test_a_lone_output_needs_no_name():
+    assert import_torch(nn.LSTM(3, 4)).graph.outputs == ()
+
+
+def test_a_parameter_among_the_results():
+    net = two_heads(lambda a, b, state: (a, torch.full((2,), 0.5), b))
+    graph = import_torch(net).graph
+    y = FloatStream(graph).run(np.random.default_rng(0).normal(size=(1, 9, 3)))
+    assert [output.size for output in graph.outputs] == [2, 2, 1] and (y[..., 2:4] == 0.5).all()
+    with pytest.raises(ImportRefused, match="'output1' is a constant"):
+        import_torch(net, outputs="output1")
+
+
+def test_results_that_cannot_be_streamed_do_not_matter_when_others_are_wanted():
+    net = two_heads(lambda a, b, state: {"total": a.cumsum(1), "value": b})
+    with pytest.raises(ImportRefused, match=r"cumsum.*'value' converts by itself: choose with --outputs NAME"):
+        import_torch(net)
+    assert import_torch(net, outputs=["value"]).replay.error <= LIMIT
+    with pytest.raises(ImportRefused, match="adds up without bound"):
+        import_torch(net, outputs="total")
+
+
+def test_attributes_that_cannot_be_printed():
+    def run(net, x):
+        y, _ = net.get_submodule("rnn\t\u202e")(x)
+        return {"mu\x1b[2J": net.mu(y), "gr\u00f6\u00dfe \U0001f600": net.value(y)}
+
+    net = Net(run, mu=nn.Linear(4, 2), value=nn.Linear(4, 1), **{"rnn\t\u202e": nn.LSTM(3, 4, batch_first=True)})
+    graph = import_torch(net).graph
+    assert [output.name for output in graph.outputs] == ["mu_[2J", "gr\u00f6\u00dfe \U0001f600"]
+    assert all(layer.name.isprintable() for layer in graph.layers)

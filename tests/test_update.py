@@ -117,6 +117,7 @@ def test_updates_run_at_once_and_after_every_restart(board, small_model, updates
         assert runs(board.ask(*PROBE), models) == version
 
 
+@pytest.mark.full
 def test_power_cut_at_every_operation(small_model, updates, tmp_path):
     """Before and in the middle of every word that is written and every page that is erased: old or new, never none, never a mix.
 

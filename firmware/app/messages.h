@@ -2,7 +2,7 @@
 #ifndef LINK_MESSAGES_H
 #define LINK_MESSAGES_H
 
-#define LINK_PROTOCOL 2u
+#define LINK_PROTOCOL 3u
 #define LINK_MTU 254u
 #define LINK_HEADER_BYTES 2u
 #define LINK_CRC_BYTES 4u
@@ -16,7 +16,7 @@
 #define LINK_TYPE_PROBE 7u
 #define LINK_TYPE_BENCH 8u
 #define LINK_TYPE_MEM 9u
-#define LINK_TYPE_ECHO 10u
+#define LINK_TYPE_ECHO 69u
 #define LINK_TYPE_STAT 11u
 #define LINK_TYPE_BLOB_STATUS 12u
 #define LINK_TYPE_BLOB_BEGIN 13u
@@ -39,6 +39,8 @@
 #define LINK_ERROR_PACKING 13u
 #define LINK_ERROR_ROOM 14u
 #define LINK_ERROR_FLASH 15u
+#define LINK_ERROR_OLD 16u
+#define LINK_ERROR_GAP 17u
 #define LINK_INFO_BYTES 40u
 #define LINK_UNIT_BYTES 22u
 #define LINK_MANIFEST_BYTES 32u

@@ -1,5 +1,6 @@
-/* service.c - see service.h.  A request is answered once: the same request again (same bytes, so same CRC) gets the
- * answer that was kept, because stepping twice for a reply that was lost would be wrong. */
+/* service.c - see service.h.  What changes something is done once and in order.  The last such request again (same
+ * bytes, so same CRC) gets the answer that was kept, because stepping twice for a reply that was lost would be wrong.
+ * Session and seq number the requests of a session: one that is not the next is refused, however late it comes. */
 #include "service.h"
 
 #include <string.h>
@@ -39,15 +40,18 @@ static size_t             input_bytes; /* of the layer input that transfer holds
 static stw_stream         stream;
 static int                model_status;
 static uint32_t           session; /* 0: no RESET since the board started */
+static uint8_t            next;    /* seq of the session's next request; after 255 comes 0 of session + 1 */
 static size_t             snapshot_bytes;
 static int16_t            x[MODEL_N_IN];
 static int32_t            y[MODEL_N_OUT];
 
 static frame_reader    reader;
-static uint8_t         reply[LINK_MTU]; /* the last answer, kept for a repeated request */
-static size_t          reply_n;         /* its bytes without CRC */
-static uint32_t        answered;        /* CRC of the request it answers */
+static uint8_t         kept[LINK_MTU]; /* answer to the last request that changed something, if it comes again */
+static size_t          kept_n;         /* its bytes without CRC */
+static uint32_t        answered;       /* CRC of the request it answers */
 static uint8_t         have_answer;
+static uint8_t        *reply;     /* the answer in the making: kept, or the reader's data */
+static uint8_t        *reply_end; /* behind its last byte so far */
 static uint32_t        n_good, n_damaged, n_steps, n_repeats;
 static uint32_t        tick_overhead; /* of two reads of the counter */
 static const uint32_t *deepest;       /* stack word, over all paintings */
@@ -56,8 +60,8 @@ static const uint32_t *deepest;       /* stack word, over all paintings */
 
 static uint8_t *grow(size_t n)
 {
-    uint8_t *p = reply + reply_n;
-    reply_n += n;
+    uint8_t *p = reply_end;
+    reply_end += n;
     return p;
 }
 
@@ -74,6 +78,15 @@ static void put16(uint32_t v)
 static void put32(uint32_t v)
 {
     stw_put32(grow(4), v);
+}
+
+/* A host numbers all its requests one after the other: those outside of the session count, too. */
+static void count_turn(uint8_t seq)
+{
+    if (seq == next) {
+        next++;
+        session += next == 0 && session != 0;
+    }
 }
 
 /* ---- messages: payload p[n] without the session; 0 or LINK_ERROR_*; `status` explains some errors ---- */
@@ -112,10 +125,11 @@ static int on_reset(const uint8_t *p, size_t n)
     if (nonce == 0) {
         return LINK_ERROR_RANGE;
     }
-    session        = nonce;
+    session = nonce;
+    next    = reply[1]; /* RESET's own seq */
+    count_turn(next);
     transfer_holds = HOLDS_NOTHING;
     stw_reset(&stream);
-    memset(y, 0, sizeof y); /* what is held until the first new output */
     return 0;
 }
 
@@ -192,7 +206,6 @@ static int on_set_state(const uint8_t *p, size_t n)
         return 0;
     }
     status = stw_load(&stream, transfer, snapshot_bytes);
-    memset(y, 0, sizeof y); /* a snapshot holds no output */
     return status == STW_OK ? 0 : (int)LINK_ERROR_STATE;
 }
 
@@ -305,7 +318,8 @@ static int on_mem(const uint8_t *p, size_t n)
 
 static int on_echo(const uint8_t *p, size_t n)
 {
-    memcpy(grow(n), p, n);
+    (void)p;
+    (void)grow(n); /* the answer is made where the question stands */
     return 0;
 }
 
@@ -375,77 +389,135 @@ static int on_blob_commit(const uint8_t *p, size_t n)
 
 /* ---- the table: lengths are checked here, before a handler reads anything ---- */
 
+typedef enum rule {
+    ANY_TIME, /* changes nothing: done again when it comes again */
+    ONCE,     /* its answer is kept for the same request again */
+    IN_TURN   /* ONCE, and needs a model that works, the session and the seq of the next request */
+} rule;
+
 typedef struct handler {
     uint8_t type;
-    uint8_t in_session; /* needs a model that works and the nonce of the last RESET */
-    uint8_t min, max;   /* payload bytes, the session not counted */
+    uint8_t rule;
+    uint8_t min, max; /* payload bytes, the session not counted */
     int (*run)(const uint8_t *p, size_t n);
 } handler;
 
 #define REST (PAYLOAD_MAX - SESSION_BYTES)
 
 static const handler handlers[] = {
-    {LINK_TYPE_INFO, 0, 0, 0, on_info},
-    {LINK_TYPE_RESET, 0, 4, 4, on_reset},
-    {LINK_TYPE_STEP, 1, 1, REST, on_step},
-    {LINK_TYPE_GET_STATE, 1, 2, 2, on_get_state},
-    {LINK_TYPE_SET_STATE, 1, 2, REST, on_set_state},
-    {LINK_TYPE_PROBE_INPUT, 1, 2, REST, on_probe_input},
-    {LINK_TYPE_PROBE, 1, 4, 4, on_probe},
-    {LINK_TYPE_BENCH, 1, 0, 0, on_bench},
-    {LINK_TYPE_MEM, 0, 0, 0, on_mem},
-    {LINK_TYPE_ECHO, 0, 0, PAYLOAD_MAX, on_echo},
-    {LINK_TYPE_STAT, 0, 0, 0, on_stat},
-    {LINK_TYPE_BLOB_STATUS, 0, 0, 0, on_blob_status},
-    {LINK_TYPE_BLOB_BEGIN, 0, LINK_MANIFEST_BYTES, LINK_MANIFEST_BYTES, on_blob_begin},
-    {LINK_TYPE_BLOB_WRITE, 0, 4, PAYLOAD_MAX, on_blob_write},
-    {LINK_TYPE_BLOB_COMMIT, 0, 0, 0, on_blob_commit},
+    {LINK_TYPE_INFO, ANY_TIME, 0, 0, on_info},
+    {LINK_TYPE_RESET, ONCE, 4, 4, on_reset},
+    {LINK_TYPE_STEP, IN_TURN, 1, REST, on_step},
+    {LINK_TYPE_GET_STATE, IN_TURN, 2, 2, on_get_state},
+    {LINK_TYPE_SET_STATE, IN_TURN, 2, REST, on_set_state},
+    {LINK_TYPE_PROBE_INPUT, IN_TURN, 2, REST, on_probe_input},
+    {LINK_TYPE_PROBE, IN_TURN, 4, 4, on_probe},
+    {LINK_TYPE_BENCH, IN_TURN, 0, 0, on_bench},
+    {LINK_TYPE_MEM, ANY_TIME, 0, 0, on_mem},
+    {LINK_TYPE_ECHO, ANY_TIME, 0, PAYLOAD_MAX, on_echo},
+    {LINK_TYPE_STAT, ANY_TIME, 0, 0, on_stat},
+    {LINK_TYPE_BLOB_STATUS, ANY_TIME, 0, 0, on_blob_status},
+    {LINK_TYPE_BLOB_BEGIN, ONCE, LINK_MANIFEST_BYTES, LINK_MANIFEST_BYTES, on_blob_begin},
+    {LINK_TYPE_BLOB_WRITE, ONCE, 4, PAYLOAD_MAX, on_blob_write},
+    {LINK_TYPE_BLOB_COMMIT, ONCE, 0, 0, on_blob_commit},
 };
 
-static int run_handler(const handler *h, const uint8_t *p, size_t n)
+static const handler *find_handler(uint8_t type)
 {
-    if ((h->in_session || h->type == LINK_TYPE_RESET) && model_status != STW_OK) {
+    for (size_t i = 0; i < sizeof handlers / sizeof handlers[0]; i++) {
+        if (handlers[i].type == type) {
+            return &handlers[i];
+        }
+    }
+    return NULL;
+}
+
+/* 0 for the next request of the session. */
+static int turn_check(uint8_t seq, const uint8_t *p, size_t n)
+{
+    if (n < SESSION_BYTES) {
+        return LINK_ERROR_LENGTH;
+    }
+    if (session == 0 || stw_get32(p) != session) {
+        return LINK_ERROR_SESSION;
+    }
+    if (seq == next) {
+        return 0;
+    }
+    return (uint8_t)(next - seq) <= 128u ? LINK_ERROR_OLD : LINK_ERROR_GAP;
+}
+
+/* A new session's number is above that of the session before, in arithmetic modulo 2^32: an old RESET's is not. */
+static int is_old_session(const uint8_t *p, size_t n)
+{
+    return n == SESSION_BYTES && session != 0 && stw_get32(p) != 0 && stw_get32(p) - session - 1u >= 0x7FFFFFFFu;
+}
+
+/* 0 when the request may be done now.  What is refused here leaves no trace. */
+static int admit(const handler *h, uint8_t seq, const uint8_t *p, size_t n)
+{
+    if (!h) {
+        return LINK_ERROR_TYPE;
+    }
+    if ((h->rule == IN_TURN || h->type == LINK_TYPE_RESET) && model_status != STW_OK) {
         status = model_status;
         return LINK_ERROR_MODEL;
     }
-    if (h->in_session) {
-        if (n < SESSION_BYTES) {
-            return LINK_ERROR_LENGTH;
-        }
-        if (session == 0 || stw_get32(p) != session) {
-            return LINK_ERROR_SESSION;
-        }
+    if (h->rule == IN_TURN) {
+        return turn_check(seq, p, n);
+    }
+    return h->type == LINK_TYPE_RESET && is_old_session(p, n) ? (int)LINK_ERROR_OLD : 0;
+}
+
+static int run_handler(const handler *h, const uint8_t *p, size_t n)
+{
+    if (h->rule == IN_TURN) {
         p += SESSION_BYTES;
         n -= SESSION_BYTES;
     }
     return n < h->min || n > h->max ? (int)LINK_ERROR_LENGTH : h->run(p, n);
 }
 
-static int dispatch(uint8_t type, const uint8_t *p, size_t n)
+static void begin_reply(const handler *h, uint8_t type, uint8_t seq, uint32_t crc, int refused)
 {
-    for (size_t i = 0; i < sizeof handlers / sizeof handlers[0]; i++) {
-        if (handlers[i].type == type) {
-            return run_handler(&handlers[i], p, n);
-        }
+    reply = reader.data; /* a handler of the rule ANY_TIME has read its payload before it writes */
+    if (!refused && h->rule != ANY_TIME) {
+        reply       = kept;
+        answered    = crc;
+        have_answer = 1;
     }
-    return LINK_ERROR_TYPE;
-}
-
-static void answer(uint8_t type, uint8_t seq, const uint8_t *p, size_t n)
-{
-    int error;
-
-    reply_n = 0;
-    status  = STW_OK;
+    reply_end = reply;
     put8((uint32_t)type | LINK_REPLY);
     put8(seq);
-    error = dispatch(type, p, n);
+}
+
+/* Does the request in the reader: type, seq, payload[n]. */
+static void answer(size_t n, uint32_t crc)
+{
+    uint8_t        type = reader.data[0], seq = reader.data[1];
+    const uint8_t *p = reader.data + LINK_HEADER_BYTES;
+    const handler *h = find_handler(type);
+    int            refused, error;
+
+    status  = STW_OK;
+    refused = admit(h, seq, p, n);
+    begin_reply(h, type, seq, crc, refused);
+    if (!h || refused == 0) {
+        count_turn(seq);
+    }
+    error = refused != 0 ? refused : run_handler(h, p, n);
     if (error != 0) {
-        reply_n  = LINK_HEADER_BYTES;
-        reply[0] = LINK_TYPE_ERROR;
+        reply[0]  = LINK_TYPE_ERROR;
+        reply_end = reply + LINK_HEADER_BYTES;
         put8((uint32_t)error);
         put8((uint32_t)status);
         put8(type);
+    }
+    if (refused != 0) {
+        put32(crc); /* of which request: seq alone does not tell an old one */
+    }
+    if (reply == kept) {
+        kept_n = (size_t)(reply_end - reply);
     }
 }
 
@@ -466,12 +538,11 @@ void service_byte(uint8_t byte)
     crc = stw_get32(reader.data + n);
     if (have_answer && crc == answered) {
         n_repeats++;
+        frame_send(kept, kept_n, board_putc);
     } else {
-        answer(reader.data[0], reader.data[1], reader.data + LINK_HEADER_BYTES, n - LINK_HEADER_BYTES);
-        answered    = crc;
-        have_answer = 1;
+        answer(n - LINK_HEADER_BYTES, crc);
+        frame_send(reply, (size_t)(reply_end - reply), board_putc);
     }
-    frame_send(reply, reply_n, board_putc);
 }
 
 static void say(const char *text)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from stepwell._version import __version__
 from stepwell.errors import (
     BuildError,
+    FidelityWarning,
     ImportRefused,
     LinkError,
     ModelError,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BuildError",
+    "FidelityWarning",
     "ImportRefused",
     "LinkError",
     "Model",

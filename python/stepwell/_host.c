@@ -64,18 +64,31 @@ static void codes_of(stw_session *s, stw_stream *stream, const double *x)
     }
 }
 
-/* y is left alone where the model makes no new output. */
-static void step(stw_session *s, stw_stream *stream, const double *x, double *y)
+/* y_q as real numbers. */
+static void real_outputs(const stw_session *s, double *y)
 {
-    const stw_model *m = stream->model;
-
-    codes_of(s, stream, x);
-    if (stw_step(stream, s->x_q, s->y_q) != STW_OK) {
-        return;
-    }
-    for (size_t k = 0; k < m->n_out; k++) {
+    for (size_t k = 0; k < s->stream.model->n_out; k++) {
         y[k] = s->y_q[k] * s->y_unit;
     }
+}
+
+static void step(stw_session *s, stw_stream *stream, const double *x, double *y)
+{
+    codes_of(s, stream, x);
+    s->fresh = stw_step(stream, s->x_q, s->y_q) == STW_OK;
+    real_outputs(s, y);
+}
+
+/* What the next held step would give, before any step. */
+static void show_last_output(stw_session *s)
+{
+    const int32_t *last = stw_last_output(&s->stream);
+
+    for (size_t k = 0; k < s->stream.model->n_out; k++) {
+        s->y_q[k] = last ? last[k] : 0;
+    }
+    s->fresh = 0;
+    real_outputs(s, s->y);
 }
 
 void stw_session_reset(stw_session *s)
@@ -86,8 +99,17 @@ void stw_session_reset(stw_session *s)
     for (size_t j = 0; m->missing == STW_MISSING_HOLD && j < m->n_in; j++) {
         s->stream.h[s->held_at + j] = s->fill[j];
     }
-    memset(s->y, 0, m->n_out * sizeof *s->y);
-    memset(s->y_q, 0, m->n_out * sizeof *s->y_q);
+    show_last_output(s);
+}
+
+int stw_session_load(stw_session *s, const void *snapshot, size_t n_bytes)
+{
+    int status = stw_load(&s->stream, snapshot, n_bytes);
+
+    if (status == STW_OK) {
+        show_last_output(s);
+    }
+    return status;
 }
 
 int stw_session_step(stw_session *s)
@@ -165,7 +187,8 @@ static void step_block(stw_session *s, uint8_t *states, size_t state_bytes, size
         codes_of(s, streams + i, x + i * m->n_in);
         memcpy(at.x_q + i * m->n_in, s->x_q, m->n_in * sizeof *at.x_q);
     }
-    stw_many_step(streams, n, at.x_q, at.y_q, at.work);
+    stw_many_step(streams, n, at.x_q, at.y_q, at.work); /* of models that make an output at every step */
+    s->fresh = 1;
     for (size_t k = 0; k < n * m->n_out; k++) {
         y[k] = at.y_q[k] * s->y_unit;
     }
@@ -215,7 +238,7 @@ void stw_session_run_q(stw_session *s, int64_t n_steps, const int16_t *x_q, int3
     const stw_model *m = s->stream.model;
 
     for (int64_t t = 0; t < n_steps; t++) {
-        stw_step(&s->stream, x_q + t * m->n_in, s->y_q);
+        s->fresh = stw_step(&s->stream, x_q + t * m->n_in, s->y_q) == STW_OK;
         memcpy(y_q + t * m->n_out, s->y_q, m->n_out * sizeof *y_q);
     }
 }

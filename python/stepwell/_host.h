@@ -18,14 +18,18 @@ typedef struct stw_session {
     int32_t   *raw;     /* [n_in]  counts, for models that take them */
     size_t     held_at; /* where the last codes stand in stream.h, if the model holds missing samples */
     double    *x;       /* [n_in]  real input of stw_session_step */
-    double    *y;       /* [n_out] real output; kept where a step makes no new one */
+    double    *y;       /* [n_out] real output; the last one again where a step makes none */
     int16_t   *x_q;     /* [n_in]  codes */
     int32_t   *y_q;     /* [n_out] codes */
+    int        fresh;   /* whether the last step made a new output; of a batch all streams do, or none */
     uint8_t   *many;    /* stw_session_many_bytes of working memory for stw_session_batch, or null */
 } stw_session;
 
 /* A new sequence; the outputs are zero until the first new one. */
 void stw_session_reset(stw_session *s);
+
+/* stw_load, and the outputs are those of the snapshot. */
+int stw_session_load(stw_session *s, const void *snapshot, size_t n_bytes);
 
 /* Real step: x -> x_q -> y_q -> y.  Returns 0, or 1 + the index of the first input that is not finite (NaN is
  * a missing sample where the model has a rule for those). */

@@ -10,7 +10,7 @@ import numpy as np
 
 from stepwell import cost
 from stepwell.boards import Board, board_names, load_board
-from stepwell.build import COMPILERS, why_not
+from stepwell.build import no_compiler
 from stepwell.errors import BuildError, LinkError, WrongUse
 from stepwell.link import connect
 from stepwell.link.emulators import EMULATORS, instruction_counter_for
@@ -85,9 +85,9 @@ def _emulated(core: str) -> tuple[Board | None, str]:
     for board in map(load_board, board_names()):
         if board.target != core or board.label != "emulated":
             continue
-        reasons = [why_not(compiler, board) for compiler in COMPILERS]
-        missing = None if None in reasons else reasons[0]
-        missing = missing or (EMULATORS["qemu"].why_not(board) if instruction_counter_for(board) is None else None)
+        missing = no_compiler(board) or (
+            EMULATORS["qemu"].why_not(board) if instruction_counter_for(board) is None else None
+        )
         if missing is None:
             return board, ""
         reason = missing

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from stepwell.errors import ModelError, SampleError
+from stepwell.errors import ModelError, SampleError, StepwellError
 from stepwell.functions import PLAIN
 from stepwell.graph import ATTENTIONS, Timing
 from stepwell.mode import KINDS as MODES
@@ -54,6 +54,7 @@ from stepwell.packing import (
     packing_of,
 )
 from stepwell.scaler import MISSING, Channels, Scaler
+from stepwell.text import printable
 
 MAGIC = b"STW1"
 KIND_NAMES = (
@@ -78,6 +79,7 @@ CHANNEL = np.dtype(
     ]
 )
 TABLE_ENTRIES = 513
+PADS_LOWEST = 1 << 15  # in the third parameter of a window
 EXTRA_HEADER = 8
 PARTS = ("gate", "candidate", "output", "peephole", "start", "projection")  # STW_PART_GATE, ..: bits 0, 1, ..
 
@@ -112,7 +114,7 @@ def parameters(layer: IntLayer, packing: str = "plain") -> tuple[int, int, int]:
     if isinstance(layer, DenseLayer):
         return layer.groups, layer.n_out // layer.groups, layer.weight.shape[1]
     if isinstance(layer, WindowLayer):
-        return layer.taps, layer.dilation, 0
+        return layer.taps, layer.dilation, layer.ahead + PADS_LOWEST * layer.lowest
     if isinstance(layer, SliceLayer):
         return layer.start, 0, 0
     if isinstance(layer, MaxPoolLayer):
@@ -171,8 +173,8 @@ def places(model: Model) -> list[int]:
     return found
 
 
-def _scratch(model: Model, layer: IntLayer) -> int:
-    """int16 values a step of the window that the layer needs from its place on, even."""
+def _scratch(model: Model, layer: IntLayer, steps: int = 1) -> int:
+    """int16 values that the layer needs from its place on for ``steps`` outputs, even."""
     writes_output = layer is model.layers[-1] and layer.kind in ("dense", "activation", "add", "mul", "arg_max")
     if writes_output or (isinstance(layer, WindowLayer) and lives_in_state(model, layer)):
         return 0
@@ -181,7 +183,29 @@ def _scratch(model: Model, layer: IntLayer) -> int:
         spare = layer.n_units
     elif isinstance(layer, AttentionLayer):
         spare = 2 * layer.steps
-    return layer.n_out + layer.n_out % 2 + spare + spare % 2
+    return -(-layer.n_out * steps // 2) * 2 + spare + spare % 2
+
+
+def overlap(model: Model, found: list[int]) -> str:
+    """Which layers' ``found`` places break the rule of docs/numerics.md, "Places in scratch"; empty when none does."""
+    last_use = {value: index for index, reads in enumerate(model.sources) for value in reads}
+    steps = model.mode.window if model.mode.kind == "slide" else 1
+    starts = np.array(found, np.int64) * steps
+    ends = starts + [_scratch(model, layer, steps) for layer in model.layers]
+    for index, layer in enumerate(model.layers):
+        if lives_in_state(model, layer):
+            continue
+        start, end, until = starts[index], starts[index] + layer.n_out * steps, last_use.get(index + 1, index)
+        later = slice(index + 1, until + 1)
+        others = np.flatnonzero((starts[later] < end) & (start < ends[later]) & (starts[later] < ends[later]))
+        if len(others):
+            other = index + 1 + int(others[0])
+            return (
+                f"layer {other} '{model.layers[other].name}' writes over the output of layer {index} '{layer.name}', "
+                f"which layer {until} '{model.layers[until].name}' still reads: "
+                "their places in scratch overlap; convert the source anew"
+            )
+    return ""
 
 
 # ---- the blob ----
@@ -261,15 +285,15 @@ def unpack(blob: bytes) -> Model:
     assert magic == MAGIC
     if packing != PACKINGS.index("plain"):
         raise ModelError(f"the model is packed ({PACKINGS[packing]}) for a device: load the original .stw file")
+    host = _host_part(blob[device : total - 4], n_layers)
     try:
-        host = json.loads(blob[device : total - 4])
         unpacked = [_unpack_layer(blob, i, host["layers"][i]) for i in range(n_layers)]
         scaler = Scaler.from_json(
             host["scaler"] | {"missing": MISSING[missing]}, _unpack_channels(blob, channels, n_in)
         )
         scaler.check(n_in, n_out)
         x_scale = _positive(host["x_scale"])
-        notes = _checked_notes(host["notes"])
+        _check_widths(host["notes"], n_in, n_out)
     except (
         ValueError,
         KeyError,
@@ -280,11 +304,19 @@ def unpack(blob: bytes) -> Model:
         AttributeError,
         SampleError,
     ) as error:
-        raise ModelError(
-            f"the model has no usable host notes ({error!r}): it was stripped for a device; load the original .stw file"
-        ) from error
+        raise ModelError(f"the model has no usable host notes ({error!r}): convert it again") from error
     layers, sources, timing = (tuple(part) for part in zip(*unpacked, strict=True))
-    return Model(layers, x_scale, y_frac, notes, sources, timing, Mode(MODES[mode], window, stride), scaler)
+    return Model(layers, x_scale, y_frac, host["notes"], sources, timing, Mode(MODES[mode], window, stride), scaler)
+
+
+def fault_of(blob: bytes) -> str:
+    """Why stw_blob_open refused the shape of a blob whose sums are right, in words; empty where this cannot tell."""
+    try:
+        model = unpack(blob)
+        found = [_Fields(blob, index).place for index in range(len(model.layers))]
+        return model.mode.never(model.timing[-1], model.lags[-1]) or overlap(model, found)
+    except (StepwellError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError, struct.error):
+        return ""
 
 
 def _unpack_channels(blob: bytes, offset: int, n_in: int) -> Channels | None:
@@ -300,42 +332,106 @@ def _positive(value: Any) -> float:
     return float(value)
 
 
-NOTE_TYPES: dict[str, type] = {
-    "name": str,
-    "precision": str,
-    "tool": str,
-    "readout": str,
-    "source": dict,
-    "source_check": dict,
-    "calibration": dict,
-    "import_notes": list,
-    "repaired_rows": list,
-    "warnings": list,
-    "functions": dict,
-    "fine_tuned": bool,
+NUMBER = (int, float)
+# types of the notes that stepwell reads; those that may be missing end with "?", others are kept and never read
+NOTES = {
+    "name?": str,
+    "precision?": str,
+    "tool?": str,
+    "readout?": str,
+    "source?": {"file": str, "sha256": str, "producer": str},
+    "source_check?": {"oracle?": str, "error?": (*NUMBER, type(None))},
+    "calibration?": {"sequences?": int, "steps?": int, "x_peak?": NUMBER, "rule?": str},
+    "import_notes?": [str],
+    "repaired_rows?": [str],
+    "warnings?": [str],
+    "functions?": {},
+    "fine_tuned?": bool,
+    "window?": (int, type(None)),
+    "columns?": [str],
+    "outputs?": [{"name": str, "size": int}],
+    "fidelity?": {
+        "sqnr_db": (*NUMBER, type(None)),
+        "carry_gap": (*NUMBER, type(None)),
+        "answers": int,
+    },
 }
-SOURCE_TEXTS = ("file", "sha256", "producer")
+HOST = {
+    "x_scale": NUMBER,
+    "layers": [{"name": str, "x_scale": NUMBER, "y_scale": NUMBER}],
+    "scaler": {},
+    "notes": NOTES,
+}
+MATCHED = ("columns",)  # notes that are compared with the user's data: they stay as they are
 
 
-def _checked_notes(notes: Any) -> dict[str, Any]:
-    """Notes as the quantiser writes them: known types, text that can be printed. ValueError otherwise."""
-    for name, kind in NOTE_TYPES.items():
-        if not isinstance(notes.get(name, kind()), kind):
-            raise ValueError(f"note '{name}' is no {kind.__name__}")
-    for lines in (notes.get(name, []) for name in ("import_notes", "repaired_rows", "warnings")):
-        for line in lines:
-            _printable(line)
-    _printable(notes.get("name", ""))
-    source = notes.get("source", {})
-    for text in [source[name] for name in SOURCE_TEXTS] if source else []:
-        _printable(text)
-    return dict(notes)
+def _host_part(content: bytes, n_layers: int) -> dict[str, Any]:
+    """The JSON behind the constants: fields of the types that stepwell writes, text that can be printed.
+
+    ModelError, naming the field, when one has another type. Unknown fields stay.
+    """
+    try:
+        host = json.loads(content)
+        _check_type(host, HOST, "")
+        if len(host["layers"]) < n_layers:
+            raise TypeError(f"layers has {len(host['layers'])} entries for {n_layers} layers")
+        return host | {name: _shown(host[name]) for name in ("layers", "notes")}
+    except TypeError as error:
+        raise ModelError(f"the model has no usable host notes: {error}: convert the model again") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelError(
+            f"the model has no usable host notes ({error!r}): it was stripped for a device; load the original .stw file"
+        ) from error
 
 
-def _printable(value: Any) -> str:
-    if not isinstance(value, str) or not value.isprintable():
-        raise ValueError("a name or note cannot be printed")
+def _check_type(value: Any, expected: Any, place: str) -> None:
+    """TypeError, naming ``place``, where ``value`` is not of the shape ``expected``: types, [shape] or {field: shape}."""
+    types = expected if isinstance(expected, (type, tuple)) else type(expected)
+    if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
+        raise TypeError(f"{place or 'the JSON'} is {_short(value)} and should be {_type_name(types)}")
+    if isinstance(expected, list):
+        for index, item in enumerate(value):
+            _check_type(item, expected[0], f"{place}[{index}]")
+    elif isinstance(expected, dict):
+        for field, shape in expected.items():
+            name, where = field.removesuffix("?"), f"{place}.{field}".strip(".?")
+            if name in value:
+                is_empty = field.endswith("?") and isinstance(shape, dict) and value[name] == {}
+                _check_type(value[name], {} if is_empty else shape, where)
+            elif name == field:
+                raise TypeError(f"{where} is missing")
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def _type_name(types: type | tuple[type, ...]) -> str:
+    names = {str: "text", dict: "an object", list: "a list", bool: "true or false", type(None): "null"}
+    every = types if isinstance(types, tuple) else (types,)
+    return " or ".join(dict.fromkeys(names.get(kind, "a number") for kind in every))
+
+
+def _shown(value: Any) -> Any:
+    """``value`` with every text in it printable."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, list):
+        return [_shown(item) for item in value]
+    if isinstance(value, dict):
+        return {printable(key): item if key in MATCHED else _shown(item) for key, item in value.items()}
     return value
+
+
+def _check_widths(notes: dict[str, Any], n_in: int, n_out: int) -> None:
+    """TypeError when the names of inputs or outputs do not make up the model's."""
+    columns, outputs = notes.get("columns", []), notes.get("outputs", [])
+    if columns and not (all(columns) and len(set(columns)) == len(columns) == n_in):
+        raise TypeError(f"notes.columns does not name the {n_in} inputs")
+    sizes = [output["size"] for output in outputs]
+    if sizes and (min(sizes) < 1 or sum(sizes) != n_out):
+        raise TypeError(f"notes.outputs has {_short(sizes)} values, which do not make up {n_out}")
 
 
 class _Fields:
@@ -346,7 +442,7 @@ class _Fields:
         numbers = LAYER.unpack_from(blob, HEADER.size + LAYER.size * index)
         self.kind, act, self.n_in, self.n_out, *rest = numbers
         self.activation = ACTIVATIONS[act]
-        self.sources, _, self.timing, self.p = tuple(rest[:3]), rest[3], Timing(*rest[4:6]), tuple(rest[6:9])
+        self.sources, self.place, self.timing, self.p = tuple(rest[:3]), rest[3], Timing(*rest[4:6]), tuple(rest[6:9])
         self._w, self._r, self._rows, self._extra = rest[9:]
 
     def _array(self, dtype: Any, offset: int, *shape: int) -> np.ndarray:
@@ -378,7 +474,7 @@ class _Fields:
 
 def _unpack_layer(blob: bytes, index: int, host: dict[str, Any]) -> tuple[IntLayer, tuple[int, ...], Timing]:
     f = _Fields(blob, index)
-    name, x_scale, y_scale = _printable(host["name"]), _positive(host["x_scale"]), _positive(host["y_scale"])
+    name, x_scale, y_scale = host["name"], _positive(host["x_scale"]), _positive(host["y_scale"])
     layer = _unpack_recurrent(f, name, x_scale) if f.kind in RECURRENT else UNPACK[f.kind](f, name, x_scale, y_scale)
     return layer, f.sources[: len(layer.widths)], f.timing
 
@@ -448,7 +544,9 @@ UNPACK: dict[int, Callable[[_Fields, str, float, float], IntLayer]] = {
     KINDS["layer_norm"]: _unpack_norm,
     KINDS["embedding"]: lambda f, name, x, y: EmbeddingLayer(name, f.weights(f.p[0], f.p[1]), f.n_in, x, y),
     KINDS["arg_max"]: lambda f, name, x, y: ArgMaxLayer(name, f.n_in, x, y),
-    KINDS["window"]: lambda f, name, x, y: WindowLayer(name, f.n_in, f.p[0], f.p[1], x, y),
+    KINDS["window"]: lambda f, name, x, y: WindowLayer(
+        name, f.n_in, f.p[0], f.p[1], x, y, f.p[2] % PADS_LOWEST, f.p[2] >= PADS_LOWEST
+    ),
     KINDS["attention"]: _unpack_attention,
 }
 

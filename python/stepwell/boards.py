@@ -18,6 +18,7 @@ EMULATOR_KEYS = {
     "simavr": "SIMAVR_MCU",
     "rp2040js": "RP2040JS",
 }  # what makes one able to
+NAME = re.compile("[A-Za-z0-9 ._+-]+")
 NUMBER = re.compile("0[xX][0-9a-fA-F]+|0|[1-9][0-9]*")  # the same to Python, to C and to a linker script
 
 
@@ -95,8 +96,12 @@ class Board:
         return replace(self, facts={key: fact for key, fact in self.facts.items() if not key.startswith("UPDATE_")})
 
     def check(self) -> None:
-        """BuildError when a fact that must be a number is none, or CPU names no folder of firmware/cpu; missing ones may never
-        be needed."""
+        """BuildError when a fact that must be a number is none, or CPU names no folder of firmware/cpu, or the name is no plain
+        text; missing facts may never be needed."""
+        if not NAME.fullmatch(self.text("NAME")):
+            raise BuildError(
+                f"board '{self.text('NAME')}': its name becomes C text: use letters, digits, spaces and . _ + - alone"
+            )
         shared = flags()
         for key in ("QEMU_TIMER_HZ", "UF2_FAMILY", *shared["C_FACTS"].split(), *shared["LD_FACTS"].split()):
             if key in self.facts and key != "NAME":

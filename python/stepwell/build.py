@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ from stepwell import stack
 from stepwell.boards import Board, flags, load_board
 from stepwell.emit import emit, lean_flags
 from stepwell.errors import BuildError, WrongUse
-from stepwell.files import folder_for, write_all
+from stepwell.files import check_can_make, folder_for, write_all
 from stepwell.info import ram_bytes
 from stepwell.link.messages import MOST_IN, MOST_OUT, MOST_SNAPSHOT
 from stepwell.model import Model
@@ -32,6 +33,7 @@ from stepwell.sources import firmware
 
 MOST_FLASH = 1 << 28  # bytes between the first and the last one of an image
 NAME = "app_model"  # C name of the model in an image
+SUFFIXES = (".elf", ".bin", ".hex", ".uf2")  # of the files of an image
 IMAGE = "image.elf"  # name of an image in the folder where it is made
 BOARD_SECTION = ".stepwell.board"  # holds the board's name; in the ELF alone, not in flash
 ENTRIES = ("cpu_start", "Reset_Handler")  # where C begins on each kind of CPU
@@ -39,7 +41,6 @@ ENTRIES = ("cpu_start", "Reset_Handler")  # where C begins on each kind of CPU
 POINTERS = {"service_byte": "on_.*", "run_handler": "on_.*", "frame_send": "board_putc"}
 AVR_ARRAY = 32767
 COMPILERS = ("gcc", "zig")
-INSTALL = "apt-get install gcc-arm-none-eabi, or pip install ziglang"
 TELLING = re.compile("error|overflow|do not fit|undefined")  # lines of compilers and linkers that say what is wrong
 PACKAGES = {"arm-none-eabi-gcc": "gcc-arm-none-eabi", "riscv64-unknown-elf-gcc": "gcc-riscv64-unknown-elf"}
 PACKAGES |= {"avr-gcc": "gcc-avr"}
@@ -109,7 +110,8 @@ def build(
 ) -> Image:
     """Build the test program with ``model`` for ``board`` into ``out_dir``; the files appear whole or not at all.
 
-    ``board``: as for load_board, or what it gave. ``compiler``: "gcc", "zig", or None for the first that is installed.
+    ``board``: as for load_board, or what it gave. ``compiler``: "gcc", "zig", or None for that of the environment variable
+    STEPWELL_COMPILER, and without one for the first that is installed.
     ``mlperf``: with the text interface of MLPerf Tiny's runners in place of the link that ``connect`` speaks.
     ``updates``: takes other models in the field, so it has the whole engine and RAM for them (docs/update.md).
     BuildError: unknown board, one without an update area, no compiler, a model that does not fit, or the compiler's own words.
@@ -124,6 +126,7 @@ def build(
     _check_fits_link(model)
     _check_fits_compiler(model, facts)
     kind = _pick(compiler, facts)
+    check_can_make(out_dir, *(f"{facts.name}{suffix}" for suffix in SUFFIXES))
     with tempfile.TemporaryDirectory(prefix="stepwell-build-") as folder:
         work = Path(folder)
         emit(model, work / "model", NAME, facts.target)
@@ -226,7 +229,23 @@ def why_not(compiler: str, board: Board | None = None) -> str | None:
     if compiler == "gcc":
         program = _facts(board)["GCC"]
         return None if shutil.which(program) else f"{program} is not installed: {_install(program)}"
+    if board is not None and not board.words("CPU_ZIG"):
+        return f"zig does not compile for {board.name}: {_install(_facts(board)['GCC'])}"
     return None if importlib.util.find_spec("ziglang") else "ziglang is not installed: pip install ziglang"
+
+
+def no_compiler(board: Board | None = None) -> str | None:
+    """The reason why nothing here can build (for ``board``), with what to install; None when a compiler can."""
+    wanted = os.environ.get("STEPWELL_COMPILER")
+    if wanted:
+        return why_not(_known(wanted), board)
+    reasons = {compiler: why_not(compiler, board) for compiler in COMPILERS}
+    if None in reasons.values():
+        return None
+    ways = [_install(_facts(board)["GCC"])]
+    if board is None or board.words("CPU_ZIG"):
+        ways.append("pip install ziglang")
+    return f"no compiler for {board.name if board else 'boards'}: {', or '.join(ways)}"
 
 
 def _install(program: str) -> str:
@@ -238,19 +257,18 @@ def _facts(board: Board | None) -> dict[str, str]:
     return flags() | (board.facts if board else {})
 
 
+def _known(compiler: str) -> str:
+    if compiler not in COMPILERS:
+        raise WrongUse(f"unknown compiler '{compiler}'; there are: {', '.join(COMPILERS)}")
+    return compiler
+
+
 def _pick(compiler: str | None, board: Board) -> str:
-    if compiler is not None:
-        if compiler not in COMPILERS:
-            raise WrongUse(f"unknown compiler '{compiler}'; there are: {', '.join(COMPILERS)}")
-        reason = why_not(compiler, board)
-        if reason:
-            raise BuildError(reason)
-        return compiler
-    for candidate in COMPILERS:
-        if why_not(candidate, board) is None:
-            return candidate
-    how = _install(_facts(board)["GCC"])
-    raise BuildError(f"no compiler for {board.name}: {how}, or pip install ziglang")
+    wanted = compiler or os.environ.get("STEPWELL_COMPILER")
+    reason = why_not(_known(wanted), board) if wanted else no_compiler(board)
+    if reason:
+        raise BuildError(reason)
+    return wanted or next(candidate for candidate in COMPILERS if why_not(candidate, board) is None)
 
 
 def _driver(kind: str, board: Board) -> list[str]:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stepwell.calibrate import Progress, length_groups
-from stepwell.errors import ModelError, SampleError
+from stepwell.errors import ImportRefused, ModelError, SampleError
+from stepwell.fidelity import aligned, source_answers
 from stepwell.float_stream import run_in_mode
 from stepwell.folding import float_side
 from stepwell.graph import Graph
+from stepwell.importer.source import SourceModel
 from stepwell.info import macs_per_step, ram_bytes, timing
 from stepwell.metrics import Metric, usual_metric
 from stepwell.mode import Mode
 from stepwell.model import Model, RecurrentLayer
+from stepwell.quantize import in_mode
 from stepwell.reference import Reference
 from stepwell.samples import Samples
+from stepwell.text import printable
+
+if TYPE_CHECKING:
+    from stepwell.importer import Imported
 
 
 def find_source(model: Model, model_path: Path, given: str | None) -> Path:
@@ -31,12 +38,34 @@ def find_source(model: Model, model_path: Path, given: str | None) -> Path:
     source = model.notes.get("source", {})
     name, digest = Path(source.get("file", "")).name, source.get("sha256", "")
     for folder in (model_path.parent, Path()):
-        candidate = folder / name
-        if name and candidate.is_file() and file_sha256(candidate) == digest:
-            return candidate
+        for candidate in _files_called(name, folder):
+            if file_sha256(candidate) == digest:
+                return candidate
     raise ModelError(
         f"{model_path}: the float model it was made from ('{name}') is not beside it: name it with --float FILE"
     )
+
+
+def _files_called(name: str, folder: Path) -> Iterator[Path]:
+    """Files of a folder whose name is this one, once it can be printed."""
+    if name and (folder / name).is_file():
+        yield folder / name
+    elif "\\" in name:
+        yield from (path for path in folder.iterdir() if printable(path.name) == name and path.is_file())
+
+
+def reimported(model: Model, path: Path) -> Imported:
+    """The source of a model, or another file to compare it with, with the outputs that the model was made of; without a replay."""
+    from stepwell.importer import import_file
+    from stepwell.importer.outputs import UnknownOutput
+
+    names = [output["name"] for output in model.notes.get("outputs", [])]
+    try:
+        return import_file(path, verify=False, outputs=names)
+    except UnknownOutput:
+        if len(names) > 1 or is_source(model, path):
+            raise
+        return import_file(path, verify=False)  # another model, whose one output has another name
 
 
 def is_source(model: Model, path: Path) -> bool | None:
@@ -58,13 +87,19 @@ def no_output(model: Model, sequences: Sequence[np.ndarray]) -> str | None:
 
 
 def compare(
-    model: Model, graph: Graph, samples: Samples, progress: Progress | None = None, metric: Metric | None = None
+    model: Model,
+    graph: Graph,
+    samples: Samples,
+    progress: Progress | None = None,
+    metric: Metric | None = None,
+    source: SourceModel | None = None,
 ) -> dict[str, Any]:
-    """Run float, reference and engine on every sequence (each from zero state).
+    """Run float, reference and engine on every sequence (each from zero state), and ``source`` as it was trained.
 
     Returns JSON types: SQNR in dB and largest error per output, saturation counts per place, the task's metric when the samples
     have targets, and ``engine_mismatches``: values in which C and reference differ, which is 0 or a defect. ``no_output``: why
-    there are no figures, or None.
+    there are no figures, or None. "source": float stream and integer model against the source, None without one or without
+    figures; its "why_not" tells why it was not compared.
     """
     graph = float_side(graph, model.scaler)
     if (graph.n_in, graph.n_out) != (model.n_in, model.n_out):
@@ -91,6 +126,8 @@ def compare(
                 progress(done, total)
     f, i = np.concatenate(in_float), np.concatenate(in_int)
     nothing = no_output(model, samples.sequences)
+    in_source, why_not = _source_outputs(model, samples, source) if source and not nothing else (None, None)
+    against = _against_source(model, graph, source, in_source, in_float, in_int) if in_source else None
     errors = [None if nothing else float(error) for error in np.abs(f - i).max(axis=0)]
     return {
         "model": model.name,
@@ -105,9 +142,54 @@ def compare(
             for k, error in enumerate(errors)
         ],
         "saturation": saturation.counts,
-        "metric": None if nothing else task_metric(samples.targets, in_float, in_int, metric),
+        "source": {"why_not": why_not} if why_not else against,
+        "metric": None if nothing else task_metric(samples.targets, in_float, in_int, metric, in_source),
         "engine_mismatches": mismatches,
         "mode": str(model.mode),
+    }
+
+
+def _source_outputs(model: Model, samples: Samples, source: SourceModel) -> tuple[list[np.ndarray] | None, str | None]:
+    """The source's answers [n, n_out] for each sequence, or why there are none."""
+    shortest = min(len(sequence) for sequence in samples.sequences)
+    if source.window and shortest < source.window:
+        return None, f"a sequence has {shortest} steps, the source takes windows of {source.window}"
+    outputs: list[np.ndarray] = [np.empty(0)] * len(samples.sequences)
+    try:
+        for group in length_groups(samples.sequences):
+            x = np.stack([samples.sequences[k] for k in group])
+            x = x if model.scaler.is_identity else model.scaler.of_source.normalise(x)
+            for k, y in zip(group, source_answers(source, model.mode, model.scaler, x), strict=True):
+                outputs[k] = y
+    except ImportRefused as error:
+        return None, str(error)
+    return outputs, None
+
+
+def _against_source(
+    model: Model, graph: Graph, source: SourceModel, in_source: list, in_float: list, in_int: list
+) -> dict[str, Any]:
+    """SQNR of float stream and integer model against the source, at the steps for which the source answers."""
+    window = source.window or model.mode.window or None
+    rows: list[list[np.ndarray]] = [[], [], []]
+    for exact, stream, integer in zip(in_source, in_float, in_int, strict=True):
+        found = [exact, *(aligned(graph, model.mode, window, y) for y in (stream, integer))]
+        n = min(map(len, found))
+        for kept, y in zip(rows, found, strict=True):
+            kept.append(y[-1:] if n == 1 else y[:n])
+    exact, stream, integer = (np.concatenate(kept) for kept in rows)
+
+    def each(y: np.ndarray) -> list[float | None]:
+        return [sqnr_db(exact[:, k], y[:, k]) for k in range(exact.shape[1])]
+
+    return {
+        "why_not": None,
+        "window": window,
+        "answers": len(exact),
+        "float_sqnr_db": sqnr_db(exact, stream),
+        "sqnr_db": sqnr_db(exact, integer),
+        "float_outputs": each(stream),
+        "outputs": each(integer),
     }
 
 
@@ -137,7 +219,7 @@ def compare_modes(
     """
     found = []
     for mode in modes:
-        other = model.replace(mode=mode)
+        other = in_mode(model, float_side(graph, model.scaler), mode)
         result = compare(other, graph, samples, progress, metric)
         costs = {
             "macs_per_step": macs_per_step(other),
@@ -156,9 +238,16 @@ def sqnr_db(exact: np.ndarray, approximate: np.ndarray) -> float | None:
 
 
 def task_metric(
-    targets: Sequence | None, in_float: list, in_int: list, wanted: Metric | None = None
+    targets: Sequence | None,
+    in_float: list,
+    in_int: list,
+    wanted: Metric | None = None,
+    in_source: list | None = None,
 ) -> dict[str, Any] | None:
-    """The task's metric of both, at the last step unless there is a target for each step; None without targets."""
+    """The task's metric of all, at the last step unless there is a target for each step; None without targets.
+
+    "source" is None where the source does not answer at these steps.
+    """
     if targets is None:
         if wanted:
             raise SampleError(f"{wanted.name} needs targets: an array 'y' in the .npz file")
@@ -168,12 +257,18 @@ def task_metric(
     first = np.asarray(targets[0])
     every_step = first.ndim >= 1 and len(first) == len(in_float[0]) > 1 and first.size != in_float[0].shape[1]
     metric = wanted or usual_metric(first, in_float[0].shape[1])
-    outputs = [y if every_step else y[-1] for y in in_float], [y if every_step else y[-1] for y in in_int]
-    with_float, with_int = (_scored(metric, targets, list(y)) for y in outputs)
+
+    def scored(found: list) -> float:
+        return _scored(metric, targets, [y if every_step else y[-1] for y in found])
+
+    answers_all = in_source and all(len(a) == len(b) for a, b in zip(in_source, in_float, strict=True))
+    with_source = scored(in_source) if in_source and (answers_all or not every_step) else None
+    with_float, with_int = scored(in_float), scored(in_int)
     change = 100 * (with_int - with_float) / abs(with_float) if with_float else None
     return {
         "name": metric.name,
         "at": "every step" if every_step else "last step",
+        "source": with_source,
         "float": with_float,
         "integer": with_int,
         "change_percent": change,

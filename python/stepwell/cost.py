@@ -6,7 +6,7 @@ import json
 from functools import cache
 from importlib.resources import files
 
-from stepwell.info import macs
+from stepwell.info import macs, runs_per_step
 from stepwell.model import IntLayer, Model, RecurrentLayer
 from stepwell.packing import packing_for, packing_of
 
@@ -33,11 +33,11 @@ def error(core: str) -> float:
 
 def instructions_per_step(model: Model, core: str) -> int:
     """Estimated, on average over a turn of the model's mode. KeyError for an unknown core."""
-    once = sum(
-        _layer(layer, core) / timing.every + WALK for layer, timing in zip(model.layers, model.timing, strict=True)
+    runs = runs_per_step(model)
+    walks = [n * timing.every for n, timing in zip(runs, model.timing, strict=True)]  # also where a layer does not run
+    return round(
+        sum(_layer(layer, core) * n + WALK * walk for layer, n, walk in zip(model.layers, runs, walks, strict=True))
     )
-    turns = model.mode.window / model.mode.stride if model.mode.kind == "slide" else model.mode.n_copies
-    return round(once * turns)
 
 
 def _layer(layer: IntLayer, core: str) -> float:

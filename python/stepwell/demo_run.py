@@ -11,9 +11,9 @@ from typing import Any
 from stepwell.api import convert
 from stepwell.check import compare
 from stepwell.emit import emit
-from stepwell.files import write_whole
+from stepwell.files import check_can_make, write_whole
 from stepwell.model import Model
-from stepwell.samples import Samples, load_samples
+from stepwell.samples import Samples, samples_for
 
 FILES = ("turbofan.onnx", "turbofan_calib.npz", "turbofan_test.npz")
 BOARD = "netduinoplus2"
@@ -25,6 +25,7 @@ Tell = Callable[[str], None]
 
 def run_demo(folder: Path, tell: Tell, progress: Callable | None = None) -> dict[str, Any]:
     """Do everything in ``folder``; ``tell`` gets lines for a person. Returns the figures as JSON types."""
+    check_can_make(folder, *FILES)
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         write_whole(folder / name, (resources.files("stepwell") / "demo" / name).read_bytes())
@@ -38,7 +39,7 @@ def run_demo(folder: Path, tell: Tell, progress: Callable | None = None) -> dict
     within = f"within {checked['error']:.0e} of the output's range ({checked['oracle']})"
     tell(f"   stream = source {within}; no accumulator can overflow")
 
-    samples = load_samples(folder / FILES[2], model.n_in)
+    samples = samples_for(model, folder / FILES[2])
     accuracy = _accuracy(model, folder, samples, tell)
     c_folder = folder / "turbofan"
     emit(model, c_folder, "turbofan")
@@ -78,10 +79,10 @@ def _host(model: Model, samples: Samples, tell: Tell) -> float:
 def emulator_at_hand() -> str | None:
     """ "sim" (unicorn) or "qemu", whichever can run here together with a compiler for boards; None when neither can."""
     from stepwell.boards import load_board
-    from stepwell.build import COMPILERS, why_not
+    from stepwell.build import no_compiler
     from stepwell.link.emulators import EMULATORS
 
-    if all(why_not(compiler) for compiler in COMPILERS):
+    if no_compiler():
         return None
     return next((name for name in ("sim", "qemu") if EMULATORS[name].why_not(load_board(BOARD)) is None), None)
 

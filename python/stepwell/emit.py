@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from stepwell import info
 from stepwell._version import __version__
 from stepwell.blob import packed_channels, packed_extra, parameters, places
+from stepwell.c_names import C_KEYWORDS, is_library_name
 from stepwell.errors import StepwellError, WrongUse
-from stepwell.files import folder_for, write_all
+from stepwell.files import check_can_make, folder_for, kind_of, write_all
 from stepwell.model import FORMAT, IntLayer, Model, RecurrentLayer
 from stepwell.packing import packed_rows, packed_weights, packing_for, packing_of
 from stepwell.sources import csrc
+from stepwell.text import render
 
 # the engine's files, and for those that a model may do without the knobs of stw_config.h that need them
 ENGINE_SOURCES: dict[str, tuple[str, ...]] = {
@@ -61,68 +64,83 @@ KNOBS = (
 )
 CELL = "header: parts, flags, clip, formats; tables, peephole, h0, c0, projection"
 EXTRA_WHAT = dict.fromkeys(("lstm", "gru", "gru_before", "rnn"), CELL) | {"layer_norm": "epsilon"}
-C_KEYWORDS = frozenset(
-    (
-        "auto break case char const continue default do double else enum extern float for goto if inline int long register "
-        "restrict return short signed sizeof static struct switch typedef union unsigned void volatile while "
-        "main class new template"
-    ).split()
-)
+# the last line of every file that is emitted, with a hash of the lines above it
+MARK = re.compile(rb"(?:/\*|<!--) stepwell emit wrote the lines above: ([0-9a-f]{32}) (?:\*/|-->)\n")
+GUARD = "stepwell.h"  # every other file needs it
+INTERRUPTED = '#error "stepwell emit was interrupted here: run it again"\n'
 
 
-# names that C, its library, the engine or the folder's other files use already
-TAKEN = re.compile(
-    r"(?i:stw_.*|stepwell|main|readme|the_model)|u?int\w*_t|size_t|ptrdiff_t|NULL|printf|scanf|stderr|fprintf"
-)
-
-
-def emit(model: Model, folder: str | Path, name: str | None = None, target: str = "any") -> list[Path]:
+def emit(
+    model: Model, folder: str | Path, name: str | None = None, target: str = "any", force: bool = False
+) -> list[Path]:
     """Write the folder and return its files, none of which is put in its place before all are written.
 
     ``name`` (default: the model's) becomes the C identifier and the file names. ``target``: the core whose packing the weights
     get (packing.TARGETS); every core can run every packing, with the same bits. Deterministic: the same model gives the same
-    bytes. WrongUse when ``name`` is not a C identifier or the target is unknown, StepwellError when a file is in the way.
+    bytes. WrongUse when ``name`` is not a C identifier or the target is unknown. StepwellError when a file is in the way that
+    stepwell did not write, or that was changed since: it is named and kept, and nothing is written, unless ``force``.
+
+    A process that is killed leaves the old files, the new ones, or a folder that #error refuses to compile.
     """
     name = name or c_name(model.name)
     if not _usable(name):
         raise WrongUse(
             f"'{name}' cannot name a C object and its files: use letters, digits and _, start with a letter, and take no C "
-            "keyword, no name of the C library, of the engine, main or readme"
+            "or C++ keyword, no name of the C library or its headers, of the engine, main or readme"
         )
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
-        raise StepwellError(f"{folder} is a file: give a folder")
+        raise StepwellError(f"{folder} is a {kind_of(folder)}: give a folder")
     facts = _facts(model, name, target)
-    environment = Environment(
-        loader=PackageLoader("stepwell"),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
     generated = {
-        f"{name}.h": "model.h.j2",
         f"{name}.c": "model.c.j2",
+        f"{name}.h": "model.h.j2",
         "main.c": "main.c.j2",
         "README.md": "README.md.j2",
     }
-    contents = {folder / file: environment.get_template(t).render(facts) for file, t in generated.items()}
+    contents = {folder / file: _marked(file, render(t, **facts).encode()) for file, t in generated.items()}
     contents |= _engine_files(folder)
-    _refuse_to_overwrite(contents)
+    check_can_make(folder, *(path.name for path in contents))
+    changed = _to_write(contents, force)
     with folder_for(folder):
-        return write_all(contents)
+        if changed:
+            # the guard is written, too, even when it stays as it is
+            changed |= {folder / GUARD: contents[folder / GUARD]}
+            write_all(changed, folder / GUARD, _marked(GUARD, INTERRUPTED.encode()))
+    return list(contents)
 
 
-def _refuse_to_overwrite(targets: Iterable[Path]) -> None:
-    """What an earlier ``emit`` wrote may be replaced; a file of the user's may not."""
-    for target in targets:
-        if target.exists() and not _is_ours(target.name, target.read_bytes()[:300]):
-            raise StepwellError(f"{target} exists and was not written by stepwell: give another folder or --name")
+def _to_write(contents: Mapping[Path, bytes], force: bool) -> dict[Path, bytes]:
+    """Those of ``contents`` that are not there yet. StepwellError when one would replace a file of the user's."""
+    there = {path: path.read_bytes() for path in contents if path.exists()}
+    changed = {path: content for path, content in contents.items() if there.get(path) != content}
+    kept = [path for path in there if path in changed and not _is_ours(there[path], changed[path])]
+    if kept and not force:
+        names, verb = " and ".join(map(str, kept)), "exist and were" if len(kept) > 1 else "exists and was"
+        raise StepwellError(
+            f"{names} {verb} not written by stepwell, or changed since: nothing was written; "
+            "give another folder or --name, or replace with --force"
+        )
+    return changed
 
 
-def _is_ours(name: str, beginning: bytes) -> bool:
-    """What is generated names its maker, what belongs to the engine its own name."""
-    return b"stepwell" in beginning or beginning.startswith(f"/* {name} - ".encode())
+def _marked(name: str, content: bytes) -> bytes:
+    """``content`` with the line that tells stepwell's own files."""
+    begin, end = ("<!--", "-->") if name.endswith(".md") else ("/*", "*/")
+    return content + f"{begin} stepwell emit wrote the lines above: {_hash(content)} {end}\n".encode()
+
+
+def _is_ours(content: bytes, new: bytes) -> bool:
+    """Whether stepwell wrote ``content`` and nobody changed it, but for the ends of lines; or it is ``new`` without its mark."""
+    content = content.replace(b"\r\n", b"\n")
+    lines = content.splitlines(keepends=True)
+    mark = MARK.fullmatch(lines[-1]) if lines else None
+    is_marked = mark is not None and mark[1].decode() == _hash(b"".join(lines[:-1]))
+    return is_marked or content == b"".join(new.splitlines(keepends=True)[:-1])
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def copy_engine(folder: Path) -> list[Path]:
@@ -132,17 +150,17 @@ def copy_engine(folder: Path) -> list[Path]:
 
 def _engine_files(folder: Path) -> dict[Path, bytes]:
     files = sorted(path for path in csrc().iterdir() if path.suffix in (".c", ".h"))
-    return {folder / path.name: path.read_bytes() for path in files}
+    return {folder / path.name: _marked(path.name, path.read_bytes()) for path in files}
 
 
 def c_name(text: str) -> str:
-    """A C identifier as close to ``text`` as possible."""
-    cleaned = re.sub(r"[^A-Za-z0-9_]", "_", text)
+    """A C identifier as close to ``text`` as possible, of 63 characters at most, as C tells no more apart."""
+    cleaned = re.sub(r"[^A-Za-z0-9_]", "_", text)[:61]
     return cleaned if _usable(cleaned) else f"m_{cleaned}"
 
 
 def _usable(name: str) -> bool:
-    return bool(re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)) and not TAKEN.fullmatch(name) and name not in C_KEYWORDS
+    return bool(re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)) and not is_library_name(name) and name not in C_KEYWORDS
 
 
 def _facts(model: Model, name: str, target: str) -> dict[str, object]:
@@ -156,9 +174,10 @@ def _facts(model: Model, name: str, target: str) -> dict[str, object]:
         "macro": name.upper(),
         "version": __version__,
         "format": FORMAT,
-        "info": described | {"name": _comment(model.name)},
-        "source": {k: _comment(model.notes.get("source", {}).get(k, "")) for k in ("file", "sha256")},
+        "info": described,
+        "source": {k: model.notes.get("source", {}).get(k, "") for k in ("file", "sha256")},
         "readout": model.notes.get("readout", "every"),
+        "outputs": _output_macros(described["outputs"]),
         "layers": [_layer_facts(model, index, packing) for index in range(len(model.layers))],
         "struct_bytes": {"model": info.MODEL_STRUCT_BYTES, "layer": info.LAYER_STRUCT_BYTES},
         "engine_sources": list(sources),
@@ -172,6 +191,20 @@ def _facts(model: Model, name: str, target: str) -> dict[str, object]:
         "channels": None if channels is None else [f"{{{', '.join(map(str, c))}}}" for c in channels.tolist()],
         "optional_sources": OPTIONAL_SOURCES,
     }
+
+
+def _output_macros(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Where each of several outputs begins, how long it is, and a name for macros: letters, digits and _, each name once."""
+    taken = {"FRAC"}  # of NAME_Y_FRAC
+    made = []
+    for k, output in enumerate(outputs if len(outputs) > 1 else []):
+        words = re.sub(r"[^A-Za-z0-9]+", "_", output["name"]).strip("_").upper() or f"OUTPUT{k}"
+        name, number = words, 2
+        while not taken.isdisjoint((name, f"{name}_SIZE")):
+            name, number = f"{words}_{number}", number + 1
+        taken |= {name, f"{name}_SIZE"}
+        made.append({"macro": name, "first": output["first"], "size": output["size"]})
+    return made
 
 
 def _scaled(model: Model) -> dict[str, list[str]] | None:
@@ -212,7 +245,7 @@ def _layer_facts(model: Model, index: int, packing: str) -> dict[str, object]:
     packed = packing_of(layer, packing)
     timing = model.timing[index]
     return {
-        "name": _comment(layer.name),
+        "name": layer.name,
         "kind": layer.kind,
         "kind_macro": f"STW_{layer.kind.upper()}",
         "act_macro": f"STW_{layer.activation.upper()}",
@@ -257,8 +290,3 @@ def _numbers(array: np.ndarray) -> list[str]:
 def _lines(values: list[int], per_line: int) -> Iterator[str]:
     for start in range(0, len(values), per_line):
         yield ",".join(str(v) for v in values[start : start + per_line])
-
-
-def _comment(text: str) -> str:
-    """Text that is safe inside a C comment."""
-    return re.sub(r"[^\x20-\x7e]|\*/|/\*", "?", text)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from stepwell._engine import ffi, lib
+from stepwell.blob import fault_of
 from stepwell.errors import ModelError, SampleError
 from stepwell.model import IntLayer, Model, RecurrentLayer
 from stepwell.reference import as_numbers, check_codes, check_input
@@ -47,7 +48,7 @@ class OpenModel:
         self.model = ffi.new("stw_model *")
         status = lib.stw_blob_open(self.model, self._layers, max(1, n_layers), self._blob, len(blob))
         if status != lib.STW_OK:
-            raise ModelError(status_text(status))
+            raise ModelError((status == lib.STW_E_SHAPE and fault_of(blob)) or status_text(status))
 
 
 class _Session:
@@ -105,9 +106,9 @@ def _pointer(kind: str, array: np.ndarray):
     return ffi.cast(kind, array.ctypes.data)
 
 
-def _rows(x: object, n_in: int, what: str) -> np.ndarray:
+def _rows(x: object, model: Model, what: str) -> np.ndarray:
     """``x`` as contiguous float64 [n, n_in]; SampleError when its shape is another. Values are checked in C."""
-    x = as_numbers(x)
+    x, n_in = as_numbers(model.wanted.of_rows(x)), model.n_in
     if x.ndim != 2 or x.shape[1] != n_in:
         raise SampleError(f"input has shape {list(x.shape)}, expected [{what}, {n_in}]")
     return x
@@ -121,7 +122,8 @@ def units(layer: IntLayer) -> int:
 class Stream:
     """One stream of a model: state carried from step to step until ``reset``. Not for two threads at once.
 
-    Where a step makes no new output (a window mode, strides, a warm-up) the last one is given again, zeros before the first.
+    Where a step makes no new output (a window mode, strides, a warm-up) the last one is given again, zeros before the first:
+    ``fresh`` tells.
     """
 
     def __init__(self, model: Model):
@@ -131,8 +133,13 @@ class Stream:
         self._shape, self._session = session._x.shape, session._session
 
     def step(self, x: Sequence[float] | np.ndarray) -> np.ndarray:
-        """One timestep: float [n_in] -> float64 [n_out]. SampleError on a wrong shape, NaN or inf; then the state is unchanged."""
-        row = x if type(x) is np.ndarray and x.dtype is FLOAT64 else as_numbers(x)
+        """One timestep: float [n_in] -> float64 [n_out].
+
+        SampleError on a wrong shape, NaN or inf; then the state is unchanged.
+        A dict or a pandas Series is matched by the names of the model's columns.
+        """
+        fits = type(x) is np.ndarray and x.dtype is FLOAT64
+        row = x if fits else as_numbers(self.model.wanted.of_row(x))
         if row.shape != self._shape:
             self._refuse(row)
         self.x[:] = row
@@ -148,14 +155,23 @@ class Stream:
         if _session_step(self._session):
             self._refuse(self.x)
 
+    @property
+    def fresh(self) -> bool:
+        """Whether the last step made a new output; False before the first step, after ``reset`` and after ``load``."""
+        return bool(self._session.fresh)
+
     def _refuse(self, x: object) -> None:
         x = check_input(x, self._s.n_in, self._s.may_miss)
         raise SampleError(f"input has shape {list(x.shape)}, expected [{self._s.n_in}]")
 
     def run(self, x: np.ndarray) -> np.ndarray:
-        """A sequence, the loop in C: float [T, n_in] -> float64 [T, n_out]. State carries on; unchanged on SampleError."""
+        """A sequence, the loop in C: float [T, n_in] -> float64 [T, n_out].
+
+        State carries on; unchanged on SampleError. A DataFrame is matched by the names of the
+        model's columns: extra ones are ignored, missing ones refused.
+        """
         s = self._s
-        x = _rows(x, s.n_in, "T")
+        x = _rows(x, self.model, "T")
         y = np.empty((len(x), s.n_out))
         if lib.stw_session_run(s._session, len(x), _pointer("double *", x), _pointer("double *", y)):
             check_input(x, s.n_in, s.may_miss)
@@ -183,20 +199,25 @@ class Stream:
         lib.stw_session_reset(self._s._session)
 
     def save(self) -> bytes:
-        """Snapshot of the state, as stw_save writes it: any stream of the same model, on any machine, can load it."""
+        """Snapshot of the state and of the output that held steps give again, as stw_save writes it.
+
+        Any stream of the same model, on any machine, can load it.
+        """
         size = int(lib.stw_snapshot_bytes(self._s._open.model))
         buffer = ffi.new("uint8_t[]", size)
         lib.stw_save(self._s._stream, buffer, size)
         return bytes(ffi.buffer(buffer))
 
     def load(self, snapshot: bytes) -> None:
-        """Restore a snapshot. ModelError when it is damaged or of another model; then the state is unchanged."""
+        """Restore a snapshot; ``y`` becomes the output that it holds.
+
+        ModelError when it is damaged, of another model or of another format; then the state is unchanged.
+        """
         if not isinstance(snapshot, (bytes, bytearray, memoryview)):
             raise ModelError(f"a snapshot is bytes, not {type(snapshot).__name__}")
-        status = lib.stw_load(self._s._stream, bytes(snapshot), len(snapshot))
+        status = lib.stw_session_load(self._session, bytes(snapshot), len(snapshot))
         if status != lib.STW_OK:
             raise ModelError(f"snapshot refused: {status_text(status)}")
-        self._s._y[:], self._s._y_q[:] = 0, 0  # a snapshot holds no output
 
     def digest(self) -> int:
         """FNV-1a-32 of the state: a short way to compare streams."""
@@ -222,6 +243,7 @@ class Batch:
     """``n`` streams of one model in flat memory, stepped together: ``state_bytes`` each.
 
     ``threads`` share the streams of a step between them; each has scratch of its own. It pays from about 64 streams a thread.
+    A child process that fork made may go on with the batch: its threads are started anew there.
     """
 
     def __init__(self, model: Model, n: int, threads: int = 1):
@@ -233,7 +255,7 @@ class Batch:
         for session in self._sessions:
             session.serve_many()
         self._s = self._sessions[0]
-        self._pool = ThreadPoolExecutor(len(self._sessions)) if len(self._sessions) > 1 else None
+        self._pool, self._pool_of = None, -1  # threads, and the process in which they run
         self._edges = [n * k // len(self._sessions) for k in range(len(self._sessions) + 1)]
         self.state_bytes = int(lib.stw_state_bytes(self._s._open.model))
         self._states = ffi.new("int32_t[]", max(1, self.state_bytes // 4 * n))
@@ -241,19 +263,34 @@ class Batch:
         self.reset()
 
     def step(self, x: np.ndarray) -> np.ndarray:
-        """One timestep of every stream: float [n, n_in] -> float64 [n, n_out]. No state changes on SampleError."""
+        """One timestep of every stream: float [n, n_in] -> float64 [n, n_out].
+
+        A DataFrame, a row a stream, is matched by the names of the model's columns. No state
+        changes on SampleError.
+        """
         s = self._s
-        x = _rows(x, s.n_in, "n")
+        x = _rows(x, self.model, "n")
         if len(x) != self.n:
             raise SampleError(f"input has {len(x)} rows, the batch has {self.n} streams")
-        if self._pool is None:
+        if len(self._sessions) == 1:
             if self._part(0, x):
                 check_input(x, s.n_in, s.may_miss)
         else:
             if lib.stw_session_unusable(s._session, x.size, _pointer("double *", x)):
                 check_input(x, s.n_in, s.may_miss)
-            list(self._pool.map(self._part, range(len(self._sessions)), [x] * len(self._sessions)))
+            list(self._threads().map(self._part, range(len(self._sessions)), [x] * len(self._sessions)))
         return self._y.copy()
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the last step made new outputs: one bool, as all streams run in step. False before the first step."""
+        return bool(self._s._session.fresh)
+
+    def _threads(self) -> ThreadPoolExecutor:
+        """The threads of this process: those of the one that forked it do not exist here."""
+        if self._pool_of != os.getpid():
+            self._pool, self._pool_of = ThreadPoolExecutor(len(self._sessions)), os.getpid()
+        return self._pool
 
     def _part(self, k: int, x: np.ndarray) -> int:
         """The streams of thread ``k``. The call into C lets other threads run."""

@@ -1,8 +1,16 @@
 """The errors a user meets. Each message names the file, node, tensor or row and says what to do."""
 
+from stepwell.text import printable
+
 
 class StepwellError(Exception):
-    """Base of every error that stepwell raises on purpose; the command line prints it and exits with 1."""
+    """Base of every error that stepwell raises on purpose; the command line prints it and exits with 1.
+
+    Its text may quote a file: wherever it is shown, characters that cannot be seen are escaped.
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__(), "\n")
 
 
 class ImportRefused(StepwellError):
@@ -11,6 +19,10 @@ class ImportRefused(StepwellError):
 
 class SampleError(StepwellError):
     """Sample data (calibration, test or live input) has the wrong shape, text in numbers, NaN, ..."""
+
+
+class SampleWarning(UserWarning):
+    """Sample data can be read in two ways: says which one was taken, and how to take the other."""
 
 
 class QuantizeError(StepwellError):
@@ -47,3 +59,7 @@ class PortMissing(BuildError, WrongUse):
 
 class LinkError(StepwellError):
     """The board at the other end of the link is silent, noisy, or runs something else."""
+
+
+class FidelityWarning(UserWarning):
+    """A stream of the model gives something else than its source was trained to give, by notes["fidelity"]."""

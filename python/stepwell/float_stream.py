@@ -34,6 +34,7 @@ Array = np.ndarray
 
 def run_in_mode(graph: Graph, mode: Mode, x: Array) -> Array:
     """The float graph over whole sequences in a mode: ``x`` [..., T, n_in], normalised -> [..., T, n_out]."""
+    graph = graph.in_mode(mode)
     if mode.kind == "carry":
         return FloatStream(graph).run(x)
 
@@ -99,6 +100,9 @@ Observer = Callable[[int, str, Array], None]
 class FloatStream:
     """The float graph as a stream of one or more parallel sequences; leading dimensions of ``x`` are sequences.
 
+    A graph of windows (``Graph.window``) runs over one of them: with its last step comes all that the layers make of the zeros
+    after its end, and the next one needs a reset.
+
     ``observe(layer_index, name, values)`` is called for every quantity a calibration needs, values [..., steps, width]: "x" (the
     layer's input; "x0", "x1", .. where it reads several), and for a recurrent layer "h" (the hidden state that enters each step),
     "z" (pre-activations), "c" (the new cell state; for a GRU or RNN its new h) and "y" (its output), for the others "v" (before the
@@ -108,16 +112,18 @@ class FloatStream:
     def __init__(self, graph: Graph, observe: Observer | None = None):
         self.graph = graph
         self._observer = observe
+        self._pads_lowest = any(isinstance(layer, Window) and layer.lowest for layer in graph.layers)
         self.reset()
 
     def reset(self) -> None:
         self._steps = 0
+        self._ends = False  # whether the window's end is in this call
         self._state: dict[int, tuple[Array, ...]] = {}
         self._held: Array | None = None
 
     def _observe(self, index: int, name: str, values: Array) -> None:
         if self._observer and values.size:
-            self._observer(index, name, values)
+            self._observer(index, name, np.where(np.isneginf(values), 0.0, values) if self._pads_lowest else values)
 
     @property
     def steps(self) -> int:
@@ -134,7 +140,21 @@ class FloatStream:
         Where the graph has strides or a warm-up, steps without a new output repeat the last one (zeros before the first). A layer
         that reads backwards takes this call's steps for its window.
         """
+        return self._spread(self._made(x), x.shape[-2])
+
+    def outputs(self, x: Array) -> Array:
+        """As ``run``, but all that the last layer makes and nothing else: [..., n, n_out]."""
+        y = self._made(x)
+        self._spread(y, x.shape[-2])
+        return y
+
+    def _made(self, x: Array) -> Array:
+        """What the last layer makes of some more steps."""
         values = [np.asarray(x, dtype=np.float64)]
+        end = self._steps + x.shape[-2]
+        if 0 < self.graph.window < end:
+            raise ValueError(f"{end} steps of a window of {self.graph.window}: reset first")
+        self._ends = 0 < self.graph.window == end
         for index, layer in enumerate(self.graph.layers):
             inputs = [values[value] for value in self.graph.sources[index]]
             for name, a in zip(["x"] if len(inputs) == 1 else ["x0", "x1", "x2"], inputs, strict=False):
@@ -142,15 +162,16 @@ class FloatStream:
             y = RUNS[type(layer)](self, index, layer, *inputs)
             self._observe(index, "y", y)
             values.append(y)
-        return self._spread(values[-1], x.shape[-2])
+        return values[-1]
 
     def _spread(self, y: Array, n_steps: int) -> Array:
-        """Outputs at the steps at which they are made, held in between."""
+        """Outputs at the steps at which they are made, held in between; after a window's last step the last of all."""
         timing = self.graph.timing[-1]
         if self._held is None:
             self._held = np.zeros((*y.shape[:-2], y.shape[-1]))
         before = timing.runs(self._steps)
         runs = np.array([timing.runs(self._steps + k + 1) - before for k in range(n_steps)], int)
+        runs[-1:] = y.shape[-2] if self._ends else runs[-1:]
         self._steps += n_steps
         y = np.concatenate([self._held[..., None, :], y], axis=-2)
         self._held = y[..., -1, :]
@@ -215,25 +236,17 @@ class FloatStream:
         return np.argmax(x, axis=-1)[..., None].astype(np.float64)
 
     def _window(self, index: int, layer: Window, x: Array) -> Array:
-        own, source = self.graph.timing[index], self.graph.timing_of(self.graph.sources[index][0])
-        (past,) = self._state.get(index, (np.zeros((*x.shape[:-2], layer.span - 1, layer.n_in)),))
-        known = np.concatenate([past, x], axis=-2)
-        self._state[index] = (known[..., known.shape[-2] - (layer.span - 1) :, :],)
-        first_run = source.runs(self._steps)  # of the source, in this call
-        ticks = [
-            own.first + own.every * k for k in range(own.runs(self._steps), own.runs(self._end(source, first_run, x)))
-        ]
-        places = [(tick - source.first) // source.every - first_run for tick in ticks]
+        before = np.full((*x.shape[:-2], layer.span - 1, layer.n_in), layer.edge)
+        past, seen = self._state.get(index, (before, 0))
+        after = np.full((*x.shape[:-2], layer.ahead if self._ends else 0, layer.n_in), layer.edge)
+        known = np.concatenate([past, x, after], axis=-2)
+        runs = range(seen, seen + known.shape[-2] - (layer.span - 1))  # of the source
+        self._state[index] = (known[..., known.shape[-2] - (layer.span - 1) :, :], seen + x.shape[-2])
+        places = [k - seen for k in runs if k >= layer.delay and (k - layer.delay) % layer.stride == 0]
         taps = np.array([[p + k * layer.dilation for k in range(layer.taps)] for p in places], int).reshape(
             -1, layer.taps
         )
         return known[..., taps, :].swapaxes(-1, -2).reshape(*x.shape[:-2], len(places), layer.n_out)
-
-    @staticmethod
-    def _end(source, first_run: int, x: Array) -> int:
-        """The step after the source's last run in this call."""
-        n_runs = first_run + x.shape[-2]
-        return source.first + (n_runs - 1) * source.every + 1 if n_runs else 0
 
     def _attention(self, index: int, layer: Attention, *inputs: Array) -> Array:
         query, key, value = inputs if layer.form != "score" else (inputs[0], *inputs)

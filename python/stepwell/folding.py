@@ -64,7 +64,7 @@ def reach_of(graph: Graph) -> Reach:
         elif passed is None:
             for carried in sources:
                 mark(fixed, carried)
-        elif isinstance(layer, Window) and layer.padding != 0:
+        elif isinstance(layer, Window) and (layer.padding != 0 or layer.ahead):
             mark(padded, passed)
         columns.append(np.full(layer.n_out, -1) if passed is None else passed)
     mark(fixed, columns[-1])

@@ -11,18 +11,22 @@ An activation is the name of a plain function ("none", "relu", "tanh", "sigmoid"
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
 
 from stepwell.errors import ImportRefused
 from stepwell.functions import PLAIN, Function, as_function
+from stepwell.mode import Mode
+from stepwell.text import printable
 
 SOFTMAX_MAX = 512  # STW_SOFTMAX_MAX
 NORM_MAX = 1024  # STW_NORM_MAX: the sum of squares of a LayerNorm stays in 64 bits
 WIDTH_MAX = 65535
 TIMING_MAX = 65535
+AHEAD_MAX = 32767
+SAME = ("", "upper", "lower")
 
 
 class Layer:
@@ -390,6 +394,12 @@ class Window(Layer):
     y[c * taps + k] = x_c of ``dilation * (taps - 1 - k)`` steps ago. ``padding``: how many zeros the source puts before a sequence
     (None: as many as make the first step count); fewer, and the first outputs come later. ``stride``: one output every so many
     steps; everything after it runs at that rate.
+
+    ``ahead``: how many zeros follow the sequence, 0 .. span - 1. Only a window has an end: a stream runs without them.
+    ``same``: "upper" or "lower" where both depend on the sequence's length n, so that ceil(n / stride) outputs come; an odd
+    zero stands after the sequence or before it. ``padding`` None then means that n is not known yet.
+    ``lowest``: the largest value is sought: minus infinity stands in place of the zeros, and a MaxPool must follow.
+    ``least``: the fewest steps of a sequence for which what follows is right.
     """
 
     name: str
@@ -398,6 +408,10 @@ class Window(Layer):
     dilation: int = 1
     stride: int = 1
     padding: int | None = None
+    ahead: int = 0
+    same: str = ""
+    lowest: bool = False
+    least: int = 1
 
     @property
     def n_out(self) -> int:
@@ -413,11 +427,30 @@ class Window(Layer):
         """Steps of its source before its first output."""
         return 0 if self.padding is None else self.span - 1 - self.padding
 
+    @property
+    def edge(self) -> float:
+        """What stands before and after the sequence."""
+        return -np.inf if self.lowest else 0.0
+
+    def over(self, n: int) -> Window:
+        """The layer over a sequence of ``n`` steps."""
+        if not self.same:
+            return self
+        both = max(0, (-(-n // self.stride) - 1) * self.stride + self.span - n)
+        before = both // 2 if self.same == "upper" else both - both // 2
+        return replace(self, padding=before, ahead=both - before)
+
+    def runs(self, n: int) -> int:
+        """How many outputs a sequence of ``n`` steps gives."""
+        return max(0, (n + self.ahead - self.delay - 1) // self.stride + 1)
+
     def fault(self) -> str:
         if min(self.taps, self.dilation, self.stride) < 1:
             return f"taps {self.taps}, dilation {self.dilation} and stride {self.stride} must be positive"
         if self.span > WIDTH_MAX:
             return f"looks back over {self.span} steps, {WIDTH_MAX} at most"
+        if not 0 <= self.ahead < min(self.span, AHEAD_MAX + 1) or self.same not in SAME:
+            return f"looks {self.ahead} steps ahead, more than its span of {self.span} or {AHEAD_MAX}, or same '{self.same}'"
         return "" if 0 <= self.delay < self.span else f"padding {self.padding} does not fit a span of {self.span}"
 
 
@@ -485,6 +518,25 @@ class Timing:
         """How often it runs in the first ``steps`` steps."""
         return 0 if steps <= self.first else (steps - 1 - self.first) // self.every + 1
 
+    def at(self, step: int) -> bool:
+        """Whether it runs at ``step``, from 0."""
+        return step >= self.first and (step - self.first) % self.every == 0
+
+
+def timing_behind(layer: Layer, before: Timing) -> Timing:
+    """When a layer runs whose first source runs as ``before`` tells."""
+    if not isinstance(layer, Window):
+        return before
+    return Timing(before.first + layer.delay * before.every, before.every * max(layer.stride, 1))
+
+
+@dataclass(frozen=True)
+class Output:
+    """One of the source's outputs: its name and how many values it has."""
+
+    name: str
+    size: int
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -493,6 +545,12 @@ class Graph:
     ``sources``: for each layer the values it reads: 0 the model's input, k the output of layer k - 1; left out, the layers are a
     chain. ``readout`` tells which outputs the source model gives: "every" step or the "last" one only. A stream computes the output
     at every step either way. ``notes`` are sentences for the user about what the importer did ("weights were float16").
+    ``outputs``: what the source calls its outputs, which stand side by side in this order; empty where it has no names. Characters
+    that cannot be printed are replaced in all names, and a note says so.
+
+    ``window``: the graph runs over windows of so many steps, each from a reset, and then over the zeros that follow a window's
+    end; 0: over a stream that never ends. ``in_window`` and ``in_mode`` make one graph of the other. ``lags``: for each layer
+    how many steps after a window's end it runs last.
     """
 
     layers: tuple[Layer, ...]
@@ -500,12 +558,16 @@ class Graph:
     source: Source = field(default_factory=Source)
     notes: tuple[str, ...] = ()
     sources: tuple[tuple[int, ...], ...] = ()
+    outputs: tuple[Output, ...] = ()
+    window: int = 0
     timing: tuple[Timing, ...] = field(init=False, default=())
+    lags: tuple[int, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
         """Raises ImportRefused, naming the layer, when the graph cannot be run."""
         if not any(isinstance(layer, Recurrent) for layer in self.layers):
             raise ImportRefused("a graph needs at least one recurrent layer")
+        self._make_printable()
         if not self.sources:
             object.__setattr__(self, "sources", tuple((k,) for k in range(len(self.layers))))
         if len(self.sources) != len(self.layers):
@@ -515,12 +577,32 @@ class Graph:
             if reason:
                 raise ImportRefused(f"layer {index} '{self.layers[index].name}': {reason}")
             object.__setattr__(self, "timing", (*self.timing, self._timing(index)))
+            object.__setattr__(self, "lags", (*self.lags, self._lag(index)))
         last = self.timing[-1]
         for layer, timing in zip(self.layers, self.timing, strict=True):
             if timing.first > last.first or last.every % timing.every:
                 raise ImportRefused(
                     f"layer '{layer.name}' runs at other steps than the output, which does not need it: leave it out"
                 )
+        if self.outputs and sum(output.size for output in self.outputs) != self.n_out:
+            sizes = [output.size for output in self.outputs]
+            raise ImportRefused(f"outputs of {sizes} values do not make up the {self.n_out} of the last layer")
+
+    def _make_printable(self) -> None:
+        """Names that a terminal or a file of notes can hold, and a note where one was changed."""
+        layers = tuple(
+            layer if printable(layer.name) == layer.name else replace(layer, name=printable(layer.name))
+            for layer in self.layers
+        )
+        changed = [(a.name, b.name) for a, b in zip(self.layers, layers, strict=True) if a is not b]
+        texts = {name: printable(getattr(self.source, name)) for name in ("file", "sha256", "producer")}
+        outputs = tuple(Output(printable(output.name), output.size) for output in self.outputs)
+        files = [(self.source.file, texts["file"])] if texts["file"] != self.source.file else []
+        said = (*self.notes, *replaced_note("file", files), *replaced_note("layer", changed))
+        notes = tuple(printable(note) for note in said)
+        for name, value in (("layers", layers), ("outputs", outputs), ("notes", notes)):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "source", replace(self.source, **texts))
 
     @property
     def n_in(self) -> int:
@@ -533,9 +615,46 @@ class Graph:
         return self.layers[-1].n_out
 
     @property
-    def needs_window(self) -> bool:
-        """Whether a layer reads a window backwards, so that no plain stream can run it."""
+    def reads_backwards(self) -> bool:
         return any(isinstance(layer, Recurrent) and (layer.reverse or layer.final) for layer in self.layers)
+
+    @property
+    def looks_ahead(self) -> Window | None:
+        """A layer that needs the end of the sequence to be known: the answer at the end depends on the zeros that it sees
+        after it, or those before it on the sequence's length.
+        """
+        windows = [layer for layer in self.layers if isinstance(layer, Window)]
+        unknown = next((layer for layer in windows if layer.same and layer.padding is None), None)
+        if unknown or self.readout != "last" or not self.lags[-1]:
+            return unknown
+        return next(layer for layer in windows if layer.ahead)
+
+    @property
+    def needs_window(self) -> bool:
+        """Whether only a window can run it: a layer reads backwards, or looks ahead of an answer at the end."""
+        return self.reads_backwards or self.looks_ahead is not None
+
+    def in_window(self, steps: int) -> Graph:
+        """The graph over windows of so many steps; ImportRefused where it cannot be run so."""
+        layers, counts = list(self.layers), [steps]
+        for index, layer in enumerate(layers):
+            n = counts[self.sources[index][0]]
+            if isinstance(layer, Window):
+                layers[index] = layer = layer.over(n)
+                if n < layer.least:
+                    raise ImportRefused(
+                        f"layer '{layer.name}': windows of {steps} steps leave it {n}, it pools over {layer.span}: take longer ones"
+                    )
+                n = layer.runs(n)
+            counts.append(n)
+        return replace(self, layers=tuple(layers), window=steps)
+
+    def in_mode(self, mode: Mode) -> Graph:
+        """The graph as a mode runs it: over its windows, or without the zeros after the end of a stream that has none."""
+        if mode.kind != "carry":
+            return self.in_window(mode.window)
+        layers = (replace(layer, ahead=0, same="") if isinstance(layer, Window) else layer for layer in self.layers)
+        return replace(self, layers=tuple(layers), window=0)
 
     def width(self, value: int) -> int:
         """Width of the model's input (0) or of the output of layer ``value - 1``."""
@@ -545,10 +664,15 @@ class Graph:
         return self.timing[value - 1] if value else Timing()
 
     def _timing(self, index: int) -> Timing:
-        layer, before = self.layers[index], self.timing_of(self.sources[index][0])
-        if not isinstance(layer, Window):
-            return before
-        return Timing(before.first + layer.delay * before.every, before.every * layer.stride)
+        return timing_behind(self.layers[index], self.timing_of(self.sources[index][0]))
+
+    def lag_of(self, value: int) -> int:
+        return self.lags[value - 1] if value else 0
+
+    def _lag(self, index: int) -> int:
+        layer, reads = self.layers[index], self.sources[index]
+        own = layer.ahead * self.timing_of(reads[0]).every if isinstance(layer, Window) else 0
+        return own + max(self.lag_of(value) for value in reads)
 
     def _fault(self, index: int) -> str:
         layer, reads = self.layers[index], self.sources[index]
@@ -564,8 +688,13 @@ class Graph:
                 return f"is given {self.width(value)} values and takes {width}"
         if len({self.timing_of(value) for value in reads}) > 1:
             return "its sources do not arrive at the same steps: pad convolutions on the left only, so that none is delayed"
-        if max(self._timing(index).first, self._timing(index).every) > TIMING_MAX:
-            return f"its first output or its stride is beyond {TIMING_MAX} steps"
+        if self.window and len({self.lag_of(value) for value in reads}) > 1:
+            return "its sources do not end at the same step of a window: pad them alike"
+        if max(self._timing(index).first, self._timing(index).every, self._lag(index)) > TIMING_MAX:
+            return f"its first output, its stride or the steps after a window's end are beyond {TIMING_MAX} steps"
+        lowest = any(value and getattr(self.layers[value - 1], "lowest", False) for value in reads)
+        if lowest and not isinstance(layer, MaxPool):
+            return "reads a window that is padded with minus infinity, which only a MaxPool can"
         if isinstance(layer, Embedding) and reads != (0,):
             return "an embedding must read the model's input"
         return self._order_fault(index)
@@ -577,6 +706,14 @@ class Graph:
         if getattr(layer, "activation", "") == "softmax" and (not is_last or layer.n_out > SOFTMAX_MAX):
             return f"softmax must come last and have at most {SOFTMAX_MAX} classes"
         return ""
+
+
+def replaced_note(what: str, changed: list[tuple[str, str]]) -> list[str]:
+    """A sentence on names that were made printable, pairs of the old and the new one; none where there are none."""
+    if not changed:
+        return []
+    (old, new), others = changed[0], f", and {len(changed) - 1} more" if len(changed) > 1 else ""
+    return [f"{what} {old!r} is called '{new}' here, its name cannot be printed{others}"]
 
 
 def _array_fault(layer: Layer) -> str:

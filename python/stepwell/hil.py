@@ -16,12 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from stepwell.columns import is_table
 from stepwell.errors import LinkError, SampleError, StepwellError
 from stepwell.link import HostLink, Link, Unit
 from stepwell.model import Model, Part, RecurrentLayer, state_parts
 from stepwell.reference import Reference
 
-SNAPSHOT_HEADER = 8  # magic, model id
+SNAPSHOT_HEADER = 8  # magic with the format number, model id
 COMES_AND_GOES = "a second run was right: the fault comes and goes, look at power, clock and memory"
 BATCH = 256  # steps between two calls of progress
 POLL = 0.2  # seconds between two looks at boards that run side by side
@@ -111,9 +112,12 @@ def run_hil(
 ) -> HilReport:
     """Stream ``sequences`` (float [T_i, n_in] each, quantised by the model; the state is reset between them) through the board.
 
+    DataFrames are matched by the names of the model's columns.
     Compares all outputs and the state after each sequence with the host engine. ``progress(done, total)`` counts steps.
     Raises LinkError when the board fails to answer, runs another model or has used up its stack, SampleError on bad data.
     """
+    sequences = [sequences] if is_table(sequences) else sequences
+    sequences = [model.wanted.of_rows(sequence) for sequence in sequences]
     if not sequences or not all(len(sequence) for sequence in sequences):
         raise SampleError("no steps to stream: give at least one sequence, and none that is empty")
     info = link.connect(model)

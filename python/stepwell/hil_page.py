@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from stepwell._version import __version__
 from stepwell.errors import StepwellError
 from stepwell.files import write_whole
 from stepwell.hil import HilReport
+from stepwell.text import render
 
 OUTCOMES = ("passed", "failed", "error", "skipped")
 
@@ -52,13 +51,5 @@ def write_page(path: str | Path, title: str, runs: Iterable[Run]) -> Path:
     rows = list(runs)
     columns = list(dict.fromkeys(column for run in rows for column in run.facts))
     counts = {outcome: sum(run.outcome == outcome for run in rows) for outcome in OUTCOMES}
-    environment = Environment(
-        loader=PackageLoader("stepwell"),
-        undefined=StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template("hil.html.j2")
-    page = template.render(title=title, runs=rows, columns=columns, counts=counts, version=__version__)
+    page = render("hil.html.j2", title=title, runs=rows, columns=columns, counts=counts, version=__version__)
     return write_whole(path, page)

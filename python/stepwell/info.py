@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ def describe(model: Model, packing: str = "plain") -> dict[str, Any]:
         "n_out": model.n_out,
         "input": {"type": "int16", "scale": model.x_scale, **input_ranges(model)},
         "output": {"type": "int32", "format": f"Q{model.y_frac}", "scale": 2.0**-model.y_frac},
+        "outputs": outputs(model),
         "flash_bytes": flash_bytes(model, packing),
         "ram_bytes": ram["state"] + ram["scratch"],
         "state_bytes": ram["state"],
@@ -44,6 +46,16 @@ def describe(model: Model, packing: str = "plain") -> dict[str, Any]:
         "layers": [_describe_layer(model, index, packing) for index in range(len(model.layers))],
         "notes": model.notes,
     }
+
+
+def outputs(model: Model) -> list[dict[str, Any]]:
+    """What the source calls its outputs: "name", the index of the "first" value and the "size"; empty where it has no names."""
+    named = model.notes.get("outputs", [])
+    firsts = accumulate((output["size"] for output in named), initial=0)
+    return [
+        {"name": output["name"], "first": first, "size": output["size"]}
+        for output, first in zip(named, firsts, strict=False)
+    ]
 
 
 def ram_bytes(model: Model) -> dict[str, int]:
@@ -93,10 +105,17 @@ def input_ranges(model: Model) -> dict[str, Any]:
 
 def macs_per_step(model: Model) -> float:
     """Multiply-accumulates of a step, on average over those of a turn of the mode and of strides."""
-    per_step = sum(macs(layer) / timing.every for layer, timing in zip(model.layers, model.timing, strict=True))
-    if model.mode.kind == "slide":
-        per_step *= model.mode.window / model.mode.stride
-    return round(per_step * model.mode.n_copies)
+    return round(sum(macs(layer) * runs for layer, runs in zip(model.layers, runs_per_step(model), strict=True)))
+
+
+def runs_per_step(model: Model) -> list[float]:
+    """How often each layer runs at a step, on average over a turn of the mode; a window's end takes more steps than it has."""
+    mode = model.mode
+    every = [timing.every for timing in model.timing]
+    if mode.kind == "carry":
+        return [1 / n for n in every]
+    turns = mode.window / mode.stride if mode.kind == "slide" else mode.n_copies
+    return [turns * (1 + lag / mode.window) / n for n, lag in zip(every, model.lags, strict=True)]
 
 
 def timing(model: Model) -> dict[str, int]:
@@ -107,6 +126,8 @@ def timing(model: Model) -> dict[str, int]:
     last = model.timing[-1]
     if model.mode.kind == "carry" or (model.mode.kind == "tumble" and model.mode.stride == 1):
         first, every = last.first, last.every
+        if model.mode.kind == "tumble":
+            first = min(first, model.mode.window - 1)  # with the window's end comes all that is left
     else:
         first, every = model.mode.first, model.mode.stride
     window = model.mode.window if model.mode.kind != "carry" else -1
@@ -132,6 +153,8 @@ def _describe_layer(model: Model, index: int, packing: str) -> dict[str, Any]:
     }
     if isinstance(layer, WindowLayer):
         described["looks_back"] = layer.span - 1
+        if layer.ahead:
+            described["looks_ahead"] = layer.ahead
     if isinstance(layer, AttentionLayer):
         described["looks_back"] = layer.steps - 1
     if isinstance(layer, RecurrentLayer):

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stepwell.errors import WrongUse
+
+if TYPE_CHECKING:
+    from stepwell.graph import Timing
 
 KINDS = ("carry", "tumble", "slide", "stagger")  # STW_CARRY .. STW_STAGGER
 WINDOW_MAX = 65535
@@ -59,6 +63,35 @@ class Mode:
     def first(self) -> int:
         """The step (from 0) of the first output."""
         return 0 if self.kind == "carry" or (self.kind == "tumble" and self.stride == 1) else self.window - 1
+
+    def is_new(self, step: int, timing: Timing) -> bool:
+        """Whether ``step`` (from 0, since the reset) makes a new output; ``timing``: of the last layer."""
+        if self.kind == "carry":
+            return timing.at(step)
+        if self.kind == "tumble" and self.stride == 1:
+            return timing.at(step % self.window)
+        return step >= self.first and (step - self.first) % self.stride == 0
+
+    def repeats(self, timing: Timing) -> bool:
+        """Whether some step after the first output makes no new one; ``timing``: of the last layer."""
+        if self.stride > 1 or self.kind == "slide":
+            return self.stride > 1
+        return timing.every > 1 or (self.kind == "tumble" and timing.first > 0)
+
+    def never(self, timing: Timing, lag: int = 0) -> str:
+        """Why windows never give an output of a model; empty when they do.
+
+        ``timing``: of the last layer, ``lag``: how many steps after a window's end it runs last.
+        """
+        if self.kind == "carry":
+            return ""
+        end = self.window + lag
+        if timing.first >= end:
+            return f"mode {self}: the model's first output comes after {timing.first + 1} steps: take a longer window"
+        at_the_end = self.kind == "stagger" or (self.kind == "tumble" and self.stride > 1)
+        if at_the_end and timing.runs(end) == timing.runs(self.window - 1):
+            return f"mode {self}: the model gives an output every {timing.every} steps, and none at the window's last"
+        return ""
 
 
 CARRY = Mode()

@@ -19,6 +19,7 @@ from stepwell.mode import CARRY, Mode
 from stepwell.scaler import NO_SCALER, Scaler
 
 if TYPE_CHECKING:
+    from stepwell.columns import Wanted
     from stepwell.engine import Batch, Stream
     from stepwell.reference import Reference
 
@@ -384,7 +385,10 @@ class ArgMaxLayer(IntLayer):
 
 @dataclass(frozen=True)
 class WindowLayer(IntLayer):
-    """The last ``taps`` values of each channel, ``dilation`` steps apart."""
+    """The last ``taps`` values of each channel, ``dilation`` steps apart.
+
+    ``ahead``: how many zeros follow a window's end, 0 in mode carry; ``lowest``: the lowest code stands in place of zeros.
+    """
 
     name: str
     n_in: int
@@ -392,6 +396,8 @@ class WindowLayer(IntLayer):
     dilation: int
     x_scale: float
     y_scale: float
+    ahead: int = 0
+    lowest: bool = False
 
     kind = "window"
     activation: ClassVar[str] = "none"
@@ -403,6 +409,11 @@ class WindowLayer(IntLayer):
     @property
     def span(self) -> int:
         return (self.taps - 1) * self.dilation + 1
+
+    @property
+    def edge(self) -> int:
+        """The code before and after a sequence."""
+        return -32768 if self.lowest else 0
 
     @property
     def n_hidden(self) -> int:
@@ -484,8 +495,30 @@ class Model:
         return self.layers[-1].n_out
 
     @property
+    def lags(self) -> tuple[int, ...]:
+        """For each layer, how many steps after a window's end it runs last: what it and those before it look ahead."""
+        lags = [0]
+        every = [1, *(timing.every for timing in self.timing)]
+        for layer, reads in zip(self.layers, self.sources, strict=True):
+            lags.append(lags[reads[0]] + getattr(layer, "ahead", 0) * every[reads[0]])
+        return tuple(lags[1:])
+
+    @property
     def name(self) -> str:
         return self.notes.get("name", "model")
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """Names of the inputs, when the calibration data had them: ``notes["columns"]``."""
+        names = self.notes.get("columns")
+        return tuple(names) if names else None
+
+    @cached_property
+    def wanted(self) -> Wanted:
+        """Which columns of a table with names feed the model."""
+        from stepwell.columns import Wanted
+
+        return Wanted(self.n_in, names=self.columns)
 
     @cached_property
     def blob(self) -> bytes:
@@ -541,17 +574,22 @@ class Model:
         """Real input -> int16 codes: ``floor(x / x_scale + 1/2)``, clamped; any shape [..., n_in].
 
         With a scaler x is in the user's units; missing samples (NaN) become fill codes here, only a stream knows what to hold.
+        A DataFrame is matched by name.
         """
-        return self.scaler.codes(x, self.x_scale)
+        return self.scaler.codes(self.wanted.of_rows(x), self.x_scale)
 
     def dequantize(self, y_q: np.ndarray) -> np.ndarray:
         """int32 outputs -> real numbers, exactly: ``y_q * 2^-y_frac``; any shape [..., n_out]."""
         return np.asarray(y_q, dtype=np.float64) * 2.0**-self.y_frac
 
 
+LAST_OUTPUT = "last output"  # the name of its part
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A piece of a stream's state: a counter, inputs that are remembered, or what a layer keeps; ``index`` -1 is no layer.
+    """A piece of a stream's state: a counter, inputs or outputs that are remembered, or what a layer keeps; ``index`` -1 is
+    no layer.
 
     ``c`` int32 [n_cells] and ``h`` int16 [n_hidden] are its values in a snapshot.
     """
@@ -574,4 +612,5 @@ def state_parts(model: Model) -> list[Part]:
     for _ in range(mode.n_copies):
         parts.append(Part(-1, "clock", int(has_clock), 0))
         parts += [Part(k, layer.name, layer.n_cells, layer.n_hidden) for k, layer in enumerate(model.layers)]
+    parts.append(Part(-1, LAST_OUTPUT, model.n_out if mode.repeats(model.timing[-1]) else 0, 0))
     return parts

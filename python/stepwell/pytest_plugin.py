@@ -269,20 +269,22 @@ class Dut:
         return y_q
 
     def step(self, x: np.ndarray) -> np.ndarray:
-        """Real numbers [n, n_in] -> [n, n_out]."""
+        """Real numbers [n, n_in], or a DataFrame, -> [n, n_out]."""
         return self.model.dequantize(self.step_q(self.model.quantize(x)))
 
     def run(self, sequences: Sequence[np.ndarray]) -> HilReport:
-        """Stream float sequences [T_i, n_in] and compare every bit with the host engine; the test fails on a difference."""
+        """Stream float sequences [T_i, n_in], or DataFrames, and compare every bit with the host engine.
+
+        The test fails on a difference.
+        """
         from stepwell.hil import run_hil
+        from stepwell.text import printable
 
         report = run_hil(self.link, self.model, sequences)
         self.steps += report.steps
         if not report.ok:
-            pytest.fail(
-                f"{report.board} differs from the host engine in {report.mismatches} values; {report.first}",
-                pytrace=False,
-            )
+            said = f"{report.board} differs from the host engine in {report.mismatches} values; {report.first}"
+            pytest.fail(printable(said), pytrace=False)
         return report
 
 

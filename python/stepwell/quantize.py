@@ -7,7 +7,7 @@ The arithmetic this feeds is docs/numerics.md; the choices made here (formats of
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, floor, log2, sqrt
 
 import numpy as np
@@ -84,6 +84,7 @@ def quantize(
     Raises QuantizeError, naming layer, row, gate and unit, when a row cannot be made to pass the overflow proof.
     """
     check_window(graph, mode)
+    graph = graph.in_mode(mode)
     plan.check([layer.name if isinstance(layer, Recurrent) else "" for layer in graph.layers])
     q = _Quantizer(graph, calibration, plan)
     for index, layer in enumerate(graph.layers):
@@ -100,28 +101,65 @@ def quantize(
     return Model(tuple(layers), q.scales[0], round(y_frac), notes, tuple(sources), tuple(timing), mode, scaler)
 
 
-def check_window(graph: Graph, mode: Mode) -> None:
-    """QuantizeError when a mode cannot run the graph: one that reads backwards without a sliding window, or windows that end
-    before the model's first output, or between two of them.
+def check_window(graph: Graph, mode: Mode, trained: int | None = None) -> None:
+    """QuantizeError when a mode cannot run the graph: without a window, one that reads backwards or looks ahead of an answer at
+    the end; windows that end before the model's first output, or between two of them. ``trained``: steps of its windows.
     """
-    if graph.needs_window and mode.kind != "slide":
+    steps = trained or "T"
+    if graph.reads_backwards and mode.kind != "slide":
         raise QuantizeError(
             "a layer reads the sequence backwards (reverse or bidirectional), which no stream can do: give the window it was "
-            "trained on with mode='slide:T' (--mode slide:T)"
+            f"trained on with mode='slide:{steps}' (--mode slide:{steps})"
         )
-    timing = graph.timing[-1]
+    ahead = graph.looks_ahead
     if mode.kind == "carry":
+        if ahead:
+            name = ahead.name.removesuffix(".window").removesuffix(".seen")
+            raise QuantizeError(
+                f"layer '{name}' looks ahead (padding='same', or zeros after the end), and the model answers at the end of a "
+                "sequence, which a stream in mode carry does not have: give the window it was trained on with "
+                f"mode='slide:{steps}' or 'tumble:{steps}' (--mode slide:{steps})"
+            )
         return
-    if timing.first >= mode.window:
+    timing, end = graph.in_mode(mode).timing[-1], _end(graph, mode.window)
+    if timing.first >= end:
         raise QuantizeError(
             f"mode {mode}: the model's first output comes after {timing.first + 1} steps: take a longer window"
         )
-    missed = (mode.window - 1 - timing.first) % timing.every
-    if missed and (mode.kind == "stagger" or (mode.kind == "tumble" and mode.stride > 1)):
+    at_the_end = mode.kind == "stagger" or (mode.kind == "tumble" and mode.stride > 1)
+    if at_the_end and not _ends_with_output(graph, mode.window):
+        below, above = (
+            [n for n in near if _ends_with_output(graph, n)][:1]
+            for near in (
+                range(mode.window - 1, max(0, mode.window - timing.every), -1),
+                range(mode.window + 1, mode.window + timing.every + 1),
+            )
+        )
         raise QuantizeError(
             f"mode {mode}: the model gives an output every {timing.every} steps, and none at the window's last: take a window of "
-            f"{mode.window - missed} or {mode.window - missed + timing.every} steps"
+            f"{' or '.join(map(str, (*below, *above)))} steps"
         )
+
+
+def _end(graph: Graph, window: int) -> int:
+    """Steps that a window takes, those after its end included."""
+    return window + graph.in_window(window).lags[-1]
+
+
+def _ends_with_output(graph: Graph, window: int) -> bool:
+    """Whether an output comes with the last step of a window, or after it."""
+    timing, end = graph.in_window(window).timing[-1], _end(graph, window)
+    return timing.runs(end) > timing.runs(window - 1)
+
+
+def in_mode(model: Model, graph: Graph, mode: Mode) -> Model:
+    """The model in another mode, ``graph`` being what it was made from: layers that look ahead see other ends. QuantizeError."""
+    check_window(graph, mode)
+    run = graph.in_mode(mode)
+    ahead = {k: layer.ahead for k, layer in enumerate(run.layers) if isinstance(layer, Window)}
+    layers = [replace(layer, ahead=ahead[k]) if k in ahead else layer for k, layer in enumerate(model.layers)]
+    timing = (*run.timing, *[run.timing[-1]] * (len(layers) - len(run.layers)))
+    return model.replace(layers=tuple(layers), timing=timing, mode=mode)
 
 
 def _rescaled(layer: IntLayer) -> ActivationLayer:
@@ -386,7 +424,8 @@ def _max_pool(layer: MaxPool, place: _Place) -> MaxPoolLayer:
 
 
 def _window(layer: Window, place: _Place) -> WindowLayer:
-    return WindowLayer(layer.name, layer.n_in, layer.taps, layer.dilation, place.x_scale, place.x_scale)
+    scales = place.x_scale, place.x_scale
+    return WindowLayer(layer.name, layer.n_in, layer.taps, layer.dilation, *scales, layer.ahead, layer.lowest)
 
 
 def _layer_norm(layer: LayerNorm, place: _Place) -> LayerNormLayer:

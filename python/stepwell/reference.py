@@ -17,6 +17,7 @@ from stepwell.errors import SampleError
 from stepwell.graph import Timing
 from stepwell.mode import run_windows
 from stepwell.model import (
+    LAST_OUTPUT,
     ActivationLayer,
     AddLayer,
     ArgMaxLayer,
@@ -318,18 +319,21 @@ class Reference:
     def reset(self) -> None:
         """The initial state in every layer; no step seen."""
         self.state: dict[int, tuple[Array, ...]] = {}
+        self.fresh = False  # whether the last step made a new output
         self._steps = 0  # of the layers since their reset
+        self._ends = False  # whether a window's end is among the steps at hand
         self._seen: Array | None = None  # inputs, as far as a window mode needs them
         self._n_seen = 0
         self._held: Array | None = None
         self._last: Array | None = None  # codes to hold where a sample is missing
 
     def restore(self, parts: list[Part]) -> None:
-        """The state of a snapshot of a model in mode carry (hil.snapshot_parts), without held outputs and inputs."""
+        """The state of a snapshot of a model in mode carry (hil.snapshot_parts), without codes that stand for missing ones."""
         self.reset()
         for part in parts:
             if part.index < 0:
                 self._steps = int(part.c[0]) if part.name == "clock" and part.n_cells else self._steps
+                self._held = part.c.astype(np.int64) if part.name == LAST_OUTPUT and part.n_cells else self._held
                 continue
             layer = self.model.layers[part.index]
             c, h = part.c.astype(np.int64), part.h.astype(np.int64)
@@ -366,8 +370,11 @@ class Reference:
         x = x_q.astype(np.int64)
         if self._held is None:
             self._held = np.zeros((*x.shape[:-2], self.model.n_out), np.int64)
-        y = self._carried(x, self._held) if self.model.mode.kind == "carry" else self._windowed(x)
-        self._held = y[..., -1, :] if y.shape[-2] else self._held
+        mode, timing = self.model.mode, self.model.timing[-1]
+        seen = self._steps if mode.kind == "carry" else self._n_seen
+        y = self._carried(x, self._held) if mode.kind == "carry" else self._windowed(x)
+        if y.shape[-2]:
+            self._held, self.fresh = y[..., -1, :], mode.is_new(seen + y.shape[-2] - 1, timing)
         return y.astype(np.int32)
 
     def _carried(self, x: Array, held: Array) -> Array:
@@ -375,6 +382,8 @@ class Reference:
         timing, before = self.model.timing[-1], self._steps
         known = np.concatenate([held[..., None, :], self._layers(x)], axis=-2)
         runs = [timing.runs(before + k + 1) - timing.runs(before) for k in range(x.shape[-2])]
+        if self._ends:
+            runs[-1] = known.shape[-2] - 1
         return known[..., runs, :]
 
     def _windowed(self, x: Array) -> Array:
@@ -388,6 +397,7 @@ class Reference:
 
     def _from_reset(self, x: Array, held: Array) -> Array:
         self.state, self._steps = {}, 0
+        self._ends = x.shape[-2] == self.model.mode.window
         return self._carried(x, held)
 
     # ---- layers over a stretch of steps: [..., steps, width] -> [..., runs, n_out] ----
@@ -435,10 +445,12 @@ class Reference:
 
     def _window(self, index: int, layer: WindowLayer, x: Array) -> Array:
         own, source = self.model.timing[index], self._timing_of(self.model.sources[index][0])
-        (past,) = self.state.get(index, (np.zeros((*x.shape[:-2], layer.span, layer.n_in), np.int64),))
-        known = np.concatenate([past, x], axis=-2)  # past: [oldest ..], its last value is the last step's
+        lead = x.shape[:-2]
+        (past,) = self.state.get(index, (np.full((*lead, layer.span, layer.n_in), layer.edge, np.int64),))
+        after = np.full((*lead, layer.ahead if self._ends else 0, layer.n_in), layer.edge, np.int64)
+        known = np.concatenate([past, x, after], axis=-2)  # past: [oldest ..], its last value is the last step's
         self.state[index] = (known[..., known.shape[-2] - layer.span :, :],)
-        before, n_runs = source.runs(self._steps), x.shape[-2]
+        before, n_runs = source.runs(self._steps), known.shape[-2] - layer.span
         windows = []
         for k in range(n_runs):
             tick = source.first + (before + k) * source.every
@@ -446,9 +458,9 @@ class Reference:
                 end = layer.span + k
                 windows.append(known[..., end - layer.span + 1 : end + 1 : layer.dilation, :])
         if not windows:
-            return np.zeros((*x.shape[:-2], 0, layer.n_out), np.int64)
+            return np.zeros((*lead, 0, layer.n_out), np.int64)
         stacked = np.stack(windows, axis=-3)  # [..., runs, taps, n_in]
-        return stacked.swapaxes(-1, -2).reshape(*x.shape[:-2], len(windows), layer.n_out)
+        return stacked.swapaxes(-1, -2).reshape(*lead, len(windows), layer.n_out)
 
     def _timing_of(self, value: int) -> Timing:
         return self.model.timing[value - 1] if value else Timing()
@@ -471,15 +483,23 @@ class Reference:
 
     def step(self, x: Array) -> Array:
         """One timestep on real numbers: float [..., n_in] -> float64 [..., n_out]. SampleError on NaN, inf or a wrong width."""
-        return self.run(np.asarray(as_numbers(x))[..., None, :])[..., 0, :]
+        row = as_numbers(self.model.wanted.of_row(x))
+        return self.run(row[..., None, :])[..., 0, :]
 
     def run(self, x: Array) -> Array:
         """float [..., T, n_in] -> float64 [..., T, n_out]; state carries on."""
         return self.model.dequantize(self.run_q(self.codes(x)))
 
+    def run_window(self, x: Array) -> Array:
+        """The layers over one window of the model's mode, or its first steps, from a reset: float [..., n, n_in], n <= T."""
+        codes = self.codes(x).astype(np.int64)
+        held = np.zeros((*codes.shape[:-2], self.model.n_out), np.int64)
+        return self.model.dequantize(self._from_reset(codes, held))
+
     def codes(self, x: Array) -> Array:
         """float [..., T, n_in] -> int16 codes, what is missing held or filled. SampleError on a wrong width or value."""
-        x = check_input(x, self.model.n_in, missing=self.model.scaler.missing != "refuse")
+        x, may_miss = self.model.wanted.of_rows(x), self.model.scaler.missing != "refuse"
+        x = check_input(x, self.model.n_in, may_miss)
         codes = self.model.quantize(x)
         return self._held_codes(codes, np.isnan(x)) if self.model.scaler.missing == "hold" else codes
 

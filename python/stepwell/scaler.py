@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from stepwell.errors import SampleError
-from stepwell.samples import UNREADABLE
+from stepwell.memory import DAMAGED, Npz
 
 MISSING = ("refuse", "hold", "fill")  # STW_MISSING_REFUSE ..
 RAW = {"": None, "int16": (-(2**15), 2**15 - 1), "int32": (-(2**31) + 1, 2**31 - 1)}
@@ -291,10 +291,10 @@ def _from_min_max(given: Any) -> Scaler:
 def _read(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                return {name: arrays[name].tolist() for name in arrays.files}
+            with Npz(path) as arrays:
+                return {name: arrays.read(name).tolist() for name in arrays.names}
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (*UNREADABLE, OSError, RecursionError) as error:
+    except (*DAMAGED, RecursionError) as error:
         raise SampleError(f"{path}: no readable scaler ({error}): give .json or .npz with {KEYS}") from error
     if not isinstance(content, dict):
         raise SampleError(f"{path}: a scaler is a JSON object with {KEYS}")

@@ -2,14 +2,18 @@
  * test_cpus.py.
  *
  * For each model: u32 blob_bytes, n_steps, odd, then the blob and int16 codes [n_steps][n_in].  The codes stand at an
- * odd halfword in memory when odd is 1.  Out come int32 y [n_steps][n_out] and the CRC-32 of the snapshot. */
+ * odd halfword in memory when odd is 1.  Out come int32 y [n_steps][n_out] and the CRC-32 of the snapshot.
+ *
+ * All weights stand in memory of their exact size: AddressSanitizer sees a kernel that reads behind them. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "stepwell.h"
 #include "stw_bytes.h"
+#include "stw_dot.h"
 #include "stw_lanes.h"
+#include "stw_layers.h"
 
 #define MAX_LAYERS 64
 
@@ -89,6 +93,32 @@ static void put(uint32_t v)
     fwrite(bytes, sizeof bytes, 1, stdout);
 }
 
+static const void *alone(const void *array, size_t n_bytes)
+{
+    return n_bytes ? memcpy(room(n_bytes), array, n_bytes) : array;
+}
+
+/* Weights of recurrent and dense layers leave the blob, where other arrays follow them. */
+static void move_weights(stw_layer *l)
+{
+    size_t rows = stw_n_gates(l) * l->p[0];
+
+    if (stw_is_recurrent(l)) {
+        l->w = alone(l->w, rows * stw_row_bytes(stw_weight_bits(l), l->n_in));
+        l->r = (const int8_t *)alone(l->r, rows * stw_row_bytes(stw_weight_bits(l), l->n_out));
+    } else if (l->kind == STW_DENSE) {
+        l->w = alone(l->w, sizeof(int16_t) * l->n_out * l->p[2]);
+    }
+}
+
+static void free_weights(stw_layer *l)
+{
+    if (stw_is_recurrent(l) || l->kind == STW_DENSE) {
+        free((void *)(uintptr_t)l->w);
+        free((void *)(uintptr_t)l->r);
+    }
+}
+
 /* CRC-32 of the stream's snapshot, after the stream has taken it back. */
 static uint32_t snapshot_crc(stw_stream *s)
 {
@@ -135,6 +165,9 @@ int main(void)
             fprintf(stderr, "%s", stw_strerror(status));
             return 4;
         }
+        for (size_t i = 0; i < model.n_layers; i++) {
+            move_weights(layers + i);
+        }
         ram   = room(stw_ram_bytes(&model));
         codes = (int16_t *)room((head[1] * model.n_in + head[2]) * sizeof *codes);
         y     = (int32_t *)room((head[1] + 1) * model.n_out * sizeof *y);
@@ -159,6 +192,9 @@ int main(void)
         }
         check_kernels(&model, codes + head[2], head[1], stw_digest(&stream));
         put(snapshot_crc(&stream));
+        for (size_t i = 0; i < model.n_layers; i++) {
+            free_weights(layers + i);
+        }
         free(y);
         free(codes);
         free(ram);

@@ -15,7 +15,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 
     memcpy(snapshot, data, n);
     if (n >= 12) {
-        memcpy(snapshot, "STWS", 4);
+        memcpy(snapshot, "STS\2", 4);
         stw_put32(snapshot + 4, app_model.id);
         stw_put32(snapshot + n - 4, stw_crc32(0, snapshot, n - 4));
     }

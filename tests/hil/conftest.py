@@ -6,9 +6,9 @@ import socket
 
 import numpy as np
 import pytest
-from conftest import DEMO
+from conftest import DEMO, skip_for
 from stepwell.boards import load_board
-from stepwell.build import COMPILERS, INSTALL, Image, build, why_not
+from stepwell.build import Image, build, no_compiler, why_not
 from stepwell.link import messages, sim
 from stepwell.link.emulator import Emulator
 from stepwell.link.emulators import EMULATORS
@@ -19,25 +19,26 @@ BOARDS = ("mps2-an386", "microbit", "netduinoplus2")
 PORTS = [f"{emulator}:{board}" for board in BOARDS for emulator in ("qemu", "sim")]
 
 
-def need(port: str) -> None:
-    """Skip, with the reason and the install line, when the emulator of ``port`` or every compiler is missing."""
-    emulator, _, board = port.partition(":")
-    reason = EMULATORS[emulator].why_not(load_board(board))
-    if reason is None and all(why_not(compiler, load_board(board)) for compiler in COMPILERS):
-        reason = f"no compiler for {board}: {INSTALL}"
-    if reason:
-        pytest.skip(reason)
+# compilers of a matrix: each run takes the one that `stepwell build` takes, `pytest --all` zig as well
+BY_BOTH = [pytest.param(None, id=""), pytest.param("zig", marks=pytest.mark.full)]
+
+
+def need(port: str, compiler: str | None = None) -> None:
+    """Skip when the emulator of ``port`` or the compiler for its board is missing; None: every compiler."""
+    emulator, _, name = port.partition(":")
+    board = load_board(name)
+    skip_for(EMULATORS[emulator].why_not(board) or (why_not(compiler, board) if compiler else no_compiler(board)))
 
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
     """(model, board) -> Image, built when first asked for; ``updates``: one that takes other models."""
-    built: dict[tuple[int, str, bool], Image] = {}
+    built: dict[tuple[int, str, bool, str | None], Image] = {}
 
-    def image(model, board: str, updates: bool = False) -> Image:
-        key = (model.id, board, updates)
+    def image(model, board: str, updates: bool = False, compiler: str | None = None) -> Image:
+        key = (model.id, board, updates, compiler)
         if key not in built:
-            built[key] = build(model, board, tmp_path_factory.mktemp(board), updates=updates)
+            built[key] = build(model, board, tmp_path_factory.mktemp(board), compiler, updates=updates)
         return built[key]
 
     return image

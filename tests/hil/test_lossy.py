@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from conftest import full
 from stepwell.boards import load_board
 from stepwell.link import connect, sim
 from stepwell.link.emulators import EMULATORS
@@ -73,7 +74,7 @@ class LossyProxy:
         self._server.close()
 
 
-@pytest.mark.parametrize("port", ["sim:netduinoplus2", "qemu:microbit"])
+@pytest.mark.parametrize("port", full(["sim:netduinoplus2", "qemu:microbit"], "sim:netduinoplus2"))
 def test_each_step_happens_once(port, images, turbofan, flights):
     need(port)
     kind, _, board = port.partition(":")
@@ -95,6 +96,7 @@ def test_each_step_happens_once(port, images, turbofan, flights):
     assert stat.repeats > 0 and stat.damaged > 0 and link.retries >= stat.repeats
 
 
+@pytest.mark.full
 def test_each_of_many_frames_counts_once(images, small_model):
     """One step a frame; STEPWELL_FRAMES=1000000 for the run that docs/hil.md records (-s prints the counts)."""
     need("sim:microbit")

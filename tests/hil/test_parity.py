@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import stepwell
-from conftest import ROOT, random_dense, random_lstm, random_sequences
+from conftest import ROOT, full, random_dense, random_lstm, random_sequences
 from stepwell.boards import board_names, load_board
-from stepwell.build import build, flash_bytes, why_not
+from stepwell.build import COMPILERS, flash_bytes
 from stepwell.errors import LinkError
 from stepwell.graph import Graph
 from stepwell.hil import run_hil, snapshot_parts
@@ -28,10 +28,10 @@ from stepwell.link.messages import Error, Message
 from stepwell.model import LstmLayer, RecurrentLayer
 from stepwell.reference import Reference
 
-from .conftest import BOARDS, PORTS, need
+from .conftest import BOARDS, BY_BOTH, PORTS, need
 
 
-@pytest.fixture(params=PORTS)
+@pytest.fixture(params=full(PORTS, "qemu:mps2-an386", "sim:microbit"))
 def port(request) -> str:
     need(request.param)
     return request.param
@@ -82,18 +82,19 @@ def test_equal_requests_are_steps_of_their_own(images, small_model):
         assert link.get_state() == stream.save()
 
 
-@pytest.mark.parametrize("board", BOARDS)
+@pytest.mark.parametrize("compiler", BY_BOTH)
+@pytest.mark.parametrize("board", full(BOARDS, "netduinoplus2"))
 @pytest.mark.parametrize("golden", ["gru_rnn_lstm_gru", "two_lstm_three_dense", "tanh_sigmoid_after_lstm"])
-def test_every_layer_kind(golden, board, images):
+def test_every_layer_kind(golden, board, compiler, images):
     """Outputs, state and the probe of every unit: GRU, RNN, LSTM, dense, activations, softmax."""
-    need(f"sim:{board}")
+    need(f"sim:{board}", compiler)
     model = stepwell.load(ROOT / "tests" / "golden" / f"{golden}.stw")
     rng = np.random.default_rng(3)
     x_q = rng.integers(-32768, 32768, (300, model.n_in)).astype(np.int16)
     x_q[100:] //= 100
     seen: dict[tuple[int, str], np.ndarray] = {}
     reference = Reference(model, lambda index, name, values: seen.update({(index, name): values[-1]}))
-    with connect(f"sim:{board}", model=model, image=images(model, board).elf) as link:
+    with connect(f"sim:{board}", model=model, image=images(model, board, compiler=compiler).elf) as link:
         link.reset()
         assert np.array_equal(link.step(x_q), reference.run_q(x_q))
         reference.step_q(x_q[0])
@@ -105,19 +106,21 @@ def test_every_layer_kind(golden, board, images):
                 assert [unit.z[: len(z)] for unit in units] == [tuple(column) for column in z.T.tolist()]
 
 
-GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.stw"))
+GOLDEN = sorted(path.stem for path in (ROOT / "tests" / "golden").glob("*.stw"))
+OFTEN = ("attention_dot_product", "gru_before_tables", "layer_norm", "projection_w4a16", "two_lstm_three_dense")
 
 
-@pytest.mark.parametrize("golden", GOLDEN, ids=lambda path: path.stem)
-def test_every_golden_model_on_the_smallest_core(golden, images):
+@pytest.mark.parametrize("compiler", BY_BOTH)
+@pytest.mark.parametrize("golden", full(GOLDEN, *OFTEN))
+def test_every_golden_model_on_the_smallest_core(golden, compiler, images):
     """Every kind of layer, every cell variant and every mode: outputs and the whole state."""
-    need("sim:microbit")
-    model = stepwell.load(golden)
+    need("sim:microbit", compiler)
+    model = stepwell.load(ROOT / "tests" / "golden" / f"{golden}.stw")
     rng = np.random.default_rng(4)
     x_q = rng.integers(-32768, 32768, (60, model.n_in)).astype(np.int16)
     x_q[20:] //= 100
     stream = model.stream()
-    with connect("sim:microbit", model=model, image=images(model, "microbit").elf) as link:
+    with connect("sim:microbit", model=model, image=images(model, "microbit", compiler=compiler).elf) as link:
         link.reset()
         assert np.array_equal(link.step(x_q), stream.run_q(x_q))
         assert link.get_state() == stream.save()
@@ -126,10 +129,14 @@ def test_every_golden_model_on_the_smallest_core(golden, images):
 OTHER_CORES = ("mps2-an385", "mps2-an500", "mps2-an505", "mps3-an547", "rv32-virt")  # M3, M7, M33, M55, RV32
 
 
+@pytest.mark.parametrize("compiler", BY_BOTH)
 @pytest.mark.parametrize("board", OTHER_CORES)
-@pytest.mark.parametrize("golden", ["two_lstm_three_dense", "gru_rnn_lstm_gru_w4a16", "coupled_peephole_clip_w8a8"])
-def test_other_cores(golden, board, images):
-    assert_same_on(f"qemu:{board}", stepwell.load(ROOT / "tests" / "golden" / f"{golden}.stw"), images)
+@pytest.mark.parametrize(
+    "golden",
+    full(["two_lstm_three_dense", "gru_rnn_lstm_gru_w4a16", "coupled_peephole_clip_w8a8"], "two_lstm_three_dense"),
+)
+def test_other_cores(golden, board, compiler, images):
+    assert_same_on(f"qemu:{board}", stepwell.load(ROOT / "tests" / "golden" / f"{golden}.stw"), images, compiler)
 
 
 AVR = ("arduino-uno", "arduino-mega")
@@ -143,7 +150,11 @@ AVR_GOLDENS = [
 
 
 @pytest.mark.parametrize(
-    ("board", "golden"), [("arduino-uno", "lstm"), *(("arduino-mega", golden) for golden in AVR_GOLDENS)]
+    ("board", "golden"),
+    [
+        ("arduino-uno", "lstm"),
+        *full([("arduino-mega", golden) for golden in AVR_GOLDENS], ("arduino-mega", "layer_norm")),
+    ],
 )
 def test_avr(golden, board, images):
     """int has 16 bits there, and constants stand in an address space of their own."""
@@ -161,6 +172,8 @@ def test_avr(golden, board, images):
 SIZED = [f"qemu:{board}" for board in (*OTHER_CORES, "microbit")] + ["simavr:arduino-mega"]
 
 
+@pytest.mark.full
+@pytest.mark.parametrize("compiler", [None, "zig"])
 @pytest.mark.parametrize("port", SIZED)
 @pytest.mark.parametrize(
     ("n_in", "n_units", "precision", "gain"),
@@ -171,11 +184,12 @@ SIZED = [f"qemu:{board}" for board in (*OTHER_CORES, "microbit")] + ["simavr:ard
         (67, 35, "w8a16", 2.0),
     ],
 )
-def test_lstm_sizes_on_other_cores(n_in, n_units, precision, gain, port, images):
+def test_lstm_sizes_on_other_cores(n_in, n_units, precision, gain, port, compiler, images):
     """What is vectorised or in assembly, with and without a rest."""
     rng = np.random.default_rng(n_in)
     graph = Graph((random_lstm(rng, n_in, n_units, gain), random_dense(rng, n_units, 2)))
-    assert_same_on(port, stepwell.convert(graph, random_sequences(rng, 2, 30, n_in), precision=precision), images)
+    model = stepwell.convert(graph, random_sequences(rng, 2, 30, n_in), precision=precision)
+    assert_same_on(port, model, images, compiler)
 
 
 # cores that others stand for: their clocks and peripherals are what is to be tried
@@ -218,36 +232,78 @@ def test_a_uart_at_another_rate(images, small_model):
         emulator.close()
 
 
-def assert_same_on(port: str, model: stepwell.Model, images) -> None:
+def assert_same_on(port: str, model: stepwell.Model, images, compiler: str | None = None) -> None:
     """Outputs of extreme and of ordinary codes, and the state after them."""
-    need(port)
+    need(port, compiler)
     rng = np.random.default_rng(6)
     x_q = rng.integers(-32768, 32768, (60, model.n_in)).astype(np.int16)
     x_q[20:] //= 100
     stream = model.stream()
-    with connect(port, model=model, image=images(model, port.partition(":")[2]).elf) as link:
+    image = images(model, port.partition(":")[2], compiler=compiler)
+    with connect(port, model=model, image=image.elf) as link:
         link.reset()
         assert np.array_equal(link.step(x_q), stream.run_q(x_q))
         assert link.get_state() == stream.save()
 
 
-@pytest.mark.parametrize("board", BOARDS)
-def test_every_step_takes_the_same_instructions(board, images, turbofan, flights):
-    """Whatever the data: ordinary, noise at full scale, silence, and cells that saturate."""
-    need(f"sim:{board}")
-    wild = np.random.default_rng(0).integers(-32768, 32768, (40, turbofan.n_in)).astype(np.int16)
-    silence = np.zeros((10, turbofan.n_in), np.int16)
-    with connect(f"sim:{board}", model=turbofan, image=images(turbofan, board).elf) as link:
-        link.reset()
-        costs = set()
-        for x_q in np.concatenate([turbofan.quantize(flights[0]), wild, silence, np.full_like(silence, 32767)]):
-            before = link.cost_ticks
-            link.step(x_q[None])
-            costs.add(link.cost_ticks - before)
+def costs_of(link, x_q: np.ndarray) -> set[int]:
+    """What the steps cost, each by itself."""
+    link.reset()
+    costs = set()
+    for row in x_q:
+        before = link.cost_ticks
+        link.step(row[None])
+        costs.add(link.cost_ticks - before)
+    return costs
+
+
+def extremes(n_in: int) -> np.ndarray:
+    """Noise at full scale, small noise, silence, and codes that stay at a rail, so that cells saturate."""
+    wild = np.random.default_rng(0).integers(-32768, 32768, (40, n_in))
+    silence = np.zeros((10, n_in), int)
+    return np.concatenate([wild, wild // 1000, silence, silence + 32767, silence - 32768]).astype(np.int16)
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize("board", full(BOARDS, "microbit", "netduinoplus2"))
+def test_every_step_takes_the_same_instructions(board, compiler, images, turbofan, flights):
+    """Whatever the data, and whichever compiler: no branch depends on it."""
+    need(f"sim:{board}", compiler)
+    x_q = np.concatenate([turbofan.quantize(flights[0]), extremes(turbofan.n_in)])
+    with connect(f"sim:{board}", model=turbofan, image=images(turbofan, board, compiler=compiler).elf) as link:
+        costs = costs_of(link, x_q)
     assert len(costs) == 1, costs
 
 
-@pytest.mark.parametrize("board", BOARDS)
+# layers whose steps are all alike (csrc/stepwell.h): cells in every variant, dense layers, tables, sums, moves
+STEADY = ["arg_max", "coupled_peephole_clip_w8a8", "gru_before_variants", "gru_variants", "lstm_tables"]
+STEADY += ["max_pool_at_the_end", "projection_of_everything", "residual", "rnn_variants", "table_in_a_dense"]
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize("golden", full(STEADY, "arg_max"))
+def test_every_step_of_any_layer_takes_the_same_instructions(golden, compiler, images):
+    need("sim:microbit", compiler)
+    model = stepwell.load(ROOT / "tests" / "golden" / f"{golden}.stw")
+    with connect("sim:microbit", model=model, image=images(model, "microbit", compiler=compiler).elf) as link:
+        costs = costs_of(link, extremes(model.n_in))
+    assert len(costs) == 1, costs
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("compiler", COMPILERS)
+@pytest.mark.parametrize("board", OTHER_CORES)
+@pytest.mark.parametrize("golden", ["two_lstm_three_dense", "gru_variants"])
+def test_every_step_takes_the_same_instructions_on_other_cores(golden, board, compiler, images):
+    """By QEMU's clock, which counts in ticks: one more or less is none."""
+    need(f"qemu:{board}", compiler)
+    model = stepwell.load(ROOT / "tests" / "golden" / f"{golden}.stw")
+    with connect(f"qemu:{board}", model=model, image=images(model, board, compiler=compiler).elf) as link:
+        costs = costs_of(link, extremes(model.n_in))
+    assert max(costs) - min(costs) <= 1, costs
+
+
+@pytest.mark.parametrize("board", full(BOARDS, "microbit"))
 def test_both_emulators_count_the_same_instructions(board, images, turbofan, flights):
     """Two independent counters: QEMU's virtual clock and the hook in unicorn."""
     costs = []
@@ -260,13 +316,10 @@ def test_both_emulators_count_the_same_instructions(board, images, turbofan, fli
     assert costs[:2] == pytest.approx(costs[2:], abs=0.2)
 
 
-@pytest.mark.parametrize("board", BOARDS)
-def test_image_by_the_other_compiler(board, turbofan, flights, tmp_path):
-    need(f"sim:{board}")
-    if why_not("zig"):
-        pytest.skip(why_not("zig"))
-    image = build(turbofan, board, tmp_path, "zig").elf
-    with connect(f"sim:{board}", model=turbofan, image=image) as link:
+@pytest.mark.parametrize("board", full(BOARDS, "mps2-an386"))
+def test_image_by_zig(board, images, turbofan, flights):
+    need(f"sim:{board}", "zig")
+    with connect(f"sim:{board}", model=turbofan, image=images(turbofan, board, compiler="zig").elf) as link:
         assert run_hil(link, turbofan, flights[:10]).ok
 
 
@@ -344,7 +397,7 @@ def test_any_request_is_answered(raw_board, small_model):
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for the emulator in /proc")
 @pytest.mark.parametrize("port", ["sim:microbit", "qemu:microbit"])
-@pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "sys.exit(3)", "raise RuntimeError"])
+@pytest.mark.parametrize("end", full(["os.kill(os.getpid(), 9)", "sys.exit(3)", "raise RuntimeError"], "sys.exit(3)"))
 def test_emulators_end_with_their_parent(port, end, images, small_model):
     need(port)
     image = str(images(small_model, "microbit").elf)

@@ -13,7 +13,7 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import ROOT, SIGNED
+from conftest import ROOT, SIGNED, full
 from stepwell.boards import load_board
 from stepwell.build import build
 from stepwell.errors import BuildError, LinkError
@@ -43,7 +43,7 @@ def running(images, small_model):
         emulator.close()
 
 
-@pytest.mark.parametrize("board", ["mps2-an386", "microbit"])
+@pytest.mark.parametrize("board", full(["mps2-an386", "microbit"], "microbit"))
 def test_update_then_hil_by_the_commands(board, running, turbofan, small_model, flights, tmp_path, monkeypatch):
     """A board in the field, at an address: one command gives it the new model, the next one proves it."""
     monkeypatch.chdir(tmp_path)
@@ -114,7 +114,7 @@ def test_interrupted_update_goes_on(running, turbofan, flights):
         assert run_hil(link, turbofan, flights[:1]).ok
 
 
-@pytest.mark.parametrize("board", ["mps2-an386", "microbit"])
+@pytest.mark.parametrize("board", full(["mps2-an386", "microbit"], "microbit"))
 def test_new_model_runs_after_a_reset(board, images, small_model, turbofan, flights):
     """QEMU's reset button: flash, and the SSRAM that stands in for it, keeps its content, and the ARM code finds the slot."""
     need(f"qemu:{board}")
@@ -156,7 +156,7 @@ def test_update_over_a_bad_line(running, turbofan, flights):
     assert done.retries > 0 and stat.damaged > 0
 
 
-@pytest.mark.parametrize("board", ["mps2-an386", "microbit", "nrf52840dk"])
+@pytest.mark.parametrize("board", full(["mps2-an386", "microbit", "nrf52840dk"], "mps2-an386"))
 def test_updated_model_costs_what_a_built_in_one_costs(board, running, images, turbofan, flights):
     """The packing of the core is sent."""
     port = f"sim:{board}"

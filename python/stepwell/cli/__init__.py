@@ -11,7 +11,9 @@ def main() -> None:
     """Entry point. What is slow to import is imported inside, where Ctrl-C is a message and no traceback."""
     try:
         from stepwell.cli.commands import run
+        from stepwell.text import escape_output
 
+        escape_output()
         code = run()
     except KeyboardInterrupt:
         exec("")  # an interrupt inside an exec, which every dataclass has, would kill the process by SIGINT even so

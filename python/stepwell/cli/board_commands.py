@@ -79,7 +79,7 @@ def boards(as_json: bool) -> None:
 @click.argument("model_file", metavar="MODEL.stw")
 @board_option
 @click.option("-o", "--output", default=".", show_default=True, help="Folder for BOARD.elf, .bin, .hex (and .uf2).")
-@click.option("--compiler", help="gcc or zig (default: the first that is installed).")
+@click.option("--compiler", help="gcc or zig (default: STEPWELL_COMPILER, else the first that is installed).")
 @click.option("--mlperf", is_flag=True, help="With the text interface of MLPerf Tiny's and EEMBC's runners.")
 @click.option("--updates", is_flag=True, help="Takes other models in the field: the whole engine, RAM for them.")
 @json_option
@@ -186,6 +186,7 @@ def hil(
     ports: tuple[str, ...],
     data: str,
     columns: str | None,
+    header: bool | None,
     image: str | None,
     baud: int,
     no_reset: bool,
@@ -202,14 +203,13 @@ def hil(
     from stepwell.hil import run_hil, run_side_by_side
     from stepwell.hil_page import run_of, write_page
     from stepwell.link import connect
-    from stepwell.samples import load_samples
+    from stepwell.samples import samples_for
 
     _check_ports(ports, image)
     if html:
         check_can_write(html)
     model = stepwell.load(model_file)
-    may_miss = model.scaler.missing != "refuse"
-    samples = load_samples(data, model.n_in, columns=split_columns(columns), may_miss=may_miss)
+    samples = samples_for(model, data, split_columns(columns), header)
     sequences = as_many_steps(samples.sequences, steps)
 
     def run(port: str, tick: Callable[[int, int], object]) -> HilReport:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
+from typing import Any
 
 import click
 
 from stepwell._version import __version__
 from stepwell.errors import StepwellError, WrongUse
+from stepwell.text import escape_output
 
 FAILED, WRONG_USE = 1, 2
 
@@ -31,6 +34,15 @@ COMMANDS = {
 
 
 class _LazyGroup(click.Group):
+    def main(self, *args: Any, **options: Any) -> Any:
+        """All that a command prints is escaped, also where it runs inside another program."""
+        streams = sys.stdout, sys.stderr
+        escape_output()
+        try:
+            return super().main(*args, **options)
+        finally:
+            sys.stdout, sys.stderr = streams
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
@@ -41,7 +53,9 @@ class _LazyGroup(click.Group):
         return getattr(importlib.import_module(f"stepwell.cli.{module}"), function)
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "color": True}
+)  # escaped, not stripped
 @click.version_option(__version__, prog_name="stepwell")
 def cli() -> None:
     """Trained LSTM -> int8 fixed-point C -> host, emulator, microcontroller: the same bits everywhere.
@@ -60,17 +74,24 @@ def cli() -> None:
     """
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *_: object) -> None:
+    """One line, without the place in the code."""
+    click.echo(f"stepwell: {message}", err=True)
+
+
 def run() -> int:
     """The command that was typed, and its exit code: errors that stepwell raises on purpose become one line on stderr."""
     try:
-        code = cli(standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            code = cli(standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except click.UsageError as error:
         error.show()
         return WRONG_USE
     except click.ClickException as error:
-        click.echo(f"stepwell: {error.format_message()}", err=True)
+        click.echo(f"stepwell: {error.format_message()}", err=True, color=True)
         return FAILED
     except click.Abort:  # click's word for Ctrl-C
         raise KeyboardInterrupt from None
@@ -79,5 +100,6 @@ def run() -> int:
         return FAILED
     except (StepwellError, OSError) as error:
         named = isinstance(error, OSError) and error.filename and error.strerror
-        click.echo(f"stepwell: {error.filename}: {error.strerror}" if named else f"stepwell: {error}", err=True)
+        text = f"{error.filename}: {error.strerror}" if named else str(error)
+        click.echo(f"stepwell: {text}", err=True, color=True)
         return WRONG_USE if isinstance(error, WrongUse) else FAILED

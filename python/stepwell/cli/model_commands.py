@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -25,7 +26,8 @@ from stepwell.cli.output import (
     progress,
     split_columns,
 )
-from stepwell.errors import ImportRefused, SampleError, WrongUse
+from stepwell.errors import FidelityWarning, ImportRefused, SampleError, WrongUse
+from stepwell.files import check_can_write
 from stepwell.graph import Graph
 from stepwell.metrics import HELP as METRIC_HELP
 from stepwell.metrics import find_metric
@@ -40,6 +42,7 @@ from stepwell.search import Trial
 
 if TYPE_CHECKING:
     from stepwell.build import Image
+    from stepwell.samples import RowReader
 
 MAX_DROP = "0.5%"
 
@@ -52,7 +55,9 @@ MAX_DROP = "0.5%"
         "stepwell convert motor.onnx --calib train.npz --precision w4a16",
         "stepwell convert motor.onnx --calib train.npz --precision auto --data test.npz --max-drop 0.5%",
         "stepwell convert motor.onnx --calib windows.npz --mode slide:50",
+        "stepwell convert motor.onnx --calib train.npz --min-sqnr 40",
         "stepwell convert motor.onnx --calib adc.csv --scaler scaler.json --raw int16 --missing hold",
+        "stepwell convert policy.onnx --calib train.npz --outputs mu --outputs value",
     )
 )
 @click.argument("source", metavar="MODEL.onnx")
@@ -68,6 +73,7 @@ MAX_DROP = "0.5%"
 @click.option("--metric", help=f"With auto: {METRIC_HELP}.")
 @click.option("--calibration", default="auto", show_default=True, help=f"The input's range: {RANGE_HELP}.")
 @click.option("--mode", default="carry", show_default=True, help=f"How windows are treated: {MODE_HELP}.")
+@click.option("--min-sqnr", type=float, metavar="DB", help="Refuse a model that follows its source less closely.")
 @click.option(
     "--auto-scale/--no-auto-scale",
     default=True,
@@ -77,6 +83,12 @@ MAX_DROP = "0.5%"
 @click.option("--scaler", help=f"Normalisation of inputs, .json or .npz: {SCALER_KEYS}.")
 @click.option("--raw", type=click.Choice(["int16", "int32"]), help="The device is given raw counts (stw_step_raw).")
 @click.option("--missing", type=click.Choice(MISSING), help="What a missing sample (NaN, empty cell) becomes.")
+@click.option(
+    "--outputs",
+    metavar="NAME",
+    multiple=True,
+    help="An output of the source to keep; repeat it for several (default: all).",
+)
 @columns_option
 @json_option
 def convert(
@@ -91,11 +103,14 @@ def convert(
     metric: str | None,
     calibration: str,
     mode: str,
+    min_sqnr: float | None,
     auto_scale: bool,
     scaler: str | None,
     raw: str | None,
     missing: str | None,
+    outputs: tuple[str, ...],
     columns: str | None,
+    header: bool | None,
     as_json: bool,
 ) -> None:
     """Import an ONNX file (or .keras), calibrate and quantise it: MODEL.stw."""
@@ -108,14 +123,19 @@ def convert(
     target = Path(output) if output else Path(source).with_suffix(".stw")
     if target.is_file() and target.read_bytes()[:4] != MAGIC:
         raise SampleError(f"{target} exists and is no .stw file: give another name with -o")
+    check_can_write(target)
     options = {
         "name": name,
         "columns": split_columns(columns),
+        "header": header,
         "mode": mode,
         "scaler": _scaler(scaler, raw, missing),
         "calibration": calibration,
+        "min_sqnr": min_sqnr,
+        "outputs": outputs,
         "auto_scale": auto_scale,
     }
+    warnings.simplefilter("ignore", FidelityWarning)  # printed below, as all that is worth a warning
     tried: list[Trial] = []
     with progress("calibrating", quiet=as_json) as tick:
         if plan:
@@ -136,8 +156,34 @@ def convert(
         f"  import      stream = source ({verified['oracle']}), largest relative difference {verified['error']:.1e}"
     )
     click.echo(f"  calibrated  {notes['calibration']['sequences']} sequences, {notes['calibration']['steps']} steps")
+    if len(info["outputs"]) > 1:
+        click.echo(f"  values      {_outputs_text(info['outputs'])}")
+    _print_fidelity(model)
     _print_costs(info)
-    _print_notes(notes)
+    _print_notes(model)
+
+
+def _print_fidelity(model: stepwell.Model) -> None:
+    """What was measured on the calibration data, in words."""
+    from stepwell.fidelity import gap_text, unfilled_text
+
+    found, window = model.notes.get("fidelity"), model.notes.get("window")
+    if not found:
+        return
+    if not found["answers"]:
+        click.echo(f"  fidelity    not measured: {unfilled_text(model)}")
+        return
+    followed = "equal to" if found["sqnr_db"] is None else f"SQNR {found['sqnr_db']:.1f} dB against"
+    trained = f"windows of {window} steps" if window else "whole sequences"
+    click.echo(f"  fidelity    {followed} the source, on the calibration data in {trained}")
+    if found["carry_gap"] is not None:
+        click.echo(f"  windows     {gap_text(found['carry_gap'], window)}")
+
+
+def _outputs_text(outputs: list[dict[str, Any]]) -> str:
+    """mu 0..5, value 6: which values are which output."""
+    ends = [(output["name"], output["first"], output["first"] + output["size"] - 1) for output in outputs]
+    return ", ".join(f"{name} {first}" if first == last else f"{name} {first}..{last}" for name, first, last in ends)
 
 
 def _check_auto(precision: str, options: dict[str, object]) -> None:
@@ -190,12 +236,15 @@ def _print_costs(info: dict[str, Any]) -> None:
         click.echo(f"  outputs     {every}, the first after {timing['first_output'] + 1} steps; held in between")
 
 
-def _print_notes(notes: dict[str, Any]) -> None:
+def _print_notes(model: stepwell.Model) -> None:
+    from stepwell.fidelity import texts
+
+    notes = model.notes
     for note in notes.get("import_notes", []):
         click.echo(f"  note        {note}")
     for row in notes.get("repaired_rows", []):
         click.echo(f"  repaired    {row}")
-    for warning in notes.get("warnings", []):
+    for warning in [*notes.get("warnings", []), *texts(model)]:
         click.echo(f"  warning     {warning}", err=True)
 
 
@@ -219,7 +268,8 @@ def info(model_file: str, board: str | None, as_json: bool) -> None:
         return
     click.echo(f"{facts['name']}, id {facts['id']}, format {facts['format']}, {facts['precision']}")
     _print_input(facts)
-    click.echo(f"  output      {facts['n_out']} x int32 in {facts['output']['format']}")
+    named = f": {_outputs_text(facts['outputs'])}" if facts["outputs"] else ""
+    click.echo(f"  output      {facts['n_out']} x int32 in {facts['output']['format']}{named}")
     if not model.scaler.is_identity:
         click.echo(f"  scaler      {_scaler_text(facts['scaler'])}")
     _print_costs(facts)
@@ -236,7 +286,8 @@ def info(model_file: str, board: str | None, as_json: bool) -> None:
     source = facts["notes"].get("source", {})
     if source.get("file"):
         click.echo(f"  source      {source['file']} (SHA-256 {source['sha256'][:16]}...), {source['producer']}")
-    _print_notes(facts["notes"])
+    _print_fidelity(model)
+    _print_notes(model)
     if image:
         click.echo(f"  on {image.board}, by {image.compiler}, with the test program around the model:")
         print_image_costs(image)
@@ -294,21 +345,24 @@ def check(
     metric: str | None,
     modes: str | None,
     columns: str | None,
+    header: bool | None,
     as_json: bool,
 ) -> None:
-    """Compare float and integer on your data: SQNR, errors, saturation, task metric, memory; window modes with --modes."""
-    from stepwell.check import compare, compare_modes, warm_up
-    from stepwell.importer import import_file
-    from stepwell.samples import load_samples
+    """Compare the source on whole sequences, its float stream and the integer model on your data.
+
+    SQNR, errors, saturation, the task's metric and memory, and window modes with --modes.
+    """
+    from stepwell.check import compare, compare_modes, reimported, warm_up
+    from stepwell.samples import samples_for
 
     model, wanted = stepwell.load(model_file), find_metric(metric) if metric else None
     source, source_facts = float_source(model, model_file, float_file)
-    graph = import_file(source, verify=False).graph
+    imported = reimported(model, source)
+    graph = imported.graph
     asked = _modes(modes, model, graph)
-    may_miss = model.scaler.missing != "refuse"
-    samples = load_samples(data, model.n_in, columns=split_columns(columns), may_miss=may_miss)
+    samples = samples_for(model, data, split_columns(columns), header)
     with progress("comparing", quiet=as_json) as tick:
-        result = compare(model, graph, samples, tick, wanted)
+        result = compare(model, graph, samples, tick, wanted, imported.source)
     if asked:
         with progress("modes", quiet=as_json) as tick:
             result["modes"] = compare_modes(model, graph, samples, asked, tick, wanted)
@@ -351,16 +405,34 @@ def _print_check(result: dict[str, Any]) -> None:
 
 
 def _print_figures(result: dict[str, Any]) -> None:
-    for output in result["outputs"]:
-        click.echo(
-            f"  output {output['output']:<4} SQNR {_db(output['sqnr_db'])}   largest error {output['max_abs_error']:.3g}"
-        )
-    click.echo(f"  all outputs SQNR {_db(result['sqnr_db'])}")
+    source = result["source"] or {"why_not": "there is no source to run"}
+    compared = source["why_not"] is None
+    if compared:
+        where = f"windows of {source['window']} steps" if source["window"] else "whole sequences"
+        click.echo(f"  source      run on {where}, {source['answers']} answers")
+    else:
+        click.echo(f"  source      not compared: {source['why_not']}")
+    click.echo(
+        "              integer/stream" + ("  stream/source  integer/source" if compared else "") + "  largest error"
+    )
+    rows = [(f"output {o['output']}", o["sqnr_db"], f"{o['max_abs_error']:.3g}") for o in result["outputs"]]
+    sides = list(zip(source["float_outputs"], source["outputs"], strict=True)) if compared else [()] * len(rows)
+    for (label, value, error), side in zip(rows, sides, strict=True):
+        click.echo(_figures_row(label, value, side, error))
+    side = (source["float_sqnr_db"], source["sqnr_db"]) if compared else ()
+    click.echo(_figures_row("all outputs", result["sqnr_db"], side, "").rstrip())
     metric = result["metric"]
     if metric:
         change = f"{metric['change_percent']:+.3f} %" if metric["change_percent"] is not None else "-"
         name = f"{metric['name']} ({metric['at']})"
-        click.echo(f"  {name}: float {metric['float']:.6g}, integer {metric['integer']:.6g}, change {change}")
+        exact = "" if metric["source"] is None else f"source {metric['source']:.6g}, "
+        scores = f"float stream {metric['float']:.6g}, integer {metric['integer']:.6g}"
+        click.echo(f"  {name}: {exact}{scores}, change {change}")
+
+
+def _figures_row(label: str, value: float | None, side: tuple, error: str) -> str:
+    cells = f"{_db(value):>14}" + "".join(f"{_db(v):>{n}}" for v, n in zip(side, (15, 16), strict=False))
+    return f"  {label:<12}{cells}{error:>15}"
 
 
 def _warm_up_text(found: dict[str, Any]) -> str:
@@ -394,8 +466,9 @@ def _db(value: float | None) -> str:
 @click.option("-o", "--output", help="The folder to write (default: the model's name).")
 @click.option("--name", help="C identifier and file names (default: the model's name).")
 @click.option("--target", default="any", show_default=True, help=f"The core to be fast on: {', '.join(TARGETS)}.")
+@click.option("--force", is_flag=True, help="Replace files that stepwell did not write, or that were changed since.")
 @json_option
-def emit(model_file: str, output: str | None, name: str | None, target: str, as_json: bool) -> None:
+def emit(model_file: str, output: str | None, name: str | None, target: str, force: bool, as_json: bool) -> None:
     """Write the model as C source with the engine: a folder any C99 compiler builds."""
     from stepwell.emit import c_name
     from stepwell.emit import emit as write
@@ -404,7 +477,7 @@ def emit(model_file: str, output: str | None, name: str | None, target: str, as_
     model = stepwell.load(model_file)
     name = name or c_name(model.name)
     folder = Path(output or name)
-    files = write(model, folder, name, target)
+    files = write(model, folder, name, target, force)
     facts = describe(model, packing_for(target))
     if as_json:
         sizes = {key: facts[key] for key in ("flash_bytes", "ram_bytes")}
@@ -427,17 +500,32 @@ def emit(model_file: str, output: str | None, name: str | None, target: str, as_
 @columns_option
 @click.option("--codes", is_flag=True, help="Print the integer outputs instead of real numbers.")
 @click.option("--skip-bad", is_flag=True, help="Report a bad row on stderr and go on; the state stays as it was.")
-@click.option("--json", "as_json", is_flag=True, help='Print one JSON object a line: {"row": 1, "y": [...]}.')
-def run(model_file: str, data_file: str, columns: str | None, codes: bool, skip_bad: bool, as_json: bool) -> None:
-    """Stream a csv file or stdin: one line in, one line out, at once."""
+@click.option("--held", is_flag=True, help="Print the last output again at steps that make no new one.")
+@click.option("--json", "as_json", is_flag=True, help='One JSON object a line: {"row": 1, "y": [...], "new": true}.')
+def run(
+    model_file: str,
+    data_file: str,
+    columns: str | None,
+    header: bool | None,
+    codes: bool,
+    skip_bad: bool,
+    held: bool,
+    as_json: bool,
+) -> None:
+    """Stream a csv file or stdin: one line in, one line out, at once. Steps that make no new output print nothing."""
+    from stepwell.samples import RowReader
+
     model = stepwell.load(model_file)
+    name = "stdin" if data_file == "-" else data_file
+    may_miss = model.scaler.missing != "refuse"
+    reader = RowReader(model.n_in, split_columns(columns), name, may_miss, model.columns, header)
     # bytes that are no UTF-8 become characters that are no numbers, so that the row's own error names them
     if data_file == "-":
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
-        _run_lines(model, sys.stdin, "stdin", split_columns(columns), codes, skip_bad, as_json)
+        _run_lines(model, sys.stdin, reader, codes, skip_bad, held, as_json)
     else:
         with open(data_file, encoding="utf-8-sig", errors="replace") as file:
-            _run_lines(model, file, data_file, split_columns(columns), codes, skip_bad, as_json)
+            _run_lines(model, file, reader, codes, skip_bad, held, as_json)
 
 
 def _clipping(model: stepwell.Model, x: np.ndarray) -> str:
@@ -453,38 +541,65 @@ def _clipping(model: stepwell.Model, x: np.ndarray) -> str:
 def _run_lines(
     model: stepwell.Model,
     lines: TextIO,
-    name: str,
-    columns: list[str] | None,
+    reader: RowReader,
     codes: bool,
     skip_bad: bool,
+    held: bool,
     as_json: bool,
 ) -> None:
-    import json
+    from stepwell.samples import numbered_lines
 
-    from stepwell.samples import RowReader
-
-    stream, reader = model.stream(), RowReader(model.n_in, columns, name, model.scaler.missing != "refuse")
-    n_rows, clipped = 0, False
-    for number, line in enumerate(lines, start=1):
+    stream, name = model.stream(), reader.name
+    n_rows, n_bad, n_printed, clipped = 0, 0, 0, False
+    for number, line in numbered_lines(lines):
         try:
             x = reader.parse(line, number)
         except SampleError as error:
             if not skip_bad:
                 raise
             click.echo(f"stepwell: {error}", err=True)
+            n_bad += 1
             continue
-        if x is None:  # a header
+        if x is None:  # a header, or a blank line
             continue
         n_rows += 1
         if not clipped and (text := _clipping(model, x)):
             clipped = True
             click.echo(f"stepwell: {name} line {number}: {text}, clipped: scaled as in training?", err=True)
         real = stream.step(x)
+        if not (stream.fresh or held):
+            continue
+        if n_printed == 0 and not as_json and len(model.notes.get("outputs", ())) > 1:
+            click.echo(_output_header(model))
+        n_printed += 1
         y = [round(v * 2**model.y_frac) for v in real] if codes else [float(v) for v in real]
-        text = (
-            json.dumps({"row": number, "y": y}) if as_json else ",".join(f"{v:.9g}" if not codes else str(v) for v in y)
-        )
-        click.echo(text)
+        click.echo(_json_row(number, y, stream.fresh) if as_json else ",".join(_cell(v) for v in y))
         sys.stdout.flush()
-    if n_rows == 0 and not skip_bad:
-        raise SampleError(f"{name}: no rows")
+    if n_rows == 0 and (n_bad or not skip_bad):
+        raise SampleError(f"{name}: no rows" + (f": all {n_bad} were bad" if n_bad else ""))
+    if n_rows and not n_printed:
+        first = model.info()["timing"]["first_output"] + 1
+        click.echo(f"stepwell: {name}: {n_rows} rows made no output, the first comes after {first}", err=True)
+
+
+def _output_header(model: stepwell.Model) -> str:
+    """Names of all values of an output, as a line of csv; of an output of several values NAME[0], NAME[1], .."""
+    import csv
+    import io
+
+    line = io.StringIO()
+    names = [(output["name"], int(output["size"])) for output in model.notes["outputs"]]
+    csv.writer(line, lineterminator="").writerow(
+        f"{name}[{k}]" if size > 1 else name for name, size in names for k in range(size)
+    )
+    return line.getvalue()
+
+
+def _json_row(number: int, y: list[float] | list[int], new: bool) -> str:
+    import json
+
+    return json.dumps({"row": number, "y": y, "new": new})
+
+
+def _cell(value: float | int) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.9g}"

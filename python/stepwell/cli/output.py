@@ -11,6 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from stepwell.memory import HELP as MEMORY_HELP
+from stepwell.memory import at_most
+from stepwell.text import printable
+
 if TYPE_CHECKING:
     from stepwell.build import Image
     from stepwell.model import Model
@@ -18,7 +22,28 @@ if TYPE_CHECKING:
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 
 
-columns_option = click.option("--columns", help="Columns of a csv file to use, by header name: s2,s3,s4.")
+max_memory_option = click.option(
+    "--max-memory",
+    metavar="SIZE",
+    expose_value=False,
+    callback=lambda context, _, size: context.with_resource(at_most(size)),
+    help=MEMORY_HELP,
+)
+
+
+def columns_option(command: Callable) -> Callable:
+    """--columns, --header and --max-memory: for all commands that read tables."""
+    columns = click.option(
+        "--columns",
+        help="Columns of a csv file in the order of the model's inputs, by header name: s2,s3,s4. "
+        "Without a header by number from 0: 1,2,3. Default: by the names the model was made with.",
+    )
+    header = click.option(
+        "--header/--no-header",
+        default=None,
+        help="Line 1 of a csv file is a header, or data (default: by its looks).",
+    )
+    return columns(header(max_memory_option(command)))
 
 
 def split_columns(text: str | None) -> list[str] | None:
@@ -31,7 +56,8 @@ def examples(*lines: str) -> str:
 
 
 def print_json(value: Any) -> None:
-    click.echo(json.dumps(value, indent=2, sort_keys=False))
+    text = json.dumps(value, indent=2, sort_keys=False)
+    click.echo(text.replace("\x7f", "\\u007f"))  # the one character that JSON leaves and a terminal obeys
 
 
 @contextmanager
@@ -40,7 +66,8 @@ def progress(label: str, quiet: bool = False) -> Iterator[Callable[[int, int], N
     if quiet or not sys.stderr.isatty():
         yield lambda done, total: None
         return
-    with click.progressbar(length=1, label=label, file=sys.stderr) as bar:
+    terminal = getattr(sys.stderr, "unescaped", sys.stderr)  # the bar moves the cursor
+    with click.progressbar(length=1, label=printable(label), file=terminal) as bar:
 
         def update(done: int, total: int) -> None:
             bar.length = total

@@ -42,31 +42,32 @@ def report(
     steps: int,
     metric: str | None,
     columns: str | None,
+    header: bool | None,
     as_json: bool,
 ) -> None:
     """One page on what quantisation costs and where: pictures, tables, and which knob to turn. Reads without scripts."""
-    from stepwell.check import no_output
-    from stepwell.importer import import_file
+    from stepwell.check import no_output, reimported
+    from stepwell.files import check_can_write
     from stepwell.report import analyse, to_json, write_report
     from stepwell.report.pictures import require_matplotlib
-    from stepwell.samples import load_samples
+    from stepwell.samples import samples_for
 
-    has_page = bool(output) or not as_json
-    if has_page:
-        require_matplotlib()  # before a long measurement, not after
+    page = Path(output) if output else None if as_json else Path(model_file).with_suffix(".html")
+    if page:  # before a long measurement, not after
+        require_matplotlib()
+        check_can_write(page)
     model, wanted = stepwell.load(model_file), find_metric(metric) if metric else None
     source, source_facts = float_source(model, model_file, float_file)
-    graph = import_file(source, verify=False).graph
-    may_miss = model.scaler.missing != "refuse"
-    samples = load_samples(data, model.n_in, columns=split_columns(columns), may_miss=may_miss)
+    graph = reimported(model, source).graph
+    samples = samples_for(model, data, split_columns(columns), header)
     if nothing := no_output(model, samples.sequences):
         raise SampleError(f"{data}: {nothing}")
     with progress("measuring", quiet=as_json) as tick:
         analysis = analyse(model, graph, samples, steps, wanted, tick)
     if as_json:
         print_json(to_json(analysis) | {"float": source_facts})
-    if has_page:
-        path = write_report(analysis, output or Path(model_file).with_suffix(".html"))
+    if page:
+        path = write_report(analysis, page)
         click.echo(f"{path}: {path.stat().st_size // 1024} kB", err=as_json)
     if not as_json:
         for line in [*analysis.facts["advice"], *model.notes.get("warnings", [])]:

@@ -219,10 +219,6 @@ def _last_step(w: Walk, x: Signal, axis: int, wanted: range) -> Signal:
             f"takes steps {wanted.start}:{wanted.stop} of {size}: only the last step, or every one, can be read from a stream"
             f" (an exporter that copied a layer for each step, as for TimeDistributed: {DIRECT})"
         )
-    if x.ahead:
-        raise w.refuse(
-            "takes the last step behind a convolution that looks ahead: a stream does not know the end; pad it on the left"
-        )
     return replace(x, axes=(*x.axes[:axis], UNIT, *x.axes[axis + 1 :]), last=True, flipped=False)
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx import numpy_helper
 
 from stepwell.errors import ImportRefused
-from stepwell.graph import Source
+from stepwell.graph import Source, replaced_note
+from stepwell.importer.functions import inlined
+from stepwell.importer.outputs import unique_names
+from stepwell.memory import check_size
+from stepwell.text import printable
 
 SIZE_LIMIT = 1 << 30  # a recurrent model for a microcontroller has kilobytes
 OPSETS = range(7, 27)
@@ -31,22 +36,19 @@ def source_of(path: Path, model: onnx.ModelProto) -> Source:
 def read_model(path: Path) -> tuple[onnx.ModelProto, list[str]]:
     """The model with all weights inline, and notes for the user. Raises ImportRefused."""
     model = _parse(path)
+    notes = _with_printable_names(model)
     if _opset(model) not in OPSETS:
         raise ImportRefused(f"{path}: opset {_opset(model)} is not supported: export with opset_version 11 to 20")
-    try:
-        if model.functions:
-            model = onnx.inliner.inline_local_functions(model)
-    except Exception as error:
-        raise ImportRefused(f"{path}: its local functions cannot be inlined ({error}): export without them") from error
+    model = inlined(model, path)
     tensors = [*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute if a.HasField("t"))]
+    check_size(_external_bytes(tensors, path), f"{path}: its weights in other files", ImportRefused)
     for tensor in tensors:
         _load_external(tensor, path)
     for tensor in model.graph.initializer:
         to_array(tensor)
     kinds = sorted({NARROW[tensor.data_type] for tensor in tensors if tensor.data_type in NARROW})
-    notes = (
-        [f"weights are {', '.join(kinds)}: converted to float64, compared with the source in float32"] if kinds else []
-    )
+    if kinds:
+        notes.append(f"weights are {', '.join(kinds)}: converted to float64, compared with the source in float32")
     return model, notes
 
 
@@ -56,6 +58,7 @@ def _opset(model: onnx.ModelProto) -> int:
 
 def _parse(path: Path) -> onnx.ModelProto:
     try:
+        check_size(path.stat().st_size, str(path), ImportRefused)
         if path.stat().st_size > SIZE_LIMIT:
             raise ImportRefused(f"{path}: larger than 1 GB: this is no model for a microcontroller")
         model = onnx.load_model_from_string(path.read_bytes())
@@ -70,15 +73,58 @@ def _parse(path: Path) -> onnx.ModelProto:
     return model
 
 
+# ---- names ----
+
+NAMES = frozenset("name domain op_type overload input output ref_attr_name producer_name producer_version".split())
+
+
+def _named_fields(message: Message) -> Iterator[tuple[Message, str, list[str]]]:
+    """All names of a model, its functions and the bodies of its loops: the message, the field and the field's names."""
+    for field, value in message.ListFields():
+        if isinstance(value, (str, bytes)):
+            if field.name in NAMES:
+                yield message, field.name, [value]
+        elif field.type == field.TYPE_STRING:
+            if field.name in NAMES:
+                yield message, field.name, list(value)
+        elif field.type == field.TYPE_MESSAGE:
+            for part in [value] if isinstance(value, Message) else value:
+                yield from _named_fields(part)
+
+
 def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
-    """Every name that the importer looks at."""
-    graph = model.graph
-    yield from (model.producer_name, model.producer_version)
-    yield from (entry.domain for entry in model.opset_import)
-    for node in graph.node:
-        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
-        yield from (attribute.name for attribute in node.attribute)
-    yield from (value.name for values in (graph.input, graph.output, graph.initializer) for value in values)
+    for _, _, names in _named_fields(model):
+        yield from names
+
+
+def _with_printable_names(model: onnx.ModelProto) -> list[str]:
+    """Replace what cannot be printed in all names, the same name by the same; a note where there was such a name."""
+    fields = [(message, field, names) for message, field, names in _named_fields(model)]
+    taken = {name for _, _, names in fields for name in names}
+    odd = sorted(name for name in taken if printable(name) != name)
+    changed = dict(zip(odd, unique_names(odd, taken), strict=True))
+    for message, field, names in fields:
+        if changed.keys().isdisjoint(names):
+            continue
+        renamed = [changed.get(name, name) for name in names]
+        if isinstance(getattr(message, field), str):
+            setattr(message, field, renamed[0])
+        else:
+            getattr(message, field)[:] = renamed
+    return replaced_note("name", list(changed.items()))
+
+
+def _external_bytes(tensors: Sequence[onnx.TensorProto], path: Path) -> int:
+    """What the tensors take that lie in other files. Several may claim the same bytes."""
+    total = 0
+    for tensor in tensors:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        entries = {str(entry.key): str(entry.value) for entry in tensor.external_data}
+        with suppress(OSError, ValueError):  # _load_external says what is wrong
+            size = (path.resolve().parent / entries.get("location", "")).stat().st_size
+            total += max(0, int(entries.get("length", size - int(entries.get("offset", 0)))))
+    return total
 
 
 def _load_external(tensor: onnx.TensorProto, path: Path) -> None:
@@ -87,25 +133,26 @@ def _load_external(tensor: onnx.TensorProto, path: Path) -> None:
         return
     entries = {str(entry.key): str(entry.value) for entry in tensor.external_data}
     location = entries.get("location", "")
+    named = printable(location)
     where = f"{path}: tensor '{tensor.name}'"
     folder = path.resolve().parent
     try:
         target = (folder / location).resolve()
         if folder not in target.parents:
             raise ImportRefused(
-                f"{where} points outside the model's folder ('{location}'): put both files into one folder"
+                f"{where} points outside the model's folder ('{named}'): put both files into one folder"
             )
         if not target.is_file():
-            raise ImportRefused(f"{where} is in '{location}', which is missing: keep it beside the model")
+            raise ImportRefused(f"{where} is in '{named}', which is missing: keep it beside the model")
         tensor.raw_data = _range_of(target, entries)
     except (OSError, ValueError) as error:
-        raise ImportRefused(f"{where} does not fit its file '{location}': {error}: copy both files again") from error
+        raise ImportRefused(f"{where} does not fit its file '{named}': {error}: copy both files again") from error
     del tensor.external_data[:]
     tensor.data_location = onnx.TensorProto.DEFAULT
     try:
         numpy_helper.to_array(tensor)
     except Exception as error:
-        raise ImportRefused(f"{where} does not fit its file '{location}': {error}: copy both files again") from error
+        raise ImportRefused(f"{where} does not fit its file '{named}': {error}: copy both files again") from error
 
 
 def _range_of(file: Path, entries: dict[str, str]) -> bytes:

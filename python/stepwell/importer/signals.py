@@ -40,8 +40,8 @@ class Signal:
     """Data on its way: ``value`` of the float graph (0 the input).
 
     ``time``: label of the time axis, once known; ``last``: time has been reduced to the last step; ``state``: a recurrent layer's
-    final state, "h" or "c"; ``flipped``: time runs backwards; ``padded``: steps of zeros put in front, for the next convolution;
-    ``ahead``: a convolution before it looks at later steps.
+    final state, "h" or "c"; ``flipped``: time runs backwards; ``padded`` and ``behind``: steps of zeros put in front and
+    after the end, for the next convolution.
     """
 
     axes: tuple[Axis, ...]
@@ -51,7 +51,7 @@ class Signal:
     state: str = ""
     flipped: bool = False
     padded: int = 0
-    ahead: bool = False
+    behind: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:

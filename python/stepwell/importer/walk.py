@@ -7,6 +7,7 @@ understands which operator.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,8 +19,9 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from stepwell.errors import ImportRefused
-from stepwell.graph import Layer, Recurrent
+from stepwell.graph import Layer, Output, Recurrent
 from stepwell.importer import layers, patterns, plumbing, windows
+from stepwell.importer.outputs import Head, listed, outputs_of, places, readout_of, side_by_side
 from stepwell.importer.reader import to_array
 from stepwell.importer.recurrent import recurrent
 from stepwell.importer.signals import (
@@ -57,23 +59,28 @@ HINTS = {
 
 @dataclass(frozen=True)
 class Walked:
+    """The graph's parts, and how the source takes its input and gives its outputs."""
+
     layers: tuple[Layer, ...]
     sources: tuple[tuple[int, ...], ...]
     readout: str
     notes: tuple[str, ...]
     input_name: str
-    output_name: str
+    named: tuple[Output, ...]  # the outputs that stand side by side
     input_shape: tuple[int | None, ...]  # None: dynamic
     state_inputs: tuple[str, ...]
     state_outputs: tuple[str, ...]
+    states: tuple[str, ...]  # all outputs that are final states
     time: str  # label of the time axis: "in0", "in1"..
     features: int  # the input's axis that holds the features; -1 for tokens, which have none
-    output_axes: tuple[Axis, ...]
+    output_axes: tuple[tuple[Axis, ...] | None, ...]  # of each output; None where it is a constant
 
 
-def walk(model: onnx.ModelProto) -> Walked:
-    """The chain of layers of ``model``; raises ImportRefused."""
+def walk(model: onnx.ModelProto, wanted: tuple[str, ...] = ()) -> Walked:
+    """The layers of ``model`` that make the ``wanted`` outputs, all data outputs by default; raises ImportRefused."""
     graph = model.graph
+    names = [output.name for output in graph.output]
+    wanted = tuple(names[k] for k in places(names, wanted))
     w = Walk(model)
     w.values[""] = None
     for tensor in graph.initializer:
@@ -96,27 +103,33 @@ def walk(model: onnx.ModelProto) -> Walked:
         sizes = _declared_shape(state, what="initial state")
         w.values[state.name] = np.zeros([size or DYNAMIC_SIZES[k] for k, size in enumerate(sizes)], np.float32)
         w.notes.append(f"input '{state.name}' is an initial state: the stream carries it, starting at zero")
-    needed = _upstream(graph, [output.name for output in graph.output])
+    needed = _upstream(graph, list(wanted or names))
     for node in graph.node:
         if not needed.isdisjoint(node.output):
-            w.node = node
-            try:
-                _visit(w, w.inputs())
-            except (ValueError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError) as error:
-                # a damaged node: wrong number of inputs, attributes of the wrong type, axes that do not exist
-                raise w.refuse(
-                    f"its inputs or attributes do not fit together ({error}): export the model again"
-                ) from error
-    return _result(w, data.name, shape, features, [state.name for state in states])
+            _visit(w, node)
+    if wanted:
+        _look_for_states(w, needed)
+    return _result(w, data.name, shape, features, [state.name for state in states], wanted)
 
 
-def live_part(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model without what its outputs do not need: only nodes that ``walk`` has looked at may be run."""
-    needed = _upstream(model.graph, [output.name for output in model.graph.output])
+def _look_for_states(w: Walk, needed: set[str]) -> None:
+    """Visit what only outputs need that are not wanted: final states may be among them, anything else does not matter."""
+    notes = list(w.notes)
+    for node in w.model.graph.node:
+        if needed.isdisjoint(node.output):
+            with contextlib.suppress(ImportRefused):
+                _visit(w, node)
+    w.notes = notes
+
+
+def live_part(model: onnx.ModelProto, outputs: list[str]) -> onnx.ModelProto:
+    """The model without what these outputs do not need: only nodes that ``walk`` has looked at may be run."""
+    needed = _upstream(model.graph, outputs)
     live = onnx.ModelProto()
     live.CopyFrom(model)
-    for field_name in ("node", "initializer", "sparse_initializer", "value_info"):
+    for field_name in ("node", "initializer", "sparse_initializer", "value_info", "output"):
         live.graph.ClearField(field_name)
+    live.graph.output.extend(output for output in model.graph.output if output.name in outputs)
     live.graph.node.extend(node for node in model.graph.node if not needed.isdisjoint(node.output))
     live.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in needed)
     return live
@@ -204,7 +217,17 @@ def _feature_axis(graph: onnx.GraphProto, data: onnx.ValueInfoProto, rank: int) 
 # ---- one node ----
 
 
-def _visit(w: Walk, inputs: list[Value]) -> None:
+def _visit(w: Walk, node: onnx.NodeProto) -> None:
+    """Give a node to its handler; what it refuses is an ImportRefused that names it."""
+    w.node = node
+    try:
+        _handle(w, w.inputs())
+    except (ValueError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError) as error:
+        # a damaged node: wrong number of inputs, attributes of the wrong type, axes that do not exist
+        raise w.refuse(f"its inputs or attributes do not fit together ({error}): export the model again") from error
+
+
+def _handle(w: Walk, inputs: list[Value]) -> None:
     node = w.node
     _check_attributes(w)
     if node.op_type == "Constant":
@@ -263,7 +286,7 @@ def _computed(w: Walk, inputs: list[Value]) -> tuple:
             )
         )
     w.folded_values += _size_bound(node.op_type, [value for value in inputs if value is not None])
-    if w.folded_values > CONSTANT_LIMIT:
+    if not w.folded_values <= CONSTANT_LIMIT:  # NaN is no number of values either
         raise w.refuse("with it the graph's constants would have more than 16 million values")
     graph = helper.make_graph(
         [node],
@@ -358,33 +381,69 @@ HANDLERS: dict[str, Callable[..., tuple]] = {
 # ---- the end ----
 
 
-def _result(w: Walk, data: str, shape: tuple[int | None, ...], features: int, states: list[str]) -> Walked:
+def _result(
+    w: Walk, data: str, shape: tuple[int | None, ...], features: int, state_inputs: list[str], wanted: tuple[str, ...]
+) -> Walked:
     names = [output.name for output in w.model.graph.output]
-    missing = [name for name in names if name not in w.values]
+    missing = [name for name in wanted or names if name not in w.values]
     if missing:
         raise ImportRefused(f"output '{missing[0]}' is not made by any node")
-    main, *others = names
-    y = w.values[main]
-    if not isinstance(y, Signal) or not any(isinstance(layer, Recurrent) for layer in upstream_layers(w, y.value)):
-        raise ImportRefused(f"output '{main}' does not come from a recurrent layer")
-    if y.state == "c":
-        raise ImportRefused(f"output '{main}' is a cell state: make the hidden state or a dense layer the first output")
-    if y.flipped:
-        raise ImportRefused(f"output '{main}' runs backwards in time: turn it round")
-    extra = [
-        name for name in others if not (isinstance(w.values[name], StateStack) or getattr(w.values[name], "state", ""))
-    ]
-    if extra:
-        raise ImportRefused(f"outputs {[main, *extra]}: a stream has one output: export the model with one")
-    if others:
-        w.notes.append(f"outputs {', '.join(others)} are final states: the stream keeps them")
-    readout = "last" if y.last else "every"
-    window = next((size for k, size in enumerate(shape) if f"in{k}" == y.time), None)
-    if readout == "last" and window:
-        w.notes.append(
-            f"the source reads windows of {window} steps from a zero state, the stream remembers everything since its reset: "
-            f"--mode tumble:{window} or slide:{window} gives the same outputs"
-        )
-    chain, sources = live_layers(w, y.value)
-    labels = (data, main, shape, tuple(states), tuple(others))
-    return Walked(chain, sources, readout, tuple(w.notes), *labels, y.time, features, y.axes)
+    states = _final_states({name: w.values.get(name) for name in names}, bool(state_inputs))
+    chosen = wanted or tuple(name for name in names if name not in states) or (names[0],)
+    values = [_checked_output(name, w.values[name]) for name in chosen]
+    signals = [y for y in values if isinstance(y, Signal)]
+    if signals and not any(_is_recurrent(w, y) for y in signals):
+        raise ImportRefused(f"output {listed(chosen)} does not come from a recurrent layer")
+    heads = [_head(name, y) for name, y in zip(chosen, values, strict=True)]
+    last = side_by_side(w.layers, w.sources, heads)
+    readout, time = readout_of(heads), next((y.time for y in signals if y.time), "")
+    left = [name for name in states if name not in chosen]
+    if left:
+        w.notes.append(f"outputs {', '.join(left)} are final states: the stream keeps them")
+    chain, sources = live_layers(w, last)
+    axes = tuple(y.axes if isinstance(y, Signal) else None for y in values)
+    labels = (data, outputs_of(heads), shape, tuple(state_inputs), tuple(left), tuple(states))
+    return Walked(chain, sources, readout, tuple(w.notes), *labels, time, features, axes)
+
+
+def _final_states(values: dict[str, Value], takes_states: bool) -> list[str]:
+    """The outputs that hand the state on. A hidden state is data where no other output is, where a later output is the same
+    state, and where it is the last layer's, taken out of h_n.
+    """
+    states = [name for name, y in values.items() if isinstance(y, StateStack) or getattr(y, "state", "")]
+    hidden = [name for name in states if getattr(values[name], "state", "") == "h"]
+    if hidden and len(states) == len(values):
+        return [name for name in states if name != hidden[0]]
+    has_cells = len(hidden) < len(states)
+
+    def is_data(name: str) -> bool:
+        later = hidden[hidden.index(name) + 1 :]
+        taken_out = not takes_states and not has_cells and len(values[name].axes) < 3
+        return taken_out or any(values[other].value == values[name].value for other in later)
+
+    return [name for name in states if name not in hidden or not is_data(name)]
+
+
+def _checked_output(name: str, y: Value) -> Signal | np.ndarray:
+    if isinstance(y, StateStack):
+        raise ImportRefused(f"output '{name}' holds the final states of several layers: give the last layer's, h_n[-1]")
+    if not isinstance(y, (Signal, np.ndarray)):
+        raise ImportRefused(f"output '{name}' does not come from a recurrent layer")
+    if isinstance(y, Signal) and y.state == "c":
+        raise ImportRefused(f"output '{name}' is a cell state: make the hidden state or a dense layer the first output")
+    if isinstance(y, Signal) and y.flipped:
+        raise ImportRefused(f"output '{name}' runs backwards in time: turn it round")
+    return y
+
+
+def _is_recurrent(w: Walk, y: Signal) -> bool:
+    return any(isinstance(layer, Recurrent) for layer in upstream_layers(w, y.value))
+
+
+def _head(name: str, y: Signal | np.ndarray) -> Head:
+    if isinstance(y, Signal):
+        return Head(name, y.value, y.n_features, y.last)
+    rows = y.reshape(-1, y.shape[-1] if y.ndim else 1)
+    if y.dtype.kind != "f" or not rows.size or (rows != rows[0]).any():
+        raise ImportRefused(f"output '{name}' is a constant that is no row of numbers: it does not depend on the input")
+    return Head(name, 0, rows.shape[1], False, rows[0].astype(np.float64))

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from stepwell.graph import Dense, MaxPool, Window
+from stepwell.graph import WIDTH_MAX, Dense, MaxPool, Window
+from stepwell.importer.pooling import mean_over, pads
 from stepwell.importer.signals import Atom, Signal, Value, Walk
 
 
@@ -42,41 +43,56 @@ def _numbers(w: Walk, name: str, place: int, default: int) -> int:
     return int(given[place])
 
 
-def _padding(w: Walk, place: int, span: int, stride: int, size: int) -> tuple[int, int]:
-    """Zeros before and after the sequence."""
+def _padded(w: Walk, place: int, window: Window, x: Signal, size: int) -> Window:
+    """The window with what the node puts before and after the sequence; ``size``: its steps."""
     auto = w.attribute("auto_pad", b"NOTSET").decode()
     if auto in ("SAME_UPPER", "SAME_LOWER"):
-        both = max(0, (-(-size // stride) - 1) * stride + span - size)
-        if stride != 1:
-            raise w.refuse("auto_pad with a stride depends on the sequence's length: pad explicitly")
-        left = both // 2 if auto == "SAME_UPPER" else both - both // 2
-        return left, both - left
+        window = replace(window, same=auto[5:].lower())
+        if window.stride == 1:
+            return replace(window.over(window.span), same="")  # whatever the length
+        if x.time in w.dynamic_axes:
+            return window
+        window = window.over(size)
+        return window if window.padding or window.ahead else replace(window, same="")
     pads = list(w.attribute("pads", []))
     if auto == "VALID" or not pads:
-        return 0, 0
+        return replace(window, padding=0)
     half = len(pads) // 2
     if any(v for k, v in enumerate(pads) if k not in (place, half + place)):
         raise w.refuse(f"pads {pads} pads more than time")
-    return int(pads[place]), int(pads[half + place])
+    before, after = int(pads[place]), int(pads[half + place])
+    _check_padding(w, window, before, after)
+    return replace(window, padding=before, ahead=after)
 
 
-def _windowed(w: Walk, x: Signal, place: int, taps: int, dilation: int) -> Signal:
-    """The signal behind a Window; its axes still say how many channels there are."""
-    stride = _numbers(w, "strides", place, 1)
-    span = (taps - 1) * dilation + 1
-    size = x.steps()
-    left, right = _padding(w, place, span, stride, size)
-    left += x.padded
-    if left > span - 1 or right > span - 1:
-        raise w.refuse(f"pads {left} and {right} zeros, more than its {span} steps look back")
-    if right:
-        w.notes.append(f"{w.name}: looks {right} steps ahead: its outputs come {right} steps later than in the source")
-    steps = (size - x.padded + left + right - span) // stride + 1
+def _check_padding(w: Walk, window: Window, before: int, after: int) -> None:
+    if not (0 <= before < window.span and 0 <= after < window.span):
+        raise w.refuse(f"pads {before} and {after} zeros, more than its {window.span} steps look back")
+
+
+def _window(w: Walk, x: Signal, place: int, taps: int, pools: bool = False) -> tuple[Window, Signal]:
+    """What the node looks at, and the signal with the time axis that comes of it."""
+    window = Window(w.name, x.n_features, taps, _numbers(w, "dilations", place, 1), _numbers(w, "strides", place, 1))
+    if window.fault():
+        raise w.refuse(window.fault())
+    size = x.steps() - x.padded - x.behind
+    window = _padded(w, place, window, x, size)
+    if x.padded or x.behind:
+        if window.same or (pools and (window.padding or window.ahead)):
+            raise w.refuse("its padding follows zeros that were padded before: pad once")
+        before, after = window.padding + x.padded, window.ahead + x.behind
+        _check_padding(w, window, before, after)
+        window = replace(window, padding=before, ahead=after)
+    if window.ahead or window.same:
+        ahead = window.ahead or "some"
+        w.notes.append(
+            f"{w.name}: looks {ahead} steps ahead: in mode carry its outputs come {ahead} steps later than in the source"
+        )
+    steps = window.over(size).runs(size)
     if steps < 1:
-        raise w.refuse(f"needs {span} steps, the sequence has {size}")
-    layer = Window(w.name, x.n_features, taps, dilation, stride, left)
+        raise w.refuse(f"needs {window.span} steps, the sequence has {size}")
     axes = tuple((Atom(x.time, steps),) if k == x.time_axis else a for k, a in enumerate(x.axes))
-    return replace(x, axes=axes, value=w.added(layer, x.value), padded=0, ahead=x.ahead or right > 0)
+    return window, replace(x, axes=axes, padded=0, behind=0)
 
 
 def convolution(w: Walk, x: Value, weights: Value, bias: Value = None) -> tuple[Signal]:
@@ -90,9 +106,9 @@ def convolution(w: Walk, x: Value, weights: Value, bias: Value = None) -> tuple[
         raise w.refuse(f"its kernel {list(kernel.shape[2:])} runs over more than time")
     n_out = len(kernel)
     offset = np.zeros(n_out) if bias is None else w.constant(bias, "B").astype(np.float64)
-    x = _windowed(w, x, place, taps, _numbers(w, "dilations", place, 1))
+    window, x = _window(w, x, place, taps)
     layer = Dense(w.name, kernel.reshape(n_out, -1), offset, groups=groups)
-    return (_channels(x, w.added(layer, x.value), n_out),)
+    return (_channels(x, w.added(layer, w.added(window, x.value)), n_out),)
 
 
 def _channels(x: Signal, value: int, n: int) -> Signal:
@@ -101,29 +117,34 @@ def _channels(x: Signal, value: int, n: int) -> Signal:
 
 
 def max_pool(w: Walk, x: Value) -> tuple[Signal]:
-    x, n, taps = _pooled(w, x)
-    return (replace(x, value=w.added(MaxPool(w.name, n * taps, taps), x.value)),)
+    """What the node itself pads is minus infinity, what was padded before are zeros."""
+    before = w.signal(x)
+    window, x = _pooled(w, before)
+    if not (before.padded or before.behind):
+        least = window.span if window.dilation > 1 else 1
+        window = replace(window, lowest=pads(window), least=least)
+    return (replace(x, value=w.added(MaxPool(w.name, window.n_out, window.taps), w.added(window, x.value))),)
 
 
 def average_pool(w: Walk, x: Value) -> tuple[Signal]:
-    x, n, taps = _pooled(w, x)
-    mean = Dense(w.name, np.full((n, taps), 1.0 / taps), np.zeros(n), groups=n)
-    return (replace(x, value=w.added(mean, x.value)),)
+    before = w.signal(x)
+    window, x = _pooled(w, before)
+    counts = bool(w.attribute("count_include_pad", 0) or before.padded or before.behind)
+    try:
+        return (replace(x, value=mean_over(w.added, w.name, x.value, window, counts)),)
+    except ValueError as reason:
+        raise w.refuse(f"{reason}, and leaves them out of the mean: set count_include_pad, or pad less") from None
 
 
-def _pooled(w: Walk, x: Value) -> tuple[Signal, int, int]:
+def _pooled(w: Walk, x: Signal) -> tuple[Window, Signal]:
     x, place = _over_time(w, x)
-    n = x.n_features
-    if any(w.attribute("pads", [])) or w.attribute("auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID") or x.padded:
-        raise w.refuse("a pooling with padding is not supported: pool without")
     if w.attribute("ceil_mode", 0):
         raise w.refuse("ceil_mode pools what is left over at the end, which a stream does not know: pool without")
-    taps = _numbers(w, "kernel_shape", place, 1)
-    return _windowed(w, x, place, taps, _numbers(w, "dilations", place, 1)), n, taps
+    return _window(w, x, place, _numbers(w, "kernel_shape", place, 1), pools=True)
 
 
 def pad(w: Walk, x: Value, pads: Value = None, value: Value = None, axes: Value = None) -> tuple[Signal]:
-    """Zeros before the sequence, which the next convolution takes for its own padding."""
+    """Zeros before and after the sequence, which the next convolution takes for its own padding."""
     x = w.signal(x)
     given = w.attribute("pads") if pads is None else w.constant(pads, "pads").reshape(-1).tolist()
     fill = w.attribute("value", 0.0) if value is None else float(w.constant(value, "the value").reshape(-1)[0])
@@ -137,8 +158,11 @@ def pad(w: Walk, x: Value, pads: Value = None, value: Value = None, axes: Value 
     if w.attribute("mode", b"constant") != b"constant" or fill or set(padded) != {x.time_axis} or x.last:
         raise w.refuse("pads something else than zeros in time")
     place = where.index(x.time_axis)
-    if given[half + place] or given[place] < 0:
-        raise w.refuse("pads after the sequence's end, which a stream does not know: pad on the left (causal)")
-    left = int(given[place])
-    axes_now = tuple((Atom(x.time, x.steps() + left),) if k == x.time_axis else a for k, a in enumerate(x.axes))
-    return (replace(x, axes=axes_now, padded=x.padded + left),)
+    left, right = int(given[place]), int(given[half + place])
+    if left < 0 or right < 0:
+        raise w.refuse("cuts timesteps off, which a stream cannot: pad by less")
+    if max(left, right) > WIDTH_MAX:
+        raise w.refuse(f"pads {max(left, right)} zeros, {WIDTH_MAX} at most")
+    steps = x.steps() + left + right
+    axes_now = tuple((Atom(x.time, steps),) if k == x.time_axis else a for k, a in enumerate(x.axes))
+    return (replace(x, axes=axes_now, padded=x.padded + left, behind=x.behind + right),)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,11 +14,14 @@ import numpy as np
 from stepwell.errors import LinkError, SampleError
 from stepwell.link import messages
 from stepwell.link.emulator import Emulator
-from stepwell.link.frame import Frame, FrameReader, encode
+from stepwell.link.frame import Frame, FrameReader, check_bytes, encode
+from stepwell.link.info import Info, read_info, status_words
+from stepwell.link.line import XON, Echo, Search, info_seqs, readable, what_is_missing
 from stepwell.link.messages import PAYLOAD_BYTES, Error, Message
 from stepwell.model import Model
 from stepwell.packing import PACKINGS
 from stepwell.reference import check_codes
+from stepwell.text import printable
 from stepwell.update import Sign, Update, Updated, make_update
 
 WAIT_FIRST = 0.3  # seconds for an answer when nothing is known about the line yet
@@ -26,11 +30,16 @@ WAIT_LEAST = 0.1
 POLL = 0.02  # seconds that one read may block
 FRAME_SECONDS = 1  # that the steps of one frame may take
 NOISE_PAUSE = 0.003  # before asking again after a damaged frame
+ECHO_WAIT = 0.3  # seconds for the answer to the first ECHO, when a line is searched
+HEARD = 4096  # bytes that are kept of what comes instead of answers
+SESSIONS = 2**32
 
 CAUSES = {
     Error.TYPE: "the board does not know this message: its firmware is older than this stepwell; build and flash it again",
     Error.LENGTH: "the board refused the length of the message: firmware and stepwell do not fit; build and flash again",
     Error.SESSION: "the board has restarted since the last reset, or another host has reset it: its state is lost",
+    Error.OLD: "the board has done a later request already: does another program use the line? Reset, and begin again",
+    Error.GAP: "a request before this one has not reached the board, so steps are missing: reset, and begin again",
     Error.RANGE: "index, offset or count outside the model or the frame",
     Error.ORDER: "messages in the wrong order",
     Error.STATE: "the board refused the snapshot",
@@ -56,28 +65,6 @@ class Port(Protocol):
     def read(self, size: int = 1) -> bytes: ...
     def write(self, data: bytes) -> int | None: ...
     def close(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Info:
-    """What a board says about itself. ``tick_hz``: its cost counter; ``ram_bytes``: of one stream; ``update_bytes``: of the
-    largest update, 0 when it takes none; ``version``: of the running model, 0 for the image's own.
-    """
-
-    board: str
-    protocol: int
-    mtu: int
-    n_in: int
-    n_out: int
-    y_frac: int
-    tick_hz: int
-    cpu_hz: int
-    engine_version: int
-    model_id: int
-    ram_bytes: int
-    snapshot_bytes: int
-    update_bytes: int
-    version: int
 
 
 @dataclass(frozen=True)
@@ -132,6 +119,14 @@ class Stat:
     repeats: int
 
 
+class Refused(LinkError):
+    """The board's answer is an ERROR of ``code``: it has done nothing."""
+
+    def __init__(self, text: str, code: int):
+        super().__init__(text)
+        self.code = code
+
+
 def wrong_model(url: str, runs: int, expected: int) -> LinkError:
     return LinkError(
         f"{url}: board runs model {runs:08x}, test expects {expected:08x}: build and flash the image of this model, "
@@ -167,8 +162,13 @@ class Link:
             port.timeout = POLL
         self._patience = patience
         self._reader = FrameReader()
-        self._seq = secrets.randbelow(256)
-        self._session = 0
+        self._seq = secrets.choice(info_seqs()) - 1  # the first request is INFO, and any line carries it
+        self._session = 0  # the number of the last session and, with seq, of the last request; 0: none was begun
+        self._in_session = False
+        self._last = Frame(0, 0, b"")  # answer in the session
+        self._talked: str | None = None  # the first message that the board answered; LOG when it said something unasked
+        self._echoed = False  # a request of our own came back
+        self._heard = bytearray()  # since the last good frame
         self._wire_seconds = 2 * messages.MTU * 10 / baud if emulator is None else 0.0
         self._slowest: dict[int, float] = {}  # message -> longest time until its answer
         self._info: Info | None = None
@@ -197,29 +197,23 @@ class Link:
     # ---- messages ----
 
     def info(self) -> Info:
-        """Ask the board who it is. LinkError when it speaks another protocol."""
-        payload = self._request(Message.INFO)
-        if not payload or payload[0] != messages.PROTOCOL:
-            spoken = payload[0] if payload else "unknown"
-            raise LinkError(
-                f"{self.url}: the board speaks protocol {spoken}, this stepwell {messages.PROTOCOL}: build and flash again"
-            )
-        if len(payload) < messages.INFO_REPLY.size:
-            raise LinkError(f"{self.url}: the board's INFO is cut short ({len(payload)} bytes)")
-        protocol, mtu, n_in, n_out, y_frac, status, *rest = messages.INFO_REPLY.unpack_from(payload)
-        if status:
-            raise LinkError(f"{self.url}: the board cannot run its model: {_status_text(status)}")
-        if not (1 <= n_in <= messages.MOST_IN and 1 <= n_out <= messages.MOST_OUT):
-            raise LinkError(f"{self.url}: the board's INFO makes no sense: a model with {n_in} inputs, {n_out} outputs")
-        name = payload[messages.INFO_REPLY.size :].decode("ascii", "replace")
-        self._info = Info(name, protocol, mtu, n_in, n_out, y_frac, *rest)
+        """Ask the board who it is. LinkError when it speaks another protocol or says what cannot be."""
+        self._info = read_info(self._request(Message.INFO), self.url)
         return self._info
 
     def reset(self) -> None:
         """h = 0, c = 0, and a new session: the board refuses steps of older ones, and of none after it restarts."""
-        session = secrets.randbelow(2**32 - 1) + 1
-        self._request(Message.RESET, messages.SESSION.pack(session))
-        self._session = session
+        first = self._session + 1 if self._session else secrets.randbelow(SESSIONS)
+        for third in range(3):  # of the circle of numbers: one of them is above that of another host's session
+            session = (first + third * (SESSIONS // 3)) % SESSIONS or 1
+            try:
+                self._request(Message.RESET, messages.SESSION.pack(session))
+            except Refused as refused:
+                if refused.code != Error.OLD or third == 2:
+                    raise
+            else:
+                self._session, self._in_session = session, True
+                return
 
     def step(self, x_q: np.ndarray, progress: Callable[[int], object] = lambda steps: None) -> np.ndarray:
         """Timesteps on codes: int16 [n, n_in] -> int32 [n, n_out], as many at a time as a frame carries.
@@ -250,11 +244,13 @@ class Link:
         return min(asked, (PAYLOAD_BYTES - messages.STEP_REPLY.size) // (4 * info.n_out))
 
     def _step_batch(self, x_q: np.ndarray, info: Info) -> np.ndarray:
-        request = messages.STEP_REQUEST.pack(self._session, len(x_q)) + x_q.astype("<i2").tobytes()
+        codes = x_q.astype("<i2").tobytes()
         expected = len(x_q) * self.cost_ticks / max(1, self.cost_steps) / info.tick_hz
-        payload = self._request(Message.STEP, request, expected)
+        payload = self._ask(Message.STEP, messages.STEP_REQUEST, len(x_q), data=codes, expected=expected)
         self._expect(payload, messages.STEP_REPLY.size + 4 * len(x_q) * info.n_out, Message.STEP)
-        _, cost = messages.STEP_REPLY.unpack_from(payload)
+        n, cost = messages.STEP_REPLY.unpack_from(payload)
+        if n != len(x_q):
+            raise LinkError(f"{self.url}: STEP of {len(x_q)} timesteps answered with {n}")
         self.cost_ticks += cost
         self.cost_steps += len(x_q)
         return np.frombuffer(payload, "<i4", offset=messages.STEP_REPLY.size).reshape(len(x_q), info.n_out)
@@ -263,7 +259,7 @@ class Link:
         """The snapshot that stw_save makes; ``engine.Stream.load`` takes it."""
         snapshot, total = b"", self._known().snapshot_bytes
         while len(snapshot) < total:
-            piece = self._request(Message.GET_STATE, messages.CHUNK.pack(self._session, len(snapshot)))
+            piece = self._ask(Message.GET_STATE, messages.CHUNK, len(snapshot))
             self._expect(piece, min(PAYLOAD_BYTES, total - len(snapshot)), Message.GET_STATE)
             snapshot += piece
         return snapshot
@@ -284,15 +280,14 @@ class Link:
         wanted = 1 if n is None else n
         while len(units) < wanted:
             count = min(most, wanted - len(units))
-            request = messages.PROBE_REQUEST.pack(self._session, layer, first + len(units), count)
-            payload = self._request(Message.PROBE, request)
+            payload = self._ask(Message.PROBE, messages.PROBE_REQUEST, layer, first + len(units), count)
             self._expect(payload, count * messages.UNIT.size, Message.PROBE)
             units += [Unit(v[:4], v[4:8], v[8], v[9]) for v in messages.UNIT.iter_unpack(payload)]
         return units
 
     def bench(self) -> Bench:
         """Cost and stack of one step, measured by the board; the state stays as it was."""
-        payload = self._request(Message.BENCH, messages.SESSION.pack(self._session))
+        payload = self._ask(Message.BENCH, messages.SESSION)
         self._expect(payload, messages.BENCH_REPLY.size, Message.BENCH)
         ticks, stack = messages.BENCH_REPLY.unpack(payload)
         return Bench(self._cost(ticks), stack)
@@ -368,6 +363,7 @@ class Link:
             info = self.info()
             if (info.model_id, info.version) != (model.id, version):
                 raise
+        self._in_session = False
         self.connect(model)
 
     def _send_update(self, update: Update, progress: Callable[[int, int], object]) -> int:
@@ -375,6 +371,8 @@ class Link:
         payload = self._request(Message.BLOB_BEGIN, update.manifest)
         self._expect(payload, messages.OFFSET.size, Message.BLOB_BEGIN)
         (received,) = messages.OFFSET.unpack(payload)
+        if received > len(update.body):
+            raise LinkError(f"{self.url}: the board has {received} bytes of an update of {len(update.body)}")
         first = received // messages.UPDATE_UNIT * messages.UPDATE_UNIT
         most = (PAYLOAD_BYTES - messages.OFFSET.size) // messages.UPDATE_UNIT * messages.UPDATE_UNIT
         for start in range(first, len(update.body), most):
@@ -428,23 +426,60 @@ class Link:
         """``data`` in messages that begin with session and offset, counted in units of ``unit_bytes``."""
         most = (PAYLOAD_BYTES - messages.CHUNK.size) // unit_bytes * unit_bytes
         for start in range(0, len(data), most):
-            head = messages.CHUNK.pack(self._session, start // unit_bytes)
-            self._request(message, head + data[start : start + most])
+            self._ask(message, messages.CHUNK, start // unit_bytes, data=data[start : start + most])
 
     def _expect(self, payload: bytes, n_bytes: int, message: Message) -> None:
         if len(payload) != n_bytes:
             raise LinkError(f"{self.url}: {message.name} answered with {len(payload)} bytes, expected {n_bytes}")
 
-    def _request(self, message: Message, payload: bytes = b"", expected: float = 0.0) -> bytes:
-        """The answer's payload. ``expected``: seconds that the board is at work; it is not disturbed earlier."""
+    def _ask(
+        self, message: Message, head: struct.Struct, *fields: int, data: bytes = b"", expected: float = 0.0
+    ) -> bytes:
+        """A request of the session: ``head`` packs its number and ``fields``. ``expected``: as below."""
+        if not self._in_session:
+            raise LinkError(
+                f"{self.url}: {message.name} needs a session: call reset first (an update, or a request that got no answer, "
+                "ends one)"
+            )
+        self._count()
+        payload = self._exchange(message, head.pack(self._session, *fields) + data, expected)
+        self._last = Frame(message | messages.REPLY, self._seq, payload)
+        return payload
+
+    def _request(self, message: Message, payload: bytes = b"") -> bytes:
+        """A request of no session; the answer's payload."""
+        self._count()
+        return self._exchange(message, payload)
+
+    def _count(self) -> None:
+        """The number of the next request, as the board counts."""
         self._seq = (self._seq + 1) % 256
-        wire = encode(Frame(message, self._seq, payload))
+        if self._seq == 0 and self._session:
+            self._session = (self._session + 1) % SESSIONS
+
+    def _exchange(self, message: Message, payload: bytes, expected: float = 0.0) -> bytes:
+        """The answer's payload. Without an answer the session ends, as nobody knows what the board has done.
+
+        ``expected``: seconds that the board is at work; it is not disturbed earlier.
+        """
+        in_session, self._in_session = self._in_session, False
+        try:
+            reply = self._repeat(message, Frame(message, self._seq, payload), expected)
+        except Refused:
+            self._in_session = in_session
+            raise
+        self._in_session = in_session
+        return reply
+
+    def _repeat(self, message: Message, request: Frame, expected: float) -> bytes:
+        """Send ``request`` until it is answered."""
+        wire = encode(request)
         wait = self._first_wait(message) + expected
         damaged_before = self._reader.damaged
         first = started = time.monotonic()
         while True:
             self._write(wire)
-            reply = self._await(message, min(started + wait, first + self._patience))
+            reply = self._await(message, request, min(started + wait, first + self._patience))
             now = time.monotonic()
             if reply is not None:
                 self._slowest[message] = max(self._slowest.get(message, 0.0), now - started)
@@ -464,34 +499,110 @@ class Link:
         return min(max(wait, WAIT_LEAST) + self._wire_seconds, WAIT_MOST)
 
     def _silence(self, message: Message, n_damaged: int) -> str:
+        """Why there is no answer, as far as the line tells."""
         name = f"{self.url}: no answer to {message.name} within {self._patience:g} s"
         if self._emulator and not self._emulator.alive():
             return f"{name}: the emulator has ended: {self._emulator.last_words()}"
-        if n_damaged:
-            return f"{name}, but {n_damaged} damaged frames: wrong baud rate, noise, or another program on the line?"
-        return f"{name}: is the board powered, flashed with a stepwell image, and on this port?"
+        if text := readable(self._heard):
+            return (
+                f"{name}, but readable text: {text}: another firmware runs on the board, or another program prints on this "
+                "line. Flash the image that `stepwell build` wrote"
+            )
+        if self._echoed and not self._talked:
+            return f"{name}, but the request itself came back: are RX and TX joined, or is this a line with a local echo alone?"
+        if not (self._talked or self._heard or n_damaged):
+            return (
+                f"{name}: is the board powered, flashed with a stepwell image, and on this port? "
+                "A line that does not carry 0x00 is silent, too"
+            )
+        heard = bytes(self._heard)
+        self._write(XON)
+        return self._searched(Search(self._ask_echo, ECHO_WAIT).run(), message, name, heard, n_damaged)
 
-    def _await(self, message: Message, deadline: float) -> bytes | None:
-        """The payload of the answer to the current request; None when it does not come or comes damaged."""
+    def _searched(self, search: Search, message: Message, name: str, heard: bytes, n_damaged: int) -> str:
+        """The same when ``search`` has tried the line. ``name``: the beginning; ``heard``: before the search."""
+        some = f"{n_damaged} damaged frames" if n_damaged else f"{len(heard)} bytes that are no frame"
+        damaged = f", but {some}: wrong baud rate, noise, or another program on the line?"
+        if not search.alive and self._talked:
+            end = damaged if n_damaged else ": has it crashed, lost power, or been unplugged?"
+            spoke = "said LOG" if self._talked == "LOG" else f"answered {self._talked}"
+            return f"{name}, nor to ECHO, though the board {spoke} before{end}"
+        if not search.alive:
+            return f"{name}{what_is_missing(heard) or damaged}"
+        other = self._talked if self._talked not in (None, "LOG", message.name) else "ECHO"
+        found = f"{self.url}: the board answers {other} but not {message.name}"
+        if search.lost or search.some:
+            return f"{found}: {search}"
+        if search.cut:
+            return f"{found}: frames of {search.cut} bytes and more are lost (found by ECHO): does a buffer on the line overrun?"
+        if n_damaged:
+            return f"{name}{damaged}"
+        return (
+            f"{found}, though ECHO returns every byte value: does the board need more than {self._patience:g} s for it?"
+        )
+
+    def _ask_echo(self, frame: Frame, seconds: float) -> Echo:
+        """Send ``frame``, an ECHO, once."""
+        started, damaged = time.monotonic(), self._reader.damaged
+        expected = Frame(frame.type | messages.REPLY, frame.seq, frame.payload)
+        self._write(encode(frame))
+        while (passed := time.monotonic() - started) < seconds and self._reader.damaged == damaged:
+            if expected in self._receive():
+                return Echo(True, False, passed)
+        self._write(XON)
+        return Echo(False, self._reader.damaged > damaged, seconds)
+
+    def _await(self, message: Message, request: Frame, deadline: float) -> bytes | None:
+        """The payload of the answer to ``request``; None when it does not come or comes damaged."""
         damaged = self._reader.damaged
         while time.monotonic() < deadline:
-            for frame in self._reader.feed(self._read()):
-                if frame.type == messages.LOG:
-                    self._note(frame.payload)
-                elif frame.seq == self._seq and frame.type == message | messages.REPLY:
+            for frame in self._receive():
+                if frame.seq == self._seq and frame.type == message | messages.REPLY:
+                    self._has_talked(message)
                     return frame.payload
-                elif frame.seq == self._seq and frame.type == messages.ERROR:
-                    raise LinkError(self._cause(message, frame.payload))
+                if frame.seq == self._seq and frame.type == messages.ERROR:
+                    self._refusal(message, request, frame.payload)
+                elif self._contradicts(frame):
+                    raise LinkError(f"{self.url}: two different answers to one request: the line brings old ones again")
             if self._reader.damaged > damaged:
                 return None  # most likely the answer: ask again at once
         return None
 
-    def _cause(self, message: Message, payload: bytes) -> str:
-        if len(payload) != messages.ERROR_REPLY.size:
-            return f"{self.url}: {message.name} refused without a reason"
-        code, status, _ = messages.ERROR_REPLY.unpack(payload)
+    def _contradicts(self, frame: Frame) -> bool:
+        """Another answer to the last request of the session, which was taken: one of the two is 256 requests old."""
+        last = self._last
+        same = (frame.type, frame.seq, len(frame.payload)) == (last.type, last.seq, len(last.payload))
+        return same and frame.payload != last.payload
+
+    def _refusal(self, message: Message, request: Frame, payload: bytes) -> None:
+        """Raises Refused when an ERROR is the answer to ``request``, and not to an older one that came again."""
+        if len(payload) < messages.ERROR_REPLY.size:
+            raise Refused(f"{self.url}: {message.name} refused without a reason", 0)
+        code, status, type_ = messages.ERROR_REPLY.unpack_from(payload)
+        crc = payload[messages.ERROR_REPLY.size :]
+        if type_ != message or (crc and crc != check_bytes(request)):
+            return
+        self._has_talked(message)
         cause = CAUSES.get(code, f"error code {code}")
-        return f"{self.url}: {message.name}: {cause}" + (f": {_status_text(status)}" if status else "")
+        raise Refused(f"{self.url}: {message.name}: {cause}" + (f": {status_words(status)}" if status else ""), code)
+
+    def _has_talked(self, message: Message) -> None:
+        if self._talked in (None, "LOG"):
+            self._talked = message.name
+
+    def _receive(self) -> list[Frame]:
+        """The good frames that have arrived; those unasked go to the log."""
+        received = self._read()
+        frames = self._reader.feed(received)
+        self._heard = (self._heard + received)[:HEARD]
+        for frame in frames:
+            if frame.type < messages.REPLY:
+                self._echoed = True
+            elif frame.type == messages.LOG:
+                self._talked = self._talked or "LOG"
+                self._note(frame.payload)
+            self._heard.clear()
+        return frames
 
     def _read(self) -> bytes:
         try:
@@ -513,11 +624,5 @@ class Link:
 
     def _note(self, text: bytes) -> None:
         if self._log:
-            self._log.write(f"{self.url}: {text.decode('utf-8', 'replace')}\n")
+            self._log.write(f"{self.url}: {printable(text.decode('utf-8', 'replace'))}\n")
             self._log.flush()
-
-
-def _status_text(status: int) -> str:
-    from stepwell.engine import status_text
-
-    return f"{status_text(status)} (stw_status {status})"

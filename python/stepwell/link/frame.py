@@ -6,7 +6,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 
-from stepwell.link.messages import CRC_BYTES, HEADER_BYTES, MTU
+from stepwell.link.messages import CRC_BYTES, HEADER_BYTES, MTU, PAYLOAD_BYTES
 
 BLOCK = 254  # bytes of a COBS block; its code 0xFF implies no zero
 _CRC = struct.Struct("<I")
@@ -48,12 +48,20 @@ def cobs_decode(encoded: bytes) -> bytes | None:
     return bytes(data)
 
 
+def _body(frame: Frame) -> bytes:
+    return bytes([frame.type, frame.seq]) + frame.payload
+
+
+def check_bytes(frame: Frame) -> bytes:
+    """The CRC-32 that ends the frame."""
+    return _CRC.pack(zlib.crc32(_body(frame)))
+
+
 def encode(frame: Frame) -> bytes:
     """The bytes to send. ValueError when the payload is too long for a frame."""
-    body = bytes([frame.type, frame.seq]) + frame.payload
-    if len(body) + CRC_BYTES > MTU:
-        raise ValueError(f"payload of {len(frame.payload)} bytes; a frame carries {MTU - HEADER_BYTES - CRC_BYTES}")
-    return b"\0" + cobs_encode(body + _CRC.pack(zlib.crc32(body))) + b"\0"
+    if len(frame.payload) > PAYLOAD_BYTES:
+        raise ValueError(f"payload of {len(frame.payload)} bytes; a frame carries {PAYLOAD_BYTES}")
+    return b"\0" + cobs_encode(_body(frame) + check_bytes(frame)) + b"\0"
 
 
 def decode(encoded: bytes) -> Frame | None:

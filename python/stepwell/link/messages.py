@@ -2,7 +2,10 @@
 
 ``firmware/app/messages.h`` is written from here (``python -m stepwell.link.messages FILE``) and a test compares the two.
 All integers are little endian. A frame before COBS is ``type u8 | seq u8 | payload | CRC-32``; a reply carries the request's
-seq and type | REPLY. Messages that need the model begin with ``session u32``, the nonce of the last RESET.
+seq and type | REPLY. Messages that need the model begin with ``session u32``.
+
+A host counts its requests: seq, and at seq 0 behind 255 the session, too. RESET sets the count to its own nonce and seq. The
+board does a request of a session only when it is the next one, so no frame that comes late is ever done.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import sys
 from enum import IntEnum
 from pathlib import Path
 
-PROTOCOL = 2
+PROTOCOL = 3
 MTU = 254  # frame bytes before COBS: fits one COBS block
 HEADER_BYTES = 2  # type, seq
 CRC_BYTES = 4
@@ -21,10 +24,10 @@ REPLY = 0x80
 
 
 class Message(IntEnum):
-    """Request -> reply (S = session u32, a request without it is refused with Error.SESSION)."""
+    """Request -> reply (S = session u32; a request that is not the next one is refused with SESSION, OLD or GAP)."""
 
     INFO = 1  # -> INFO_REPLY, board name
-    RESET = 2  # session u32 (not 0): h = c = 0, a new session -> nothing
+    RESET = 2  # session u32: not 0, above the last one modulo 2^32. h = c = 0 -> nothing
     STEP = 3  # S, n u8, x int16 [n][n_in] -> n u8, cost u32 (ticks inside stw_step), y int32 [n][n_out]
     GET_STATE = 4  # S, offset u16 -> bytes of the snapshot from there on; offset 0 takes a new snapshot
     SET_STATE = 5  # S, offset u16, bytes -> nothing; the last byte loads the snapshot
@@ -32,7 +35,7 @@ class Message(IntEnum):
     PROBE = 7  # S, layer u8, first u16, n u8 -> UNIT [n]
     BENCH = 8  # S -> cost u32 (ticks), stack u32 (bytes) of one stw_step; the state stays as it was
     MEM = 9  # -> MEM_REPLY
-    ECHO = 10  # bytes -> the same bytes
+    ECHO = 0x45  # bytes -> the same bytes; a letter, as it tests lines where control characters are lost
     STAT = 11  # -> STAT_REPLY
     BLOB_STATUS = 12  # -> BLOB_STATUS_REPLY
     BLOB_BEGIN = 13  # MANIFEST: a new model comes -> received u32; not 0 when this very update is under way
@@ -41,7 +44,7 @@ class Message(IntEnum):
 
 
 LOG = 0xFE  # device -> host, unasked: text
-ERROR = 0xFF  # device -> host instead of a reply: code u8, status i8 (stw_status), request type u8
+ERROR = 0xFF  # device -> host instead of a reply: ERROR_REPLY; for a request out of turn its CRC-32, too
 
 
 class Error(IntEnum):
@@ -62,6 +65,8 @@ class Error(IntEnum):
     PACKING = 13  # packed for another core
     ROOM = 14  # more RAM, inputs or outputs than the image has
     FLASH = 15  # erased or written bytes do not read as they should
+    OLD = 16  # the request's turn is over: it came before, or a RESET of an older session
+    GAP = 17  # a request before this one has not come
 
 
 # protocol, mtu, n_in, n_out, y_frac, model status, tick_hz, cpu_hz, engine version, model id, ram bytes, snapshot bytes,
@@ -76,7 +81,7 @@ UNIT = struct.Struct("<4h4hih")  # z, gates, c, h
 BENCH_REPLY = struct.Struct("<II")
 MEM_REPLY = struct.Struct("<IIII")  # deepest stack use, stack size, .data + .bss, stream RAM
 STAT_REPLY = struct.Struct("<IIII")  # good frames, damaged frames, steps, repeated requests
-ERROR_REPLY = struct.Struct("<BbB")
+ERROR_REPLY = struct.Struct("<BbB")  # code, stw_status, type of the request
 MANIFEST = struct.Struct("<IIII16x")  # blob bytes, model id, version, signature bytes
 OFFSET = struct.Struct("<I")
 BLOB_STATUS_REPLY = struct.Struct(

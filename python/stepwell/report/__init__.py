@@ -9,10 +9,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from stepwell.files import write_whole
 from stepwell.report.analysis import Analysis, analyse
+from stepwell.text import render
 
 __all__ = ["Analysis", "analyse", "to_json", "write_report"]
 
@@ -26,12 +25,5 @@ def write_report(analysis: Analysis, path: str | Path) -> Path:
     """The page, with its pictures inside. StepwellError when matplotlib is not installed."""
     from stepwell.report.pictures import draw
 
-    environment = Environment(
-        loader=PackageLoader("stepwell"),
-        undefined=StrictUndefined,
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("report.html.j2").render(a=analysis.facts, pictures=draw(analysis))
+    page = render("report.html.j2", a=analysis.facts, pictures=draw(analysis))
     return write_whole(Path(path), page)

@@ -7,11 +7,13 @@ import re
 from collections.abc import Callable
 
 import numpy as np
+from markupsafe import Markup
 
 from stepwell.errors import StepwellError
 from stepwell.metrics import classes
 from stepwell.report.analysis import Analysis
 from stepwell.report.places import BITS
+from stepwell.text import printable
 
 SHOWN_STEPS = 300
 MOST_CLASSES = 12  # whose counts can be read
@@ -27,22 +29,23 @@ def require_matplotlib() -> None:
         raise StepwellError("the report's pictures need matplotlib: pip install 'stepwell[report]'") from error
 
 
-def draw(analysis: Analysis) -> dict[str, str]:
+def draw(analysis: Analysis) -> dict[str, Markup]:
     """Name -> <svg>, empty where the analysis has no data for it. StepwellError when matplotlib is not installed."""
     require_matplotlib()
     import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "stepwell", "font.size": 9, "axes.grid": True})
+    matplotlib.rcParams["text.parse_math"] = False  # a name with $ is no formula
     return {picture.__name__: _svg(picture, analysis) for picture in PICTURES}
 
 
-def _svg(picture: Callable, analysis: Analysis) -> str:
+def _svg(picture: Callable, analysis: Analysis) -> Markup:
     from matplotlib import pyplot as plt
 
     figure = picture(plt, analysis)
     if figure is None:
-        return ""
+        return Markup()
     for axes in figure.axes:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -52,9 +55,8 @@ def _svg(picture: Callable, analysis: Analysis) -> str:
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<text\b", '<text fill="currentColor"', svg.replace("#000000", "currentColor"))
-    return re.sub(
-        r'(<svg [^>]*?)width="[^"]*" height="[^"]*"|(<svg )', lambda m: m.group(1) or m.group(2), svg, count=1
-    )
+    svg = re.sub(r'(<svg [^>]*?)width="[^"]*" height="[^"]*"|(<svg )', lambda m: m.group(1) or m.group(2), svg, count=1)
+    return Markup(printable(svg, "\n"))  # XML in which matplotlib has escaped the names
 
 
 def outputs(plt, analysis: Analysis):

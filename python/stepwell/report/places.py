@@ -11,7 +11,6 @@ import numpy as np
 from stepwell.check import sqnr_db
 from stepwell.float_stream import FloatStream
 from stepwell.graph import Graph
-from stepwell.mode import CARRY
 from stepwell.model import C_FRAC, Model, RecurrentLayer
 from stepwell.reference import Reference
 from stepwell.rows import Z_SCALE
@@ -97,15 +96,15 @@ def _seen(model: Model, graph: Graph, sequences: Sequence[Array]) -> tuple[Seen,
     """Float and integer values. A mode other than carry is seen over its first window, from the reset."""
     exact: dict[tuple[int, str], list] = defaultdict(list)
     integer: dict[tuple[int, str], list] = defaultdict(list)
-    if graph.needs_window:  # reads backwards: no stream passes the places in order
+    if graph.reads_backwards:  # no stream passes the places in order
         return {}, {}
-    carried, window = model, slice(None)
-    if model.mode.kind != "carry":
-        carried, window = model.replace(mode=CARRY), slice(0, model.mode.window)
+    graph, carries = graph.in_mode(model.mode), model.mode.kind == "carry"
+    window = slice(None) if carries else slice(0, model.mode.window)
     for x in sequences:
         normal = x if model.scaler.is_identity else model.scaler.normalise(x)
         FloatStream(graph, float_observer(model, lambda k, name, v: exact[k, name].append(v))).run(normal[window])
         see = integer_observer(model, lambda k, name, v: integer[k, name].append(v))
-        Reference(carried, see).run(x[window])
+        reference = Reference(model, see)
+        (reference.run if carries else reference.run_window)(x[window])
     shared = [key for key in exact if key in integer]
     return ({k: np.concatenate(exact[k]) for k in shared}, {k: np.concatenate(integer[k]) for k in shared})

@@ -59,12 +59,21 @@ LAYER_FUNCTIONS: dict[str, Callable[[object], str | Function]] = {  # layers tha
 }
 
 
+def keras_2_hard_sigmoid(x):
+    """Keras' hard_sigmoid before version 3."""
+    import keras
+
+    return keras.ops.clip(0.2 * x + 0.5, 0.0, 1.0)
+
+
 def function_of(activation) -> str | Function:
     """The function for what a layer holds as its ``activation``: a function of keras.activations, or a layer."""
     import keras
 
     if isinstance(activation, keras.layers.Layer) and type(activation).__name__ in LAYER_FUNCTIONS:
         return LAYER_FUNCTIONS[type(activation).__name__](activation)
+    if activation is keras_2_hard_sigmoid:
+        return Function("hard_sigmoid", 0.2, 0.5)
     name = getattr(activation, "__name__", type(activation).__name__)
     if name in FUNCTIONS and getattr(keras.activations, name, None) is activation:
         return FUNCTIONS[name]

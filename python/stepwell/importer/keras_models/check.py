@@ -11,7 +11,8 @@ from stepwell.errors import ImportRefused
 from stepwell.float_stream import FloatStream
 from stepwell.graph import Dense, Embedding, Graph
 from stepwell.importer.keras_models.walk import Walked
-from stepwell.importer.replay import STEPS, STREAMS, TOLERANCE, Replay
+from stepwell.importer.replay import STEPS, STREAMS, TOLERANCE, Replay, relative_error, ways
+from stepwell.text import printable
 
 
 def replay(model, walked: Walked, graph: Graph) -> Replay:
@@ -19,30 +20,25 @@ def replay(model, walked: Walked, graph: Graph) -> Replay:
     import keras
 
     x = _sample(model, graph)
-    expected = _keras_output(model, x)
-    ours = _stream_output(graph, walked, x.reshape(*x.shape[:2], -1))
-    if graph.readout == "every":
-        expected = expected[:, : ours.shape[1]]
-    if not ours.size or ours.size != expected.size:
+    expected = _keras_output(model, walked, x)
+    flat = x.reshape(*x.shape[:2], -1)
+    found = [_compared(way, flat, expected) for way in ways(graph, x.shape[1])]
+    ours, expected = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+    if not ours.size or ours.shape != expected.shape:
         raise ImportRefused(
-            f"model '{model.name}' gives {list(expected.shape)} for {list(x.shape)}, the stream {list(ours.shape)}: sequences "
-            f"of {x.shape[1]} steps are too short for a first output"
+            f"model '{printable(model.name)}' gives {list(expected.shape)} for {list(x.shape)}, the stream {list(ours.shape)}: "
+            f"sequences of {x.shape[1]} steps are too short for a first output"
         )
-    error = _relative_error(ours.reshape(expected.shape), expected)
+    ends = np.cumsum([head.size for head in walked.heads])[:-1]
+    parts = (np.split(y, ends, axis=-1) for y in (ours, expected))
+    error = max(relative_error([pair]) for pair in zip(*parts, strict=True))
     oracle = f"keras {keras.__version__} ({keras.backend.backend()})"
     if not error <= TOLERANCE:
         raise ImportRefused(
-            f"the stream differs from model '{model.name}' by {error:.2e} of the output's range ({oracle}, allowed "
+            f"the stream differs from model '{printable(model.name)}' by {error:.2e} of the output's range ({oracle}, allowed "
             f"{TOLERANCE:.0e}): the importer has misread a layer; please report it with the model's get_config()"
         )
     return Replay(error, oracle)
-
-
-def _relative_error(ours: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference, of the output's range; of a tenth of its magnitude where that is more."""
-    span = max(np.ptp(expected), np.abs(expected).max() / 10)
-    worst = float(np.abs(ours - expected).max())
-    return worst / float(span) if span > 0 else worst
 
 
 def _sample(model, graph: Graph) -> np.ndarray:
@@ -68,17 +64,34 @@ def _unscaled(x: np.ndarray, readers: list) -> np.ndarray:
     return ((flat - first.bias) / first.weight[:, 0]).reshape(x.shape) if first.n_out == first.n_in else x
 
 
-def _keras_output(model, x: np.ndarray) -> np.ndarray:
+def _keras_output(model, walked: Walked, x: np.ndarray) -> np.ndarray:
+    """The outputs side by side: [batch, T, n_out], or [batch, n_out] after the last step."""
     import keras
 
+    n_axes = 2 if walked.output.timed else 1
     try:
         with _from_zero_state(model):
-            (y,) = keras.tree.flatten(model(keras.ops.convert_to_tensor(x), training=False))
-            return np.asarray(keras.ops.convert_to_numpy(y), dtype=np.float64)
+            made = keras.tree.flatten(model(keras.ops.convert_to_tensor(x), training=False))
+            found = [np.asarray(keras.ops.convert_to_numpy(made[k]), dtype=np.float64) for k in walked.places]
+        return np.concatenate([y.reshape(*y.shape[:n_axes], -1) for y in found], axis=-1)
     except Exception as error:  # nobody tells what a backend raises
         raise ImportRefused(
-            f"model '{model.name}' itself cannot be run to compare with: {type(error).__name__}: {str(error)[:300]}"
+            f"model '{printable(model.name)}' itself cannot be run to compare with: {type(error).__name__}: {str(error)[:300]}"
         ) from error
+
+
+def answers(model, walked: Walked, x: np.ndarray) -> np.ndarray:
+    """Keras on sequences: float [B, T, n_in] -> float64 [B, n, n_out], n = 1 where it answers at the end."""
+    spec = model.inputs[0]
+    fixed = spec.shape[0] or len(x)  # a batch of fixed size is filled up
+    found = []
+    for at in range(0, len(x), fixed):
+        group = x[at : at + fixed]
+        whole = np.concatenate([group, np.repeat(group[-1:], fixed - len(group), axis=0)])
+        whole = whole.reshape(*whole.shape[:2], *spec.shape[2:]).astype(spec.dtype)
+        found.append(_keras_output(model, walked, whole)[: len(group)])
+    y = np.concatenate(found)
+    return y if walked.output.timed else y[:, None]
 
 
 @contextlib.contextmanager
@@ -99,13 +112,11 @@ def _from_zero_state(model) -> Iterator[None]:
             state.assign(value)
 
 
-def _stream_output(graph: Graph, walked: Walked, x: np.ndarray) -> np.ndarray:
-    """The stream's new outputs: [batch, n, n_out], or [batch, n_out] after the last step. In two stretches where it can."""
-    x = np.concatenate([x, np.zeros((len(x), walked.flush, x.shape[-1]))], axis=1)
-    n_steps, stream = x.shape[1], FloatStream(graph)
-    cut = 0 if graph.needs_window else n_steps // 2
-    y = np.concatenate([stream.run(part) for part in (x[:, :cut], x[:, cut:]) if part.size], axis=1)
-    fresh = y[:, graph.timing[-1].first :: graph.timing[-1].every]
+def _compared(graph: Graph, x: np.ndarray, expected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the graph and Keras give, [batch, n, ..] each: all that both have, or the last of it. In two stretches where it can."""
+    stream, cut = FloatStream(graph), 0 if graph.window else x.shape[1] // 2
+    parts = [part for part in (x[:, :cut], x[:, cut:]) if part.size]
+    ours = np.concatenate([stream.outputs(part) for part in parts], axis=1)
     if graph.readout == "every":
-        return fresh
-    return fresh[:, -1] if fresh.size else fresh
+        return ours, expected[:, : None if graph.window else ours.shape[1]]
+    return ours[:, -1:], expected[:, None]

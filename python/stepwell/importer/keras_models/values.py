@@ -9,6 +9,7 @@ from math import prod
 import numpy as np
 
 from stepwell.graph import Layer
+from stepwell.text import printable
 
 
 class Refusal(Exception):
@@ -20,8 +21,9 @@ class Value:
     """A Keras tensor: [batch, T, *inner] where ``timed``, else [batch, *inner], what holds when the sequence has ended.
 
     ``index``: of the graph's value. ``steps``: T, None where it is dynamic. ``waits``: the name of a layer that means something
-    only together with the next one: "ZeroPadding1D" (``padded`` zeros in front), "Flatten" of a whole sequence (``order``: for
-    each value in Keras' order its place in the graph's), "Softmax" over time (still the scores), "Weighted" (``scores`` times it).
+    only together with the next one: "ZeroPadding1D" (``padded`` zeros in front, ``behind`` after the end), "Flatten" of a whole
+    sequence (``order``: for each value in Keras' order its place in the graph's), "Softmax" over time (still the scores),
+    "Weighted" (``scores`` times it).
     """
 
     index: int
@@ -30,6 +32,7 @@ class Value:
     steps: int | None = None
     waits: str = ""
     padded: int = 0
+    behind: int = 0
     order: np.ndarray | None = None
     scores: int = 0
 
@@ -56,16 +59,6 @@ class Value:
         return replace(self, timed=False, steps=None)
 
 
-@dataclass(frozen=True)
-class Ahead:
-    """A layer that needs later steps: how many, the value that it reads and the one that it makes."""
-
-    name: str
-    steps: int
-    reads: int
-    made: int
-
-
 @dataclass
 class Builder:
     """The graph as it grows."""
@@ -73,7 +66,6 @@ class Builder:
     layers: list[Layer] = field(default_factory=list)
     sources: list[tuple[int, ...]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    ahead: list[Ahead] = field(default_factory=list)
 
     def put(self, layer: Layer, *reads: int) -> int:
         """Append a layer that reads these values; returns the value that it makes."""
@@ -99,7 +91,7 @@ class Call:
 
     @property
     def name(self) -> str:
-        return self.layer.name
+        return printable(self.layer.name)
 
     @property
     def x(self) -> Value:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from stepwell.errors import ImportRefused
 from stepwell.importer.keras_models import activations, plain, recurrent, windows
-from stepwell.importer.keras_models.fuse import ancestors
 from stepwell.importer.keras_models.values import Builder, Call, Handler, Refusal, Value
+from stepwell.importer.outputs import Head, places, side_by_side, unique_names
+from stepwell.text import printable
 
 HANDLERS: dict[str, Handler] = {
     **plain.HANDLERS,
@@ -30,7 +32,7 @@ WAITED_FOR = {  # what may follow a value that waits
     "Weighted": ("Sum",),
 }
 WAITING = {
-    "ZeroPadding1D": "zeros in front of a sequence",
+    "ZeroPadding1D": "zeros around a sequence",
     "Flatten": "a whole sequence in one row",
     "Softmax": "a softmax over time",
     "Weighted": "a sequence weighted by a softmax over time",
@@ -52,25 +54,84 @@ HINTS = {
 
 @dataclass
 class Walked(Builder):
-    """The layers, before they are tidied, and the model's output; ``flush``: steps after the end that its last answer needs."""
+    """The layers, before they are tidied, and the model's outputs, side by side in the value ``output``.
+
+    ``places``: where each output is among the tensors that a call of the model gives, flattened.
+    """
 
     output: Value | None = None
-    flush: int = 0
+    heads: list[Head] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
 
 
-def walk(model) -> Walked:
-    """Collect the layers of a Functional or Sequential model with one input and one output."""
-    walked = Walked()
-    (output,) = _run(walked, model, (_input(model.inputs[0]),))
-    if output is None:
-        raise ImportRefused(
-            f"model '{model.name}' ends with a state of a layer with return_state: end it with the layer's output"
-        )
-    if output.waits:
-        raise ImportRefused(f"model '{model.name}' ends with {_waiting(output)}")
-    walked.output = output
-    walked.flush = _flush(walked)
+def walk(model, wanted: tuple[str, ...] = ()) -> Walked:
+    """Collect the layers of a Functional or Sequential model that make the ``wanted`` outputs, or all that are data."""
+    walked, outputs = Walked(), _outputs(model)
+    names = [output.name for output in outputs]
+    chosen = [outputs[k] for k in places(names, wanted or data_names(model))]
+    values = _run(walked, model, (_input(model.inputs[0]),), [output.tensor for output in chosen])
+    for output, value in zip(chosen, values, strict=True):
+        what = f"model '{printable(model.name)}'" if len(outputs) == 1 else f"output '{output.name}'"
+        if value is None:
+            raise ImportRefused(
+                f"{what} ends with a state of a layer with return_state: end it with the layer's output"
+            )
+        if value.waits:
+            raise ImportRefused(f"{what} ends with {_waiting(value)}")
+        walked.heads.append(Head(output.name, value.index, value.size, not value.timed))
+        walked.places.append(output.place)
+    walked.output = values[0]
+    if len(values) > 1:
+        index = side_by_side(walked.layers, walked.sources, walked.heads)
+        walked.output = replace(values[0], index=index, inner=(sum(head.size for head in walked.heads),))
     return walked
+
+
+@dataclass(frozen=True, eq=False)
+class _Output:
+    """An output tensor of a model, its place among those that a call gives, and whether it is a state of its layer."""
+
+    name: str
+    tensor: object
+    place: int
+    is_state: bool
+
+
+def _outputs(model) -> list[_Output]:
+    """In the order in which the model gives them, dicts as they were written."""
+    functional = getattr(model, "_functional", None) or model
+    place = {id(tensor): k for k, tensor in enumerate(functional.outputs)}
+    leaves = list(_leaves(functional._outputs_struct, ""))
+    names = unique_names(name for name, _ in leaves)
+    return [
+        _Output(name, tensor, place[id(tensor)], _is_state(tensor))
+        for name, (_, tensor) in zip(names, leaves, strict=True)
+    ]
+
+
+def _leaves(struct, key: str) -> Iterator[tuple[str, object]]:
+    """Each tensor with its key in a dict, or with its layer's name."""
+    if isinstance(struct, dict):
+        for name, part in struct.items():
+            yield from _leaves(part, f"{key}.{name}" if key else str(name))
+    elif isinstance(struct, list | tuple):
+        for k, part in enumerate(struct):
+            yield from _leaves(part, f"{key}.{k}" if key else "")
+    else:
+        yield key or struct._keras_history.operation.name, struct
+
+
+def _is_state(tensor) -> bool:
+    """Whether a layer with return_state gives it after its outputs."""
+    layer, _, place = tensor._keras_history
+    n_outputs = 2 if getattr(layer, "merge_mode", "concat") is None else 1
+    return bool(getattr(layer, "return_state", False)) and place >= n_outputs
+
+
+def data_names(model) -> tuple[str, ...]:
+    """The outputs that are no states; the first one where all are."""
+    outputs = _outputs(model)
+    return tuple(output.name for output in outputs if not output.is_state) or (outputs[0].name,)
 
 
 def _input(tensor) -> Value:
@@ -80,42 +141,22 @@ def _input(tensor) -> Value:
     return Value(0, tuple(tensor.shape[2:]), steps=tensor.shape[1])
 
 
-def _flush(walked: Walked) -> int:
-    """What runs to the end of the sequence - its last answer, a layer that reads it backwards - needs the zeros that Keras puts
-    after it where a layer looks ahead: they can be fed where they are the input's."""
-    ends = [] if walked.output.timed else [walked.output.index]
-    ends += [k + 1 for k, layer in enumerate(walked.layers) if getattr(layer, "reverse", False)]
-    reached = ancestors(walked.sources, ends)
-    ahead = [layer for layer in walked.ahead if layer.made in reached]
-    for layer in ahead:
-        if layer.reads:
-            raise ImportRefused(
-                f"layer '{layer.name}': padding='same' puts zeros between layers after the end of the sequence, which a stream "
-                "never sees: use padding='causal'"
-            )
-    steps = max((layer.steps for layer in ahead), default=0)
-    if steps:
-        walked.notes.append(
-            f"for the answer to a whole sequence, as trained, give the stream {steps} steps of zeros after its end"
-        )
-    return steps
-
-
-def _run(walked: Walked, model, inputs: tuple[Value, ...]) -> list[Value | None]:
-    """The outputs of a model, or of one within it."""
+def _run(walked: Walked, model, inputs: tuple[Value, ...], outputs: list | None = None) -> list[Value | None]:
+    """The outputs of a model, or of one within it; all of them, or some."""
     functional = getattr(model, "_functional", None) or model
+    outputs = functional.outputs if outputs is None else outputs
     values = dict(zip(map(id, functional.inputs), inputs, strict=True))
-    for node in _needed_nodes(functional):
+    for node in _needed_nodes(functional, outputs):
         made = _node(walked, node, tuple(values[id(tensor)] for tensor in _read_by(node)))
         values.update(zip(map(id, node.outputs), made, strict=True))
-    return [values[id(tensor)] for tensor in functional.outputs]
+    return [values[id(tensor)] for tensor in outputs]
 
 
-def _needed_nodes(functional) -> list:
+def _needed_nodes(functional, outputs: list) -> list:
     """The calls that the outputs need, sources first; what only makes masks is not among them."""
     by_depth = functional._nodes_by_depth
     nodes = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth] if not node.is_input]
-    wanted = set(map(id, functional.outputs))
+    wanted = set(map(id, outputs))
     needed = []
     for node in reversed(nodes):
         if wanted & set(map(id, node.outputs)):
@@ -172,7 +213,7 @@ def _waiting(x: Value) -> str:
 
 
 def _named(layer) -> str:
-    return f"layer '{layer.name}' ({type(layer).__name__})"
+    return f"layer '{printable(layer.name)}' ({type(layer).__name__})"
 
 
 def _check(layer, inputs: tuple[Value | None, ...]) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 
 from stepwell.graph import Attention, Dense, MaxPool, Window
 from stepwell.importer.keras_models.activations import function_of
-from stepwell.importer.keras_models.values import Ahead, Call, Refusal, Value, numbers, numbers_or
+from stepwell.importer.keras_models.values import Call, Refusal, Value, numbers, numbers_or
+from stepwell.importer.pooling import mean_over, pads
 
 FIXED = "give the Input a fixed length: keras.Input((T, n_in))"
 
@@ -28,22 +29,25 @@ class Reach:
     def span(self) -> int:
         return (self.taps - 1) * self.dilation + 1
 
-    def zeros(self, x: Value) -> tuple[int, int]:
-        """How many zeros stand before and after the sequence."""
-        if x.padded and self.padding != "valid":
+    def window(self, name: str, x: Value, lowest: bool = False) -> Window:
+        """The graph's layer; ``lowest``: Keras' own padding is minus infinity."""
+        if (x.padded or x.behind) and self.padding != "valid":
             raise Refusal("ZeroPadding1D in front of it goes with padding='valid' only")
+        made = Window(name, x.size, self.taps, self.dilation, self.stride)
         if self.padding == "causal":
-            return self.span - 1, 0
+            return made
         if self.padding == "valid":
-            return x.padded, 0
-        if self.stride > 1 and not x.steps:
-            raise Refusal(
-                f"padding='same' with strides depends on the sequence's length: {FIXED}, or use padding='causal'"
-            )
-        total = self.span - 1
-        if self.stride > 1:
-            total = max((-(-x.steps // self.stride) - 1) * self.stride + self.span - x.steps, 0)
-        return total // 2, total - total // 2
+            longest = max(x.padded, x.behind)
+            if longest > self.span - 1:
+                raise Refusal(
+                    f"{longest} zeros in front of it or behind are more than the {self.span - 1} steps beside one"
+                )
+            return replace(made, padding=x.padded, ahead=x.behind)
+        made = replace(made, same="upper", lowest=lowest)
+        if self.stride == 1:
+            return replace(made.over(self.span), same="")  # whatever the length
+        made = made.over(x.steps) if x.steps else made
+        return made if pads(replace(made, same="")) or not x.steps else replace(made, same="")
 
 
 def _reach(layer, taps, dilation=(1,)) -> Reach:
@@ -52,25 +56,14 @@ def _reach(layer, taps, dilation=(1,)) -> Reach:
     return Reach(int(taps[0]), int(dilation[0]), int(layer.strides[0]), layer.padding)
 
 
-def _window(call: Call, x: Value, reach: Reach, ahead: bool = True) -> int:
-    """The taps of each step as a value of the graph."""
-    before, after = reach.zeros(x)
-    if before > reach.span - 1:
-        raise Refusal(f"{before} zeros in front of it are more than the {reach.span - 1} earlier steps that it sees")
-    if after and not ahead:
-        raise Refusal("padding='same' pools beyond the end of the sequence: use padding='valid'")
-    if after:
+def _looks_ahead(call: Call, window: Window) -> Window:
+    """The layer, and a note for those who let it run in mode carry."""
+    if window.ahead or window.same:
+        steps = window.ahead or "some"
         call.note(
-            f"it looks {after} steps ahead (padding='same'): the stream's answers come that many of its steps later"
+            f"it looks {steps} steps ahead: in mode carry the answers of a stream come that many of its steps later"
         )
-    if reach.taps == reach.stride == 1:
-        return x.index
-    padding = None if before == reach.span - 1 else before
-    made = Window(f"{call.name}.window", x.size, reach.taps, reach.dilation, reach.stride, padding)
-    index = call.put(made, x.index)
-    if after:
-        call.builder.ahead.append(Ahead(call.name, after, x.index, index))
-    return index
+    return window
 
 
 def _convolved(call: Call, reach: Reach, kernel: np.ndarray, bias, groups: int, function="none") -> Value:
@@ -78,7 +71,8 @@ def _convolved(call: Call, reach: Reach, kernel: np.ndarray, bias, groups: int, 
     x = call.sequence
     weight = kernel.reshape(len(kernel), -1)
     made = Dense(call.name, weight, numbers_or(bias, len(kernel)), function, groups)
-    index = call.put(made, _window(call, x, reach))
+    window = _looks_ahead(call, reach.window(f"{call.name}.window", x))
+    index = call.put(made, x.index if reach.taps == reach.stride == 1 else call.put(window, x.index))
     return Value(index, (len(kernel),), steps=call.shapes[0][1])
 
 
@@ -113,12 +107,9 @@ def separable_conv(call: Call) -> Value:
 
 
 def zero_padding(call: Call) -> Value:
-    before, after = call.layer.padding
-    if after:
-        raise Refusal(
-            f"{after} zeros after the sequence: a stream has no end; pad on the left only, padding=({before}, 0)"
-        )
-    return replace(call.sequence, waits="ZeroPadding1D", padded=call.x.padded + int(before), steps=call.shapes[0][1])
+    before, after = (int(n) for n in call.layer.padding)
+    padded, behind = call.x.padded + before, call.x.behind + after
+    return replace(call.sequence, waits="ZeroPadding1D", padded=padded, behind=behind, steps=call.shapes[0][1])
 
 
 # ---- pooling ----
@@ -134,13 +125,30 @@ def average_pool(call: Call) -> Value:
 
 def _pooled(call: Call, how: str, reach: Reach, steps: int | None) -> Value:
     x = call.sequence
-    index = _window(call, x, reach, ahead=False)
+    window = _looks_ahead(call, reach.window(f"{call.name}.window", x, lowest=how == "max"))
     if how == "max":
-        made = MaxPool(call.name, x.size * reach.taps, reach.taps)
+        index = call.put(MaxPool(call.name, window.n_out, reach.taps), call.put(window, x.index))
+    elif how == "sum":
+        made = Dense(call.name, np.ones((x.size, reach.taps)), np.zeros(x.size), "none", x.size)
+        index = call.put(made, call.put(window, x.index))
     else:
-        each = 1.0 if how == "sum" else 1 / reach.taps
-        made = Dense(call.name, np.full((x.size, reach.taps), each), np.zeros(x.size), "none", x.size)
-    return Value(call.put(made, index), x.inner, steps=steps)
+        if reach.padding == "same":
+            _check_backend(window)
+        index = mean_over(call.put, call.name, x.index, window, counts_padding=reach.padding != "same")
+    return Value(index, x.inner, steps=steps)
+
+
+def _check_backend(window: Window) -> None:
+    """Keras' torch backend pads a mean with copies of the edges when it pads both sides by different amounts."""
+    import keras
+
+    symmetric = window.padding is not None and window.padding == window.ahead
+    if keras.backend.backend() == "torch" and not symmetric:
+        raise Refusal(
+            "padding='same' that is not the same on both sides is a mean without the padding under TensorFlow and JAX, and a mean "
+            "with copies of the sequence's edges under torch: set KERAS_BACKEND to the one it was trained with (tensorflow or "
+            "jax), give the Input a length that needs no padding, or use padding='valid'"
+        )
 
 
 def _over_sequence(how: str):

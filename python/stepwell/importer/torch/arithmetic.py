@@ -275,8 +275,6 @@ def _attention(walk: Walk, signal: Signal) -> Signal:
     layer = Attention(
         walk.name, pending.form, signal.length, pending.key_width, signal.width, pending.scale, pending.weight
     )
-    if walk.tail(replace(signal, pending=None)):
-        raise walk.refuse("attends to padded steps after the sequence's end: pad convolutions on the left only")
     value = walk.emit(layer, *pending.values)
     return replace(signal, value=value, pending=None, last=not walk.one_step, state=None)
 

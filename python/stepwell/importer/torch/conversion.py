@@ -7,18 +7,23 @@ import copy
 import hashlib
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from stepwell.errors import ImportRefused
-from stepwell.graph import Graph, Source
-from stepwell.importer import Imported
+from stepwell.graph import Graph, Layer, Source
+from stepwell.importer import Imported, SourceModel
+from stepwell.importer.outputs import Head, PartRefused, advised, outputs_of, places, side_by_side, unique_names
 from stepwell.importer.torch import activations, arithmetic, layers, plumbing, recurrent  # noqa: F401  they fill the tables
+from stepwell.importer.torch.handlers import array
 from stepwell.importer.torch.plumbing import pick, unsqueeze
-from stepwell.importer.torch.replay import Outputs, replay
+from stepwell.importer.torch.replay import Outputs, Part, answers, replay
 from stepwell.importer.torch.signals import Chain, Path, Signal, Stack, Walk, WidthFound
-from stepwell.importer.torch.tracing import library_class, trace
+from stepwell.importer.torch.tracing import TRACED, Refused, items_of, library_class, trace
+from stepwell.text import printable
 
 # how a module may take its input; the first that can be traced to the end is the one
 LAYOUTS = (("B", "T", "F"), ("T", "B", "F"), ("B", "F", "T"), ("B", "T"), ("T", "B"))
@@ -29,15 +34,23 @@ CELLS = ("LSTMCell", "GRUCell", "RNNCell")
 NARROW = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
-def converted(module: torch.nn.Module, verify: bool, steps: int | None, n_in: int | None) -> Imported:
+def converted(
+    module: torch.nn.Module, verify: bool, steps: int | None, n_in: int | None, wanted: tuple[str, ...]
+) -> Imported:
     """See import_torch."""
     original = _unwrapped(module)
     notes = _dtype_notes(original)
     with _undisturbed():
         own = _copied(original)
-        walk, outputs = _traced(own, steps, n_in)
+        walk, outputs = _traced(own, steps, n_in, wanted)
         graph = _graph(walk, outputs, _source(original), notes)
-        return Imported(graph, replay(own, walk, outputs, graph) if verify else None)
+        proof = replay(own, walk, outputs, graph) if verify else None
+
+    def run(x: np.ndarray) -> np.ndarray:
+        with _undisturbed():
+            return answers(own, walk, outputs, graph, x)
+
+    return Imported(graph, proof, SourceModel(run, steps, shapeless=not walk.one_step))
 
 
 # ---- the module ----
@@ -130,7 +143,29 @@ def _undisturbed() -> Iterator[None]:
 # ---- the trace ----
 
 
-def _traced(module: torch.nn.Module, steps: int | None, n_in: int | None) -> tuple[Walk, Outputs]:
+def _traced(
+    module: torch.nn.Module, steps: int | None, n_in: int | None, wanted: tuple[str, ...]
+) -> tuple[Walk, Outputs]:
+    """The walk of the first layout that works. What is refused on the way to outputs that are not wanted does not matter."""
+    if wanted:
+        return _first_traced(module, steps, n_in, wanted, True)
+    try:
+        return _first_traced(module, steps, n_in, (), False)
+    except PartRefused:
+        raise
+    except ImportRefused as error:
+        try:
+            _first_traced(module, steps, n_in, (), True)
+        except PartRefused:  # the same, with the outputs that convert
+            raise
+        except ImportRefused:
+            pass
+        raise error
+
+
+def _first_traced(
+    module: torch.nn.Module, steps: int | None, n_in: int | None, wanted: tuple[str, ...], go_on: bool
+) -> tuple[Walk, Outputs]:
     """The walk of the first layout that works; ImportRefused of the one in which most layers were understood."""
     failures = []
     for axes in (*LAYOUTS, *STEP_LAYOUTS):
@@ -138,23 +173,24 @@ def _traced(module: torch.nn.Module, steps: int | None, n_in: int | None) -> tup
         if "F" not in axes:
             walk = Walk(axes, 1, True, steps)
         try:
-            return _traced_in(module, walk)
+            return _traced_in(module, walk, wanted, go_on)
         except WidthFound as found:
             walk = Walk(axes, found.width, True, steps)
         except ImportRefused as error:
-            failures.append((walk.progress, error))
+            failures.append((isinstance(error, PartRefused), walk.progress, error))
             continue
         try:
-            return _traced_in(module, walk)
+            return _traced_in(module, walk, wanted, go_on)
         except ImportRefused as error:
-            failures.append((walk.progress, error))
-    raise max(failures, key=lambda failure: failure[0])[1]
+            failures.append((isinstance(error, PartRefused), walk.progress, error))
+    raise max(failures, key=lambda failure: failure[:2])[2]
 
 
-def _traced_in(module: torch.nn.Module, walk: Walk) -> tuple[Walk, Outputs]:
-    tracer = trace(copy.deepcopy(module), walk, with_states=walk.one_step)  # a forward may keep things in its module
+def _traced_in(module: torch.nn.Module, walk: Walk, wanted: tuple[str, ...], go_on: bool) -> tuple[Walk, Outputs]:
+    # a forward may keep things in its module
+    tracer = trace(copy.deepcopy(module), walk, with_states=walk.one_step, go_on=go_on)
     walk.where = "the output"
-    outputs = _outputs(walk, tracer.result)
+    outputs = _outputs(walk, tracer.result, wanted)
     if not walk.n_in_known:
         raise walk.refuse("how wide the model's input is cannot be told from its layers: give it, n_in=")
     return walk, outputs
@@ -163,32 +199,104 @@ def _traced_in(module: torch.nn.Module, walk: Walk) -> tuple[Walk, Outputs]:
 # ---- the graph ----
 
 
-def _outputs(walk: Walk, result: Any) -> Outputs:
-    """The first signal in what forward returns, and where the states are."""
-    leaves = list(_leaves(result, ()))
-    path, signal = next((entry for entry in leaves if isinstance(entry[1], (Signal, Stack))), ((), None))
-    if signal is None:
+@dataclass(frozen=True)
+class _Leaf:
+    """A tensor in what forward returns, where it is, and the key or field that names it (None in tuples and lists)."""
+
+    path: Path
+    name: str | None
+    value: Any
+
+    @property
+    def state(self) -> tuple[int, str] | None:
+        return getattr(self.value, "state", None)
+
+
+def _outputs(walk: Walk, result: Any, wanted: tuple[str, ...]) -> Outputs:
+    """The wanted results of forward side by side, or all that are data, and where the states are."""
+    leaves = [
+        leaf for leaf in _leaves(result, (), "") if isinstance(leaf.value, (Signal, Stack, Refused, torch.Tensor))
+    ]
+    if not any(isinstance(leaf.value, (Signal, Stack)) for leaf in leaves):
+        for refused in (leaf.value for leaf in leaves if isinstance(leaf.value, Refused)):
+            raise refused.error
         raise walk.refuse("forward returns nothing that depends on its input")
-    if isinstance(signal, Stack):
-        if len(signal.parts) != 1:
+    states = {leaf.state: leaf.path for leaf in leaves if leaf.state}
+    data = _data(leaves)
+    named = dict(zip(unique_names(leaf.name or f"output{k}" for k, leaf in enumerate(data)), data, strict=True))
+    chosen = list(named)
+    if wanted:
+        also = {leaf.name: leaf for leaf in leaves if leaf.name}  # a state with a name
+        named |= {name: leaf for name, leaf in also.items() if name not in named}
+        chosen = [list(named)[k] for k in places(list(named), wanted)]
+    try:
+        outputs = _joined(walk, [(name, named[name]) for name in chosen], states)
+    except ImportRefused as error:
+        raise advised(error, chosen, lambda name: _joined(walk, [(name, named[name])], states)) from error.__cause__
+    if len(named) == 1 and not data[0].name:
+        return replace(outputs, named=())
+    return outputs
+
+
+def _data(leaves: list[_Leaf]) -> list[_Leaf]:
+    """Those that are no states. A new hidden state is data where nothing else is, or where the same state comes again."""
+    data = [
+        leaf
+        for k, leaf in enumerate(leaves)
+        if not isinstance(leaf.value, Stack)
+        and (not leaf.state or any(later.state == leaf.state for later in leaves[k + 1 :]))
+    ]
+    if any(isinstance(leaf.value, Signal) for leaf in data):
+        return data
+    return [next(leaf for leaf in leaves if isinstance(leaf.value, (Signal, Stack)))]
+
+
+def _joined(walk: Walk, chosen: list[tuple[str, _Leaf]], states: dict[tuple[int, str], Path]) -> Outputs:
+    several = len(chosen) > 1
+    parts, heads = [], []
+    for name, leaf in chosen:
+        walk.where = f"output '{name}'" if several else "the output"
+        part = _part(walk, leaf)
+        is_constant = isinstance(part.content, np.ndarray)
+        size = len(part.content) if is_constant else part.content.width
+        parts.append(part)
+        heads.append(
+            Head(name, 0, size, False, part.content)
+            if is_constant
+            else Head(name, part.content.value, size, part.content.last)
+        )
+    value = side_by_side(walk.layers, walk.reads, heads)
+    first = next(part.content for part in parts if isinstance(part.content, Signal))
+    signal = replace(first, value=value, width=sum(head.size for head in heads)) if several else first
+    return Outputs(signal, tuple(parts), outputs_of(heads), states)
+
+
+def _part(walk: Walk, leaf: _Leaf) -> Part:
+    """A result as data; a constant's rows must be alike."""
+    value = leaf.value
+    if isinstance(value, Refused):
+        raise value.error
+    if isinstance(value, torch.Tensor):
+        rows = array(value).reshape(-1, value.shape[-1] if value.ndim else 1)
+        if not value.is_floating_point() or not rows.size or (rows != rows[0]).any():
+            raise walk.refuse("a constant that is no row of numbers: it does not depend on the input")
+        return Part(leaf.path, rows[0])
+    if isinstance(value, Stack):
+        if len(value.parts) != 1:
             raise walk.refuse("forward returns the final states of several layers: return one of them, h_n[-1]")
-        signal = unsqueeze(walk, pick(walk, signal, 0), 0)
-    walk.plain(signal)
-    states = {leaf.state: where for where, leaf in leaves if getattr(leaf, "state", None)}
-    if any(isinstance(leaf, Signal) and not leaf.state for where, leaf in leaves if where != path):
-        walk.note("forward returns several results: the first is the model's output")
-    return Outputs(signal, path, states)
+        value = unsqueeze(walk, pick(walk, value, 0), 0)
+    return Part(leaf.path, walk.plain(value))
 
 
-def _leaves(result: Any, path: Path) -> Iterator[tuple[Path, Any]]:
-    if isinstance(result, (tuple, list)):
-        for k, part in enumerate(result):
-            yield from _leaves(part, (*path, k))
-    elif isinstance(result, dict):
-        for key, part in result.items():
-            yield from _leaves(part, (*path, key))
-    else:
-        yield path, result
+def _leaves(result: Any, path: Path, name: str) -> Iterator[_Leaf]:
+    """Names of fields and keys are joined by points; a place in a tuple or list has none, unless within something named."""
+    items = None if isinstance(result, TRACED) else items_of(result)
+    if items is None:
+        yield _Leaf(path, name or None, result)
+        return
+    for key, part in items:
+        own = printable(str(key)) if name or isinstance(key, str) or isinstance(result, dict) else ""
+        yield from _leaves(part, (*path, key), f"{name}.{own}" if name else own)
 
 
 def _graph(walk: Walk, outputs: Outputs, source: Source, notes: list[str]) -> Graph:
@@ -196,12 +304,24 @@ def _graph(walk: Walk, outputs: Outputs, source: Source, notes: list[str]) -> Gr
     if not signal.value:
         raise ImportRefused("the output is the input: a graph needs at least one recurrent layer")
     chain = Chain(walk.layers, walk.reads).pruned(signal.value).fused()
-    if walk.tail(signal) and not signal.last:
-        walk.note(
-            f"a convolution looks ahead (padding after the sequence's end): outputs come {walk.tail(signal)} steps late"
-        )
     readout = "last" if signal.last else "every"
-    return Graph(tuple(chain.layers), readout, source, (*notes, *walk.notes), tuple(chain.reads))
+    chained, notes = tuple(_named_apart(chain.layers)), (*notes, *walk.notes)
+    graph = Graph(chained, readout, source, notes, tuple(chain.reads), outputs.named)
+    if graph.lags[-1] and not signal.last:
+        sentence = "a convolution looks ahead (padding after the sequence's end): in mode carry outputs come"
+        graph = replace(graph, notes=(*graph.notes, f"{sentence} {graph.lags[-1]} steps late"))
+    return graph
+
+
+def _named_apart(chain: list[Layer]) -> Iterator[Layer]:
+    """The layers, of which two may have one name: a convolution and the same one cropped."""
+    taken: set[str] = set()
+    for layer in chain:
+        name, copy_ = layer.name, 2
+        while name in taken:
+            name, copy_ = f"{layer.name}_{copy_}", copy_ + 1
+        taken.add(name)
+        yield layer if name == layer.name else replace(layer, name=name)
 
 
 def _source(module: torch.nn.Module) -> Source:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepwell.graph import Dense, Embedding, LayerNorm, MaxPool
+from stepwell.graph import Dense, Embedding, LayerNorm, MaxPool, Window
+from stepwell.importer.pooling import mean_over
 from stepwell.importer.torch.handlers import array, module, operation
 from stepwell.importer.torch.signals import Signal, Walk, described
 
@@ -116,12 +117,12 @@ def conv1d_module(walk: Walk, module: torch.nn.Conv1d, input: Signal) -> Signal:
 
 def _pooled(
     walk: Walk, signal: Signal, kernel: Any, stride: Any, padding: Any, dilation: Any = 1
-) -> tuple[Signal, int]:
+) -> tuple[Window, Signal]:
     walk.plain(signal, may_lead=True)
     walk.time_axis(signal, 2)
     walk.feature_axis(signal, 1)
     pad, stride = one(padding), one(kernel if stride in (None, ()) else stride)
-    return walk.window(signal, one(kernel), stride, one(dilation), pad, pad), one(kernel)
+    return walk.looking(signal, one(kernel), stride, one(dilation), pad, pad)
 
 
 def _largest(walk: Walk, signal: Signal, width: int, taps: int) -> Signal:
@@ -146,12 +147,13 @@ def max_pool1d(
 ) -> Signal:
     if ceil_mode or return_indices:
         raise walk.refuse("ceil_mode and return_indices cannot be streamed: leave them out")
+    if one(padding) and (input.lead or input.trail):
+        raise walk.refuse("pads with minus infinity what zeros were padded to before: pad once")
+    window, seen = _pooled(walk, input, kernel_size, stride, padding, dilation)
     if one(padding):
-        raise walk.refuse(
-            "pads with minus infinity, a stream starts from zeros: use padding=0, or pad zeros on the left"
-        )
-    seen, taps = _pooled(walk, input, kernel_size, stride, padding, dilation)
-    return _largest(walk, seen, input.width, taps)
+        window = replace(window, lowest=True, least=window.span if window.dilation > 1 else 1)
+    value = walk.emit(window, input.value)
+    return _largest(walk, replace(seen, value=value), input.width, window.taps)
 
 
 @module("MaxPool1d")
@@ -170,10 +172,13 @@ def avg_pool1d(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
 ) -> Signal:
-    if ceil_mode or (one(padding) and not count_include_pad):
-        raise walk.refuse("ceil_mode and count_include_pad=False cannot be streamed: leave them out")
-    seen, taps = _pooled(walk, input, kernel_size, stride, padding)
-    return _mean(walk, seen, input.width, taps, 1.0 / taps)
+    if ceil_mode:
+        raise walk.refuse("ceil_mode cannot be streamed: leave it out")
+    if one(padding) and not count_include_pad and (input.lead or input.trail):
+        raise walk.refuse("leaves its own padding out of the mean and counts the zeros padded before: pad once")
+    window, seen = _pooled(walk, input, kernel_size, stride, padding)
+    counts = count_include_pad or not one(padding)
+    return replace(seen, value=mean_over(walk.emit, walk.name, input.value, window, counts))
 
 
 @module("AvgPool1d")
@@ -235,10 +240,11 @@ def pad(walk: Walk, input: Signal, pad: Any, mode: str = "constant", value: floa
         raise walk.refuse("only zeros, and only along time, can be padded in a stream")
     axis, (left, right) = moved[0]
     walk.time_axis(input, axis)
-    padded = replace(input, length=input.length + left + right, lead=input.lead + left, state=None)
-    if left < 0 or walk.tail(padded) < 0:
+    if left < 0:
         raise walk.refuse("it cuts timesteps off, which a stream cannot")
-    return padded
+    input = walk.cropped(input, -right) if right < 0 else replace(input, trail=input.trail + right)
+    length = input.length + left + max(right, 0)
+    return replace(input, length=length, lead=input.lead + left, state=None)
 
 
 @module("ConstantPad1d", "ZeroPad1d")

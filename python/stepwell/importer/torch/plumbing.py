@@ -241,9 +241,8 @@ def _sliced(walk: Walk, signal: Signal, at: int, item: slice) -> Signal:
     if axis == "T" and (start, stop) == (length - 1, length):
         last = walk.take_last(signal, None)
         return replace(last, axes=(*signal.axes[:at], "", *signal.axes[at + 1 :]))
-    cropped = replace(signal, length=stop, state=None)
-    if axis == "T" and start == 0 and walk.tail(cropped) >= 0:
-        return cropped
+    if axis == "T" and start == 0:
+        return walk.cropped(signal, length - stop)
     raise walk.refuse(
         f"cuts {start}:{stop} out of {walk.described_axes(signal)}, axis {at}: a stream reads every step or the last one"
     )

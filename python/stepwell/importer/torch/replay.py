@@ -11,19 +11,29 @@ import torch
 
 from stepwell.errors import ImportRefused
 from stepwell.float_stream import FloatStream
-from stepwell.graph import Attention, Embedding, Graph, Window
-from stepwell.importer.replay import SINGLE_STEPS, STEPS, STREAMS, TOLERANCE, Replay
+from stepwell.graph import Attention, Embedding, Graph, Output, Window
+from stepwell.importer.replay import SINGLE_STEPS, STEPS, STREAMS, TOLERANCE, Replay, relative_error, ways
 from stepwell.importer.torch.signals import BATCH, Path, Signal, Walk
 
 MOST_LENGTHS = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One output: where it is in what forward returns, and its signal, or its values [size] where it is a constant."""
+
+    path: Path
+    content: Signal | np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Outputs:
-    """What forward returns: the data, where it is in the result, and where each (call, "h" or "c") state is."""
+    """What forward returns: ``signal`` all ``parts`` side by side, their names where they have some, and where each (call, "h" or
+    "c") state is."""
 
     signal: Signal
-    path: Path
+    parts: tuple[Part, ...]
+    named: tuple[Output, ...]
     states: dict[tuple[int, str], Path]
 
 
@@ -41,16 +51,17 @@ def replay(module: torch.nn.Module, walk: Walk, outputs: Outputs, graph: Graph) 
         ) from error
     stream, pairs = FloatStream(graph), []
     for x, y in zip(chunks, wanted, strict=True):
-        if not walk.state_inputs:
-            stream.reset()
-        pairs.append((_fresh(stream, graph, x), y))
+        handed_on = walk.state_inputs and not graph.needs_window
+        for way in [stream] if handed_on else map(FloatStream, ways(graph, x.shape[1])):
+            ours = _fresh(way, x)
+            pairs.append((ours, y if way.graph.window else y[:, : ours.shape[1]]))
     for ours, theirs in pairs:
-        if ours.shape[0] != theirs.shape[0] or ours.shape[2] != theirs.shape[2] or ours.shape[1] > theirs.shape[1]:
+        if ours.shape != theirs.shape:
             raise ImportRefused(
                 f"the module gives {list(theirs.shape)} [batch, steps, outputs], the stream {list(ours.shape)}: "
                 "what it reads out depends on the length of the sequence; read out every step or the last one"
             )
-    error = _error([(ours, theirs[:, : ours.shape[1]]) for ours, theirs in pairs])
+    error = _error(pairs, outputs)
     oracle = f"torch {torch.__version__} ({kind})"
     if not error <= TOLERANCE:
         raise ImportRefused(
@@ -61,12 +72,15 @@ def replay(module: torch.nn.Module, walk: Walk, outputs: Outputs, graph: Graph) 
     return Replay(error, oracle)
 
 
-def _error(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
-    """The largest difference, relative to the output's range, or to a tenth of its magnitude."""
-    worst = max(float(np.abs(ours - theirs).max()) for ours, theirs in pairs)
-    low, high = min(float(y.min()) for _, y in pairs), max(float(y.max()) for _, y in pairs)
-    span = max(high - low, abs(low) / 10, abs(high) / 10)
-    return worst / span if span > 0 else worst
+def _error(pairs: list[tuple[np.ndarray, np.ndarray]], outputs: Outputs) -> float:
+    """The largest difference of an output, relative to its range."""
+    ends = np.cumsum([_size(part) for part in outputs.parts])[:-1]
+    split = [[np.split(y, ends, axis=-1) for y in pair] for pair in pairs]
+    return max(relative_error([(ours[k], theirs[k]) for ours, theirs in split]) for k in range(len(outputs.parts)))
+
+
+def _size(part: Part) -> int:
+    return part.content.width if isinstance(part.content, Signal) else len(part.content)
 
 
 # ---- the source ----
@@ -106,18 +120,31 @@ def _source_outputs(
             module.double()
 
 
+def answers(module: torch.nn.Module, walk: Walk, outputs: Outputs, graph: Graph, x: np.ndarray) -> np.ndarray:
+    """The module on sequences: float [B, T, n_in] -> float64 [B, n, n_out].
+
+    n = 1 where it answers at the end. A module of one step is called again and again, its state handed on.
+    """
+    tokens = any(isinstance(layer, Embedding) for layer in graph.layers)
+    x = x.astype(np.int64) if tokens else x
+    stretches = [x[:, t : t + 1] for t in range(x.shape[1])] if walk.one_step else [x]
+    found, _ = _source_outputs(module, walk, outputs, stretches)
+    return found[-1] if outputs.signal.last else np.concatenate(found, axis=1)
+
+
 def _run(
     module: torch.nn.Module, walk: Walk, outputs: Outputs, chunks: list[np.ndarray], dtype: torch.dtype
 ) -> list[np.ndarray]:
+    n_batch = len(chunks[0])
     states = {
-        path: torch.zeros([STREAMS if n == BATCH else n for n in entry.shape], dtype=dtype)
+        path: torch.zeros([n_batch if n == BATCH else n for n in entry.shape], dtype=dtype)
         for path, entry in walk.state_inputs.items()
     }
     found = []
     for x in chunks:
         data = torch.as_tensor(x, dtype=torch.int64 if x.dtype.kind == "i" else dtype)
         result = module(_arranged(data, walk.axes), **_arguments(states))
-        found.append(_canonical(_at(result, outputs.path), outputs.signal))
+        found.append(_side_by_side(result, outputs, n_batch))
         states = {path: _state_after(walk, outputs, result, path) for path in states}
     return found
 
@@ -131,9 +158,20 @@ def _state_after(walk: Walk, outputs: Outputs, result: Any, path: Path) -> torch
     return _at(result, outputs.states[state])
 
 
+def _side_by_side(result: Any, outputs: Outputs, n_batch: int) -> np.ndarray:
+    """All outputs [B, steps, n_out] of a call."""
+    found = [(_at(result, part.path), part.content) for part in outputs.parts]
+    data = [_canonical(y, content, n_batch) if isinstance(content, Signal) else None for y, content in found]
+    leading = next(y.shape[:2] for y in data if y is not None)
+    constants = (y.detach().to(torch.float64).reshape(-1, y.shape[-1] if y.dim() else 1)[0].numpy() for y, _ in found)
+    whole = zip(data, constants, strict=True)
+    return np.concatenate([np.broadcast_to(k, (*leading, len(k))) if y is None else y for y, k in whole], axis=-1)
+
+
 def _at(result: Any, path: Path) -> torch.Tensor:
     for key in path:
-        result = result[key]
+        is_field = isinstance(key, str) and not isinstance(result, dict)
+        result = getattr(result, key) if is_field else result[key]
     return result
 
 
@@ -166,19 +204,16 @@ def _arranged(x: torch.Tensor, axes: tuple[str, ...]) -> torch.Tensor:
     return x.reshape([prod(x.shape[len(lost) + order.index(atom)] for atom in axis) for axis in axes])
 
 
-def _canonical(y: torch.Tensor, signal: Signal) -> np.ndarray:
+def _canonical(y: torch.Tensor, signal: Signal, n_batch: int) -> np.ndarray:
     """The module's output as [B, steps, n_out]; one step where time is gone."""
     order = [atom for axis in signal.axes for atom in axis]
-    sizes = {"B": STREAMS, "T": -1, "F": signal.width}
+    sizes = {"B": n_batch, "T": -1, "F": signal.width}
     y = y.detach().to(torch.float64).reshape([sizes[atom] for atom in order])
     y = y.permute([order.index(atom) for atom in "BTF" if atom in order])
     n_steps = y.shape[1] if "T" in order else 1
-    return y.reshape(STREAMS, n_steps, signal.width).numpy()
+    return y.reshape(n_batch, n_steps, signal.width).numpy()
 
 
-def _fresh(stream: FloatStream, graph: Graph, x: np.ndarray) -> np.ndarray:
+def _fresh(stream: FloatStream, x: np.ndarray) -> np.ndarray:
     """The stream's outputs [B, steps, n_out] at the steps at which it makes one; the last one only where that is the readout."""
-    y = stream.run(x)
-    if graph.readout == "last":
-        return y[:, -1:]
-    return y[:, graph.timing[-1].first :: graph.timing[-1].every]
+    return stream.run(x)[:, -1:] if stream.graph.readout == "last" else stream.outputs(x)

@@ -15,7 +15,7 @@ import numpy as np
 
 from stepwell.errors import ImportRefused
 from stepwell.functions import Function
-from stepwell.graph import Activation, Dense, Layer, Timing, Window
+from stepwell.graph import Activation, Dense, Layer, Window
 
 BATCH = 13  # what the sizes of batch and time stand for while tracing: a fixed size or step is hardly ever one of these
 TIME = 1009
@@ -42,7 +42,8 @@ class Pending:
 class Signal:
     """A tensor made from graph value ``value`` [batch, steps, width], its axes ordered as ``axes`` tells.
 
-    ``length``: timesteps torch has in it, ``lead`` of them zeros that a padding has put in front for the next convolution.
+    ``length``: timesteps torch has in it, ``lead`` of them zeros that a padding has put in front for the next convolution and
+    ``trail`` of them zeros after the end.
     ``last``: time has been reduced to the last step. ``state``: (call, "h") where it is also the new state of a cell.
     """
 
@@ -52,6 +53,7 @@ class Signal:
     length: int
     last: bool = False
     lead: int = 0
+    trail: int = 0
     pending: Pending | None = None
     state: tuple[int, str] | None = None
 
@@ -112,7 +114,6 @@ class Walk:
     steps: int | None
     layers: list[Layer] = field(default_factory=list)
     reads: list[tuple[int, ...]] = field(default_factory=list)
-    timing: list[Timing] = field(default_factory=lambda: [Timing()])
     state_inputs: dict[Path, StateInput] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     calls: int = 0  # recurrent calls so far
@@ -148,7 +149,7 @@ class Walk:
     # ---- checks ----
 
     def plain(self, signal: Signal, may_lead: bool = False) -> Signal:
-        """The signal, when it is ordinary data; ``may_lead``: zeros may have been padded before it."""
+        """The signal, when it is ordinary data; ``may_lead``: zeros may have been padded before it or after it."""
         if isinstance(signal, StateArgument):
             raise self.refuse(
                 f"reads {described(signal)}, which is neither the model's input (the first one) nor the state of a layer of "
@@ -158,8 +159,10 @@ class Walk:
             raise self.refuse(f"reads {described(signal)}, which is not data: read out the layer's output or h_n[-1]")
         if signal.pending:
             raise self.refuse("unfinished attention: the forms known are scores -> softmax over time -> weighted sum")
-        if signal.lead and not may_lead:
-            raise self.refuse("zeros were padded before the sequence: only a convolution or a pooling can take them")
+        if (signal.lead or signal.trail) and not may_lead:
+            raise self.refuse(
+                "zeros were padded before the sequence or after it: only a convolution or a pooling can take them"
+            )
         return signal
 
     def feature_axis(self, signal: Signal, dim: int | None = None, width: int | None = None) -> int:
@@ -195,20 +198,11 @@ class Walk:
         names = {"B": "batch", "T": "time", "F": "features"}
         return f"[{', '.join(' * '.join(names[atom] for atom in axis) or '1' for axis in signal.axes)}]"
 
-    def tail(self, signal: Signal) -> int:
-        """Steps at the end that torch has and a stream has not: what a padding at the end has made."""
-        return signal.length - signal.lead - self.timing[signal.value].runs(self.time)
-
     def take_last(self, signal: Signal, at: int | None) -> Signal:
         """The last step, without axis ``at``."""
         if signal.pending is None:
             self.plain(signal)
         axes = signal.axes if at is None else (*signal.axes[:at], *signal.axes[at + 1 :])
-        if not self.one_step and self.tail(signal):
-            raise self.refuse(
-                f"the last step depends on {self.tail(signal)} padded steps after the sequence's end, which a stream "
-                "does not have: pad convolutions on the left only (torch.nn.functional.pad(x, (k - 1, 0)))"
-            )
         return replace(signal, axes=axes, last=not self.one_step, state=None)
 
     # ---- layers ----
@@ -221,10 +215,30 @@ class Walk:
             name, copy = f"{layer.name}_{copy}", copy + 1
         self.layers.append(replace(layer, name=name))
         self.reads.append(values)
-        before = self.timing[values[0]]
+        return len(self.layers)
+
+    def cropped(self, signal: Signal, steps: int) -> Signal:
+        """The signal without its last steps, as long as they are made of zeros after the sequence's end."""
+        of_padding = min(steps, signal.trail)
+        value = self._cropped(signal.value, steps - of_padding)
+        trail = signal.trail - of_padding
+        return replace(signal, value=value, length=signal.length - steps, trail=trail, state=None)
+
+    def _cropped(self, value: int, steps: int) -> int:
+        """A value that ends so many steps earlier: convolutions on the way to it look less far ahead."""
+        if steps == 0:
+            return value
+        if value == 0:
+            raise self.refuse("it cuts timesteps off: a stream reads every step or the last one")
+        layer, reads = self.layers[value - 1], self.reads[value - 1]
         if isinstance(layer, Window):
-            before = Timing(before.first + layer.delay * before.every, before.every * max(layer.stride, 1))
-        self.timing.append(before)
+            less = min(layer.ahead, steps * layer.stride)
+            sources = (self._cropped(reads[0], steps * layer.stride - less),)
+            layer = replace(layer, ahead=layer.ahead - less)
+        else:
+            sources = tuple(self._cropped(read, steps) for read in reads)
+        self.layers.append(layer)  # under its name: the whole one is seldom read, too
+        self.reads.append(sources)
         return len(self.layers)
 
     def apply(self, layer: Layer, *signals: Signal, at: int | None = None) -> Signal:
@@ -247,21 +261,28 @@ class Walk:
         self, signal: Signal, taps: int, stride: int = 1, dilation: int = 1, left: int = 0, right: int = 0
     ) -> Signal:
         """The last ``taps`` values of every channel; ``left`` and ``right`` zeros are padded before and after."""
-        self.plain(signal, may_lead=True)
-        left += signal.lead
-        span = (taps - 1) * dilation + 1
-        if (taps, stride, left, right) == (1, 1, 0, 0):
+        layer, seen = self.looking(signal, taps, stride, dilation, left, right)
+        if (taps, stride, layer.delay, layer.ahead) == (1, 1, 0, 0):
             return signal
-        if left >= span:
+        return replace(seen, value=self.emit(layer, signal.value), width=layer.n_out)
+
+    def looking(
+        self, signal: Signal, taps: int, stride: int, dilation: int, left: int, right: int
+    ) -> tuple[Window, Signal]:
+        """The layer of ``window``, not yet in the graph, and the signal in its place in time."""
+        self.plain(signal, may_lead=True)
+        left, right = left + signal.lead, right + signal.trail
+        span = (taps - 1) * dilation + 1
+        if max(left, right) >= span:
             raise self.refuse(
-                f"pads {left} steps before the sequence and looks at {span}: pad {span - 1} steps at most"
+                f"pads {left} steps before the sequence, {right} after it, and looks at {span}: pad {span - 1} steps at most"
             )
-        length = (signal.length - signal.lead + left + right - span) // stride + 1
-        if length < 1 or stride < 1:
+        padding = None if left == span - 1 else left
+        layer = Window(f"{self.name}.window", signal.width, taps, dilation, stride, padding, right)
+        length = layer.runs(signal.length - signal.lead - signal.trail) if stride > 0 else 0
+        if length < 1:
             raise self.refuse(f"looks at {span} steps of {signal.length}")
-        layer = Window(f"{self.name}.window", signal.width, taps, dilation, stride, None if left == span - 1 else left)
-        value = self.emit(layer, signal.value)
-        return replace(signal, value=value, width=layer.n_out, length=length, lead=0, state=None)
+        return layer, replace(signal, length=length, lead=0, trail=0, state=None)
 
 
 def described(value: object) -> str:

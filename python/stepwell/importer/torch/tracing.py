@@ -6,6 +6,7 @@ proxy. Code that looks at sizes (``torch.zeros(1, x.size(0), n)``, ``if x.dim() 
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +20,16 @@ from stepwell.importer.torch.handlers import MODULES, OPERATIONS, REFUSED, REFUS
 from stepwell.importer.torch.signals import Signal, Stack, StateArgument, Walk, WidthFound, described
 
 PROPERTIES = ("shape", "ndim", "dtype", "device", "T", "mT", "data", "is_cuda", "requires_grad", "real")
-TRACED = (Signal, Stack, StateArgument)
+
+
+@dataclasses.dataclass(frozen=True)
+class Refused:
+    """What a node that was refused has made: no output can be made from it."""
+
+    error: ImportRefused
+
+
+TRACED = (Signal, Stack, StateArgument, Refused)
 ONNX_WAY = "export it with torch.onnx.export and convert the file, or give the submodules as an nn.Sequential"
 
 
@@ -42,14 +52,16 @@ class Traced(fx.Proxy):
 class Tracer(fx.Tracer):
     """Collects the layers of a module in ``walk``; ``result`` is what its forward returns, traced values in it.
 
-    ``with_states``: arguments with default None are states handed in, too.
+    ``with_states``: arguments with default None are states handed in, too. ``go_on``: what cannot be streamed is refused only where
+    an output is made of it.
     """
 
-    def __init__(self, walk: Walk, with_states: bool):
+    def __init__(self, walk: Walk, with_states: bool, go_on: bool):
         packing = (rnn.pack_padded_sequence, rnn.pad_packed_sequence, rnn.pack_sequence)
         super().__init__(autowrap_functions=packing)
         self.walk = walk
         self.with_states = with_states
+        self.go_on = go_on
         self.result: Any = None
         self.n_nodes = 0
 
@@ -68,9 +80,8 @@ class Tracer(fx.Tracer):
         return attr_val  # parameters stay tensors
 
     def create_arg(self, a: Any) -> None:
-        self.result = mapped(
-            a, self._value
-        )  # fx calls it for the result only: create_proxy makes nodes without arguments
+        # fx calls it for the result only: create_proxy makes nodes without arguments
+        self.result = mapped(_without_dataclasses(a), self._result)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         raise self.walk.refuse(
@@ -78,6 +89,7 @@ class Tracer(fx.Tracer):
         )
 
     def iter(self, obj: fx.Proxy) -> Any:
+        self._value(obj)
         if isinstance(obj.value, Stack):
             return iter([obj[k] for k in range(len(obj))])
         raise self.walk.refuse(
@@ -87,13 +99,24 @@ class Tracer(fx.Tracer):
     def create_proxy(self, kind: str, target: Any, args: tuple, kwargs: dict, name: str | None = None, **_: Any) -> Any:
         node = self.create_node(kind, target, (), {}, name)
         self.n_nodes += 1
-        args, kwargs = mapped(args, self._value), mapped(kwargs, self._value)
-        result = self._interpreted(node, args, kwargs)
+        try:
+            args, kwargs = mapped(args, self._value), mapped(kwargs, self._value)
+            result = self._interpreted(node, args, kwargs)
+        except ImportRefused as error:
+            if not self.go_on:
+                raise
+            result = Refused(error)
         return mapped(result, lambda value: Traced(node, self, value) if isinstance(value, TRACED) else value)
 
     # ---- how a node is read ----
 
     def _value(self, a: Any) -> Any:
+        value = self._result(a)
+        if isinstance(value, Refused):
+            raise value.error
+        return value
+
+    def _result(self, a: Any) -> Any:
         if isinstance(a, Traced):
             return a.value
         if isinstance(a, fx.Proxy):
@@ -138,9 +161,9 @@ class Tracer(fx.Tracer):
         return handler(*bound.args, **bound.kwargs)
 
 
-def trace(module: torch.nn.Module, walk: Walk, with_states: bool) -> Tracer:
+def trace(module: torch.nn.Module, walk: Walk, with_states: bool, go_on: bool = False) -> Tracer:
     """Trace ``module``; what goes wrong is an ImportRefused (WidthFound passes)."""
-    tracer = Tracer(walk, with_states)
+    tracer = Tracer(walk, with_states, go_on)
     try:
         tracer.trace(module)
     except (ImportRefused, WidthFound):
@@ -164,6 +187,29 @@ def operation_name(target: Any) -> str:
     """relu for torch.relu, Tensor.relu_, torch.nn.functional.relu; add for operator.add, iadd, __radd__."""
     name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
     return name.strip("_")
+
+
+def items_of(result: Any) -> list[tuple[Any, Any]] | None:
+    """(key or field or place, part) of a dict, dataclass, namedtuple, tuple or list; None for anything else."""
+    if isinstance(result, dict):
+        return list(result.items())
+    if dataclasses.is_dataclass(result) and not isinstance(result, type):
+        return [(field.name, getattr(result, field.name)) for field in dataclasses.fields(result)]
+    if isinstance(result, tuple) and hasattr(result, "_fields"):
+        return list(zip(result._fields, result, strict=True))
+    return list(enumerate(result)) if isinstance(result, (tuple, list)) else None
+
+
+def _without_dataclasses(result: Any) -> Any:
+    """Dataclasses as dicts of their fields, at any depth of dicts, tuples and lists."""
+    items = items_of(result)
+    if items is None:
+        return result
+    parts = [(key, _without_dataclasses(part)) for key, part in items]
+    if isinstance(result, (tuple, list)):
+        values = [part for _, part in parts]
+        return type(result)(*values) if hasattr(result, "_fields") else type(result)(values)
+    return dict(parts)
 
 
 def mapped(value: Any, function: Callable[[Any], Any]) -> Any:
