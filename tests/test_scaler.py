@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 from math import floor
@@ -11,14 +12,17 @@ from math import floor
 import numpy as np
 import pytest
 import stepwell
-from conftest import graph_of, random_dense, random_lstm, random_sequences
+from conftest import graph_of, random_dense, random_lstm, random_norm, random_sequences
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stepwell._engine import ffi, lib
-from stepwell.check import sqnr_db
+from stepwell.check import compare, sqnr_db
 from stepwell.errors import SampleError
 from stepwell.float_stream import FloatStream, run_in_mode
-from stepwell.graph import Activation, Graph
+from stepwell.folding import float_side, fold_inputs, fold_outputs, without_leading_affine
+from stepwell.graph import Activation, Add, Concat, Dense, Graph, Slice, Window
+from stepwell.report import analyse
+from stepwell.samples import Samples
 from stepwell.scaler import MISSING, NO_SCALER, RAW, Scaler, as_scaler
 
 RNG = np.random.default_rng
@@ -731,3 +735,217 @@ def test_scalers_in_a_file_are_hostile_too(change):
     content = bytearray(model.blob[:device_bytes] + json.dumps(host).encode() + bytes(4))
     with pytest.raises(stepwell.ModelError, match="no usable host notes"):
         stepwell.loads(forged(bytes(content)))
+
+
+# ---- offsets and scales that convert finds by itself ----
+
+UNITS = np.array([101_000.0, -22.0, 0.45]), np.array([1000.0, 5.0, 0.1])
+SPREAD = NORMAL / 2 * UNITS[1] + UNITS[0]
+SPREAD_TEST = random_sequences(RNG(9), 1, 60, 3)[0] / 2 * UNITS[1] + UNITS[0]
+HIDDEN = fold_inputs(GRAPH, -UNITS[0] / UNITS[1], 1 / UNITS[1])  # GRAPH, for numbers in those units
+
+
+def affine(factor, bias) -> Dense:
+    return Dense("affine", np.array(factor, float)[:, None], np.array(bias, float), groups=len(factor))
+
+
+def same_numbers(graph: Graph, model: stepwell.Model, x: np.ndarray) -> float:
+    """Largest difference of the float side of ``model`` from ``graph``, relative."""
+    exact = run_in_mode(graph, model.mode, model.scaler.of_source.normalise(x))
+    folded = run_in_mode(float_side(graph, model.scaler), model.mode, model.scaler.normalise(x))
+    return float(np.abs(folded - exact).max() / np.abs(exact).max())
+
+
+@pytest.mark.parametrize(
+    "affines",
+    [
+        [affine(1 / UNITS[1], -UNITS[0] / UNITS[1])],
+        [affine([1, 1, 1], -UNITS[0]), affine(1 / UNITS[1], [0, 0, 0]), affine([2, 2, 2], [0.5, 0, -0.5])],
+        [affine(-1 / UNITS[1], UNITS[0] / UNITS[1])],
+        [affine([1e-3, -0.2, 10], [-101, -4.4, -4.5]), affine([1, 1, -1], [0, 0, 1])],
+        [affine([1e-3, 0, 10], [-101, 0.7, -4.5])],
+    ],
+    ids=["one", "chain", "negative", "mixed signs", "a channel that counts for nothing"],
+)
+def test_a_leading_affine_is_the_scaler(affines):
+    graph = Graph((*affines, *GRAPH.layers))
+    model = stepwell.convert(graph, SPREAD)
+    assert same_numbers(graph, model, SPREAD) < 1e-12
+    factor, bias = np.ones(3), np.zeros(3)
+    for layer in affines:
+        factor, bias = factor * layer.weight[:, 0], bias * layer.weight[:, 0] + layer.bias
+    used = factor != 0
+    if not any("of its own" in note for note in model.notes["import_notes"]):
+        assert np.allclose(model.scaler.std[used], 1 / np.abs(factor[used]), rtol=1e-12)
+        assert np.allclose(model.scaler.mean[used], -(bias / np.where(used, factor, 1))[used], rtol=1e-12)
+    assert len(model.layers) == 2 + (not np.all(factor > 0))
+    assert sqnr_db(FloatStream(graph).run(SPREAD_TEST), every_way(model, SPREAD_TEST)) > 50
+
+
+def test_an_affine_that_others_read_past_stays():
+    graph = Graph(
+        (
+            *(affine(1 / UNITS[1], -UNITS[0] / UNITS[1]), random_lstm(RNG(1), 3, 4), random_lstm(RNG(2), 3, 4)),
+            *(Concat("both", (4, 4)), random_dense(RNG(3), 8, 1)),
+        ),
+        sources=((0,), (1,), (0,), (2, 3), (4,)),
+    )
+    assert without_leading_affine(graph)[0] is graph
+    alone = Graph((random_lstm(RNG(1), 3, 3), affine([1, 2, 3], [1, 1, 1])))
+    assert without_leading_affine(alone)[0] is alone
+
+
+@pytest.mark.parametrize("mode", ["carry", "tumble:9", "slide:9", "stagger:8/4"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"missing": "fill"},
+        {"missing": "fill", "fill": [101_000.0, -20.0, 0.4]},
+        {"missing": "hold", "fill": [100_500.0, -20.0, 0.5]},
+        {"low": [99_000.0, -1e9, 0.2], "high": [102_000.0, 1e9, np.inf]},
+        {"raw": "int32"},
+        {"raw": "int32", "missing": "hold", "fill": [101_000.0, -22.0, 0.0]},
+        {"mean": [100_000.0, 0.0, 0.0], "std": [10.0, 1.0, 2.0]},
+        {"y_mean": [5.0, -3.0], "y_std": [100.0, 0.5]},
+    ],
+    ids=str,
+)
+def test_every_way_through_own_scales_is_the_same(fields, mode):
+    given = as_scaler(fields)
+    inner = given.field("mean", 3), given.field("std", 3)
+    graph = fold_inputs(HIDDEN, -inner[0] / inner[1], 1 / inner[1])
+    model = stepwell.convert(graph, SPREAD, scaler=fields, mode=mode)
+    assert any("of its own" in note for note in model.notes["import_notes"])
+    assert_same_scaler(stepwell.loads(model.blob).scaler, model.scaler)
+    x = SPREAD_TEST.copy()
+    if "raw" in fields:
+        x = np.round(x)
+    if "missing" in fields:
+        x[RNG(2).random(x.shape) < 0.15] = np.nan
+        x[0] = np.nan
+    integer = every_way(model, x)
+    side = float_side(graph, model.scaler)
+    exact = run_in_mode(side, model.mode, model.scaler.normalise(x))
+    source = fold_outputs(graph, given)
+    assert np.allclose(exact, run_in_mode(source, model.mode, given.normalise(x)), rtol=1e-10, atol=1e-10)
+    if fields != {"missing": "fill"}:  # fills 0 there, which is far from all that calibration saw
+        assert sqnr_db(exact, integer) > 40
+    assert np.array_equal(model.quantize(np.nan_to_num(x)), model.reference().model.quantize(np.nan_to_num(x)))
+
+
+@pytest.mark.parametrize("precision", ["w8a16", "w8x16h8", "w8a8", "w4a16"])
+def test_own_scales_in_every_precision(precision):
+    wide = stepwell.convert(HIDDEN, SPREAD, precision=precision)
+    like = stepwell.convert(GRAPH, NORMAL / 2, precision=precision)
+    exact = FloatStream(HIDDEN).run(SPREAD_TEST)
+    db = [
+        sqnr_db(exact, every_way(model, x))
+        for model, x in ((wide, SPREAD_TEST), (like, (SPREAD_TEST - UNITS[0]) / UNITS[1]))
+    ]
+    assert db[0] > db[1] - 4, db
+
+
+def test_a_padded_channel_keeps_its_zero():
+    rng = RNG(4)
+    for padding, offset in ((None, 0.0), (0, 1.0)):
+        graph = Graph((Window("w", 3, 3, padding=padding), random_dense(rng, 9, 5, "relu"), random_lstm(rng, 5, 6)))
+        graph = fold_inputs(graph, -offset * UNITS[0] / UNITS[1], 1 / UNITS[1])
+        x = SPREAD + (offset - 1) * UNITS[0]
+        model = stepwell.convert(graph, x)
+        assert np.all(model.scaler.mean == 0) == (padding is None)
+        assert same_numbers(graph, model, x) < 1e-11 and model.scaler.source_std is not None
+        assert sqnr_db(FloatStream(graph).run(x[0]), every_way(model, x[0])) > 50
+
+
+def test_a_channel_that_a_layer_without_weights_reads_keeps_its_scale():
+    rng = RNG(5)
+    layers = random_lstm(rng, 3, 6), random_dense(rng, 6, 1), Slice("last", 3, 1, 1), Add("sum", 1)
+    unit = np.array([1e-3, 1, 10])
+    first = replace(layers[0], w_x=layers[0].w_x / unit)
+    x, graph = NORMAL * unit, Graph((first, *layers[1:]), sources=((0,), (1,), (0,), (2, 3)))
+    model = stepwell.convert(graph, x)
+    assert model.scaler.mean[1] == 0 and model.scaler.std[1] == 1 and model.scaler.std[0] < 0.01 < model.scaler.std[2]
+    assert same_numbers(graph, model, x) < 1e-12
+    assert sqnr_db(FloatStream(graph).run(x[0]), every_way(model, x[0])) > 50
+    normed = Graph((random_norm(rng, 3), *GRAPH.layers))
+    assert stepwell.convert(normed, x).scaler.is_identity, "LayerNorm mixes channels: their sizes belong to it"
+
+
+@pytest.mark.parametrize("constant", [0.0, 101_325.0, 1e-6])
+def test_dead_channels(constant):
+    """A channel that does not move in the calibration data may move later: it gets room by its weights."""
+    x, test = SPREAD.copy(), SPREAD_TEST.copy()
+    x[..., 0], test[..., 0] = constant, constant
+    model = stepwell.convert(HIDDEN, x)
+    assert np.isfinite(model.scaler.mean).all() and np.all(model.scaler.std > 0)
+    assert same_numbers(HIDDEN, model, x) < 1e-10
+    exact = FloatStream(HIDDEN).run(test)
+    assert sqnr_db(exact, every_way(model, test)) > 45
+    raw = stepwell.convert(HIDDEN, x, scaler={"raw": "int32"})
+    assert raw.scaler.channels is not None
+
+
+def test_tokens_and_even_channels_are_left_alone():
+    assert stepwell.convert(graph_of("embedding"), RNG(1).integers(0, 11, (8, 20, 2)).astype(float)).scaler.is_identity
+    assert stepwell.convert(GRAPH, NORMAL).scaler.is_identity
+    assert stepwell.convert(HIDDEN, SPREAD / UNITS[1] * 3, auto_scale=False).scaler.is_identity
+
+
+def test_check_report_search_and_fine_tuning_know_what_was_folded():
+    graph = Graph((affine(1 / UNITS[1], -UNITS[0] / UNITS[1] + [0, 9, 0]), *GRAPH.layers))
+    model, found = stepwell.convert(graph, SPREAD), Samples(tuple(SPREAD[:3]), None, "made")
+    assert len(model.notes["import_notes"]) == 2, "an affine that leaves a channel far from zero: both"
+    result = compare(model, graph, found)
+    assert result["sqnr_db"] > 50 and result["engine_mismatches"] == 0
+    facts = analyse(model, graph, found, steps=200).facts
+    assert facts["check"]["sqnr_db"] == result["sqnr_db"]
+    assert min(layer["sqnr_db"] for layer in facts["layers"]) > 50
+    assert min(place["sqnr_db"] for place in facts["places"]) > 40
+    best, tried = stepwell.smallest(graph, SPREAD, SPREAD, max_drop=1e-9 + 100)
+    assert best.notes["precision"] == "w4a16" and tried[0].sqnr_db > 20
+    assert str(tried[0].plan) == "w4a16"
+
+
+def test_fine_tuning_takes_the_user_s_units():
+    torch = pytest.importorskip("torch")
+    from stepwell import qat
+
+    student = qat.prepare(HIDDEN, SPREAD, precision="w8a16")
+    y = student(torch.tensor(SPREAD[:2])).detach().numpy()
+    assert sqnr_db(FloatStream(HIDDEN).run(SPREAD[:2]), y) > 40
+    assert sqnr_db(FloatStream(HIDDEN).run(SPREAD_TEST), student.model().stream().run(SPREAD_TEST)) > 40
+
+
+@pytest.mark.parametrize(
+    "fields", [{"source_mean": [0.0]}, {"source_mean": [0.0], "source_std": [1.0]}, {"source_std": [-1.0]}], ids=str
+)
+def test_what_convert_fills_in_is_not_for_the_user(fields):
+    with pytest.raises(SampleError, match="unknown field"):
+        as_scaler(fields)
+    with pytest.raises(SampleError, match="source_"):
+        Scaler(**fields)
+
+
+def test_front_ends_give_the_same_scaler():
+    torch = pytest.importorskip("torch")
+
+    class Normalised(torch.nn.Module):
+        def __init__(self, by_norm: bool):
+            super().__init__()
+            self.lstm, self.norm = torch.nn.LSTM(3, 6, batch_first=True), torch.nn.BatchNorm1d(3, eps=0.0)
+            self.norm.running_mean[:], self.norm.running_var[:] = (torch.tensor(u) for u in (UNITS[0], UNITS[1] ** 2))
+            self.by_norm = by_norm
+
+        def forward(self, x):
+            norm = self.norm
+            if self.by_norm:
+                return self.lstm(norm(x.transpose(1, 2)).transpose(1, 2))[0]
+            return self.lstm((x - norm.running_mean) / torch.sqrt(norm.running_var))[0]
+
+    for by_norm in (False, True):
+        torch.manual_seed(0)
+        model = stepwell.convert(Normalised(by_norm).eval(), SPREAD)
+        assert np.allclose(model.scaler.mean, UNITS[0], rtol=1e-5)
+        assert np.allclose(model.scaler.std, UNITS[1], rtol=1e-5)
+        assert model.layers[0].kind == "lstm"

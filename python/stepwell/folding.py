@@ -123,22 +123,23 @@ def without_leading_affine(graph: Graph) -> tuple[Graph, Array, Array]:
 
     The signs of negative factors, and channels with a factor of 0, are left in a layer.
     """
-    mean, std = np.zeros(graph.n_in), np.ones(graph.n_in)
-    while _starts_with_affine(graph):
-        first = graph.layers[0]
-        factor, bias = first.weight[:, 0], first.bias
-        used = np.abs(factor) > 0
-        own_std = 1 / np.where(used, np.abs(factor), 1.0)
-        own_mean = np.where(used, -bias / np.where(used, factor, 1.0), 0.0)
-        if not (np.isfinite(own_std).all() and np.isfinite(own_mean).all()):
-            break
-        mean, std = mean + std * own_mean, std * own_std
-        if not np.all(factor > 0):
-            first = replace(first, weight=np.sign(factor)[:, None], bias=np.where(used, 0.0, bias))
-            return replace(graph, layers=(first, *graph.layers[1:])), mean, std
-        sources = tuple(tuple(value - 1 for value in reads) for reads in graph.sources[1:])
-        graph = replace(graph, layers=graph.layers[1:], sources=sources)
-    return graph, mean, std
+    rest, factor, bias = graph, np.ones(graph.n_in), np.zeros(graph.n_in)
+    while _starts_with_affine(rest):
+        first = rest.layers[0]
+        factor, bias = factor * first.weight[:, 0], bias * first.weight[:, 0] + first.bias
+        sources = tuple(tuple(value - 1 for value in reads) for reads in rest.sources[1:])
+        rest = replace(rest, layers=rest.layers[1:], sources=sources)
+    used = factor != 0
+    divisor = np.where(used, factor, 1.0)
+    with np.errstate(over="ignore"):
+        mean, std = np.where(used, -bias / divisor, 0.0), 1 / np.abs(divisor)
+    if rest is graph or not (np.isfinite(mean).all() and np.isfinite(std).all()):
+        return graph, np.zeros(graph.n_in), np.ones(graph.n_in)
+    if not np.all(factor > 0):
+        signs = Dense("signs", np.sign(factor)[:, None], np.where(used, 0.0, bias), groups=graph.n_in)
+        sources = ((0,), *(tuple(value + 1 for value in reads) for reads in rest.sources))
+        rest = replace(rest, layers=(signs, *rest.layers), sources=sources)
+    return rest, mean + 0.0, std
 
 
 def _starts_with_affine(graph: Graph) -> bool:
