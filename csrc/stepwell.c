@@ -87,12 +87,12 @@ size_t stw_temporary(const stw_layer *l)
 }
 
 /* int16 values of scratch that a layer uses from its place on. */
-static size_t layer_scratch(const stw_model *m, const stw_layer *l)
+static size_t layer_scratch(const stw_model *m, const stw_layer *l, size_t chunk)
 {
     if (writes_output(m, l) || (l->kind == STW_WINDOW && lives_in_state(m, l))) {
         return 0;
     }
-    return stw_even(l->n_out * stw_chunk(m)) + stw_temporary(l);
+    return stw_even(l->n_out * chunk) + stw_temporary(l);
 }
 
 int stw_has_clock(const stw_model *m)
@@ -125,14 +125,15 @@ int16_t *stw_held_codes(const stw_stream *s)
 
 stw_layout stw_model_layout(const stw_model *m)
 {
-    stw_layout plan = {1, 0, 0, 0, 0, 0, 0};
+    stw_layout plan  = {1, 0, 0, 0, 0, 0, 0};
+    size_t     chunk = stw_chunk(m);
 
     plan.cells_before  = cells_before(m);
     plan.hidden_before = stw_even(stw_hidden_before(m));
     plan.cells_each    = stw_has_clock(m) ? 1u : 0u;
     for (size_t i = 0; i < m->n_layers; i++) {
         const stw_layer *l    = m->layers + i;
-        size_t           used = layer_scratch(m, l), place = l->out * stw_chunk(m);
+        size_t           used = layer_scratch(m, l, chunk), place = l->out * chunk;
 
         plan.cells_each += stw_n_cells(l);
         plan.hidden_each += stw_even(stw_n_hidden(l));

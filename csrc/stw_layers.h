@@ -156,7 +156,7 @@ int      stw_has_clock(const stw_model *m);
 /* Steps that the layers run over at once: the window for STW_SLIDE, with what follows its end, else 1. */
 static inline size_t stw_chunk(const stw_model *m)
 {
-    return STW_WITH_MODES && m->mode == STW_SLIDE ? (size_t)m->window + stw_lag(m, m->n_layers) : 1u;
+    return STW_WITH_MODES && m->mode == STW_SLIDE ? m->window + (size_t)stw_lag(m, m->n_layers) : 1u;
 }
 
 /* stw_raw.c: raw samples [n_in] to codes x[n_in]; missing ones by the model's rule.  STW_OK or STW_E_MISSING. */
