@@ -91,12 +91,12 @@ size_t stw_temporary(const stw_layer *l)
     return l->kind == STW_ATTENTION ? 2u * (size_t)l->p[0] : 0u; /* scores, int32 */
 }
 
-size_t stw_layer_scratch(const stw_model *m, const stw_layer *l)
+size_t stw_layer_scratch(const stw_model *m, const stw_layer *l, size_t chunk)
 {
     if (writes_output(m, l) || (l->kind == STW_WINDOW && lives_in_state(m, l))) {
         return 0;
     }
-    return stw_even(l->n_out * stw_chunk(m)) + stw_temporary(l);
+    return stw_even(l->n_out * chunk) + stw_temporary(l);
 }
 
 int stw_has_clock(const stw_model *m)
@@ -145,14 +145,15 @@ int32_t *stw_last_output(const stw_stream *s)
 
 stw_layout stw_model_layout(const stw_model *m)
 {
-    stw_layout plan = {1, 0, 0, 0, 0, 0, 0};
+    stw_layout plan  = {1, 0, 0, 0, 0, 0, 0};
+    size_t     chunk = stw_chunk(m);
 
     plan.cells_before  = cells_before(m);
     plan.hidden_before = stw_even(stw_hidden_before(m));
     plan.cells_each    = stw_has_clock(m) ? 1u : 0u;
     for (size_t i = 0; i < m->n_layers; i++) {
         const stw_layer *l    = m->layers + i;
-        size_t           used = stw_layer_scratch(m, l), place = l->out * stw_chunk(m);
+        size_t           used = stw_layer_scratch(m, l, chunk), place = l->out * chunk;
 
         plan.cells_each += stw_n_cells(l);
         plan.hidden_each += stw_even(stw_n_hidden(l));

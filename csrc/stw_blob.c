@@ -449,7 +449,7 @@ static int places_fit(const stw_model *m)
         size_t           until = start < end ? last_reader(m, i) : i;
 
         for (size_t k = i + 1; k <= until; k++) {
-            size_t other = m->layers[k].out * chunk, written = stw_layer_scratch(m, m->layers + k);
+            size_t other = m->layers[k].out * chunk, written = stw_layer_scratch(m, m->layers + k, chunk);
 
             if (written && other < end && start < other + written) {
                 return 0;

@@ -6,6 +6,7 @@
 #define STATE_LIMIT   ((uint64_t)1 << 28) /* values: no microcontroller has more, and sizes stay within 32 bits */
 #define SCRATCH_LIMIT ((uint64_t)1 << 28)
 #define LAG_LIMIT     65535u /* steps after a window's end */
+#define AHEAD_LAYERS  1024u  /* of a model that looks ahead: each of its layers is followed back to the input */
 
 /* Whether this build knows the kind. */
 static int kind_known(const stw_layer *l)
@@ -233,14 +234,21 @@ static int sources_fit(const stw_model *m, size_t index)
     return 1;
 }
 
-/* Whether the layer looks ahead only where a window has an end, and its sources run until the same step after it. */
+static int looks_ahead(const stw_model *m)
+{
+    for (size_t i = 0; i < m->n_layers; i++) {
+        if (stw_ahead(m->layers + i)) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/* Whether the layer's sources run until the same step after a window's end. */
 static int lags_fit(const stw_model *m, size_t index)
 {
     const stw_layer *l = m->layers + index;
 
-    if (stw_ahead(l) && m->mode == STW_CARRY) {
-        return 0;
-    }
     for (int j = 1; j < 3; j++) {
         if (width_of(l, j) && stw_lag(m, l->src[j]) != stw_lag(m, l->src[0])) {
             return 0;
@@ -257,8 +265,7 @@ static int layer_check(const stw_model *m, size_t index)
     if (!kind_known(l) || !activation_known(l, is_last) || (l->kind == STW_ARG_MAX && !is_last)) {
         return STW_E_LAYER;
     }
-    if (l->n_in == 0 || l->n_out == 0 || !shape_fits(l) || !sources_fit(m, index) || !lags_fit(m, index) ||
-        l->out & 1u) {
+    if (l->n_in == 0 || l->n_out == 0 || !shape_fits(l) || !sources_fit(m, index) || l->out & 1u) {
         return STW_E_SHAPE;
     }
     if (!has_arrays(l)) {
@@ -339,6 +346,7 @@ static int sizes_fit(const stw_model *m)
 int stw_model_check(const stw_model *m)
 {
     const stw_layer *last;
+    int              ahead;
 
     if (!m || !m->layers) {
         return STW_E_ARG;
@@ -349,12 +357,19 @@ int stw_model_check(const stw_model *m)
     if (m->n_layers == 0 || m->n_in == 0 || !mode_fits(m)) {
         return STW_E_SHAPE;
     }
+    ahead = looks_ahead(m);
+    if (ahead && (m->mode == STW_CARRY || m->n_layers > AHEAD_LAYERS)) {
+        return STW_E_SHAPE; /* only a window has an end */
+    }
     last = m->layers + m->n_layers - 1;
     for (size_t i = 0; i < m->n_layers; i++) {
         int status = layer_check(m, i);
 
         if (status != STW_OK) {
             return status;
+        }
+        if (ahead && !lags_fit(m, i)) {
+            return STW_E_SHAPE;
         }
         if (m->layers[i].first > last->first || !is_multiple(last->every, m->layers[i].every)) {
             return STW_E_SHAPE;

@@ -138,7 +138,7 @@ size_t stw_temporary(const stw_layer *l);
 
 /* int16 values of scratch, from the layer's place on (out * stw_chunk), that it writes during a step; those of them
  * that later layers read. */
-size_t stw_layer_scratch(const stw_model *m, const stw_layer *l);
+size_t stw_layer_scratch(const stw_model *m, const stw_layer *l, size_t chunk);
 size_t stw_scratch_read(const stw_model *m, const stw_layer *l);
 
 /* State of the model as a whole: for each copy of the state (stagger has several, others one) a clock, if a layer has a
@@ -166,7 +166,7 @@ int32_t *stw_last_output(const stw_stream *s);
 /* Steps that the layers run over at once: the window for STW_SLIDE, with what follows its end, else 1. */
 static inline size_t stw_chunk(const stw_model *m)
 {
-    return STW_WITH_MODES && m->mode == STW_SLIDE ? (size_t)m->window + stw_lag(m, m->n_layers) : 1u;
+    return STW_WITH_MODES && m->mode == STW_SLIDE ? m->window + (size_t)stw_lag(m, m->n_layers) : 1u;
 }
 
 /* stw_raw.c: raw samples [n_in] to codes x[n_in]; missing ones by the model's rule.  STW_OK or STW_E_MISSING. */

@@ -64,12 +64,17 @@ class Mode:
         """The step (from 0) of the first output."""
         return 0 if self.kind == "carry" or (self.kind == "tumble" and self.stride == 1) else self.window - 1
 
-    def is_new(self, step: int, timing: Timing) -> bool:
-        """Whether ``step`` (from 0, since the reset) makes a new output; ``timing``: of the last layer."""
+    def is_new(self, step: int, timing: Timing, lag: int = 0) -> bool:
+        """Whether ``step`` (from 0, since the reset) makes a new output.
+
+        ``timing``: of the last layer, ``lag``: how many steps after a window's end it runs last.
+        """
         if self.kind == "carry":
             return timing.at(step)
         if self.kind == "tumble" and self.stride == 1:
-            return timing.at(step % self.window)
+            into = step % self.window
+            ends = into == self.window - 1
+            return timing.at(into) or (ends and timing.runs(self.window + lag) > timing.runs(self.window))
         return step >= self.first and (step - self.first) % self.stride == 0
 
     def repeats(self, timing: Timing) -> bool:

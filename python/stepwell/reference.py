@@ -374,7 +374,8 @@ class Reference:
         seen = self._steps if mode.kind == "carry" else self._n_seen
         y = self._carried(x, self._held) if mode.kind == "carry" else self._windowed(x)
         if y.shape[-2]:
-            self._held, self.fresh = y[..., -1, :], mode.is_new(seen + y.shape[-2] - 1, timing)
+            self._held = y[..., -1, :]
+            self.fresh = mode.is_new(seen + y.shape[-2] - 1, timing, self.model.lags[-1])
         return y.astype(np.int32)
 
     def _carried(self, x: Array, held: Array) -> Array:
