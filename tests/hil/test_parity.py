@@ -392,21 +392,27 @@ def test_steps_need_a_session(raw_board, small_model):
 def test_any_request_is_answered(raw_board, small_model):
     """Wild types, lengths, offsets and counts: always an answer, and the board still works afterwards."""
     rng = random.Random(4)
-    raw_board.ask(Message.RESET, messages.SESSION.pack(5))
-    session = messages.SESSION.pack(5)
-    for k in range(300):
+    raw_board.ask(Message.RESET, messages.SESSION.pack(5), seq=255)
+    number = 256 * 6  # of the request whose turn it is: session and seq
+    for _ in range(300):
         type_ = rng.choice([*Message, rng.randrange(1, 128)])
         if type_ == Message.RESET:
             continue
+        session = messages.SESSION.pack(number // 256)
         extreme = bytes(rng.choice([0, 1, 2, 127, 128, 254, 255]) for _ in range(rng.randrange(12)))
         payload = session[: rng.choice([0, 3, 4, 4, 4, 4])] + extreme + rng.randbytes(rng.choice([0, 0, 1, 30, 200]))
-        answer = raw_board.ask(type_, payload, seq=k % 256)
+        answer = raw_board.ask(type_, payload, seq=number % 256)
         assert answer.type in (type_ | messages.REPLY, messages.ERROR)
+        had_its_turn = True
         if answer.type == messages.ERROR:
             assert answer.payload[0] in list(Error) and answer.payload[2] == type_
-    raw_board.ask(Message.RESET, session, seq=7)
+            out_of_turn = len(answer.payload) > messages.ERROR_REPLY.size
+            had_its_turn = not out_of_turn or answer.payload[0] == Error.TYPE
+        number += had_its_turn
+    assert number > 256 * 6 + 200
+    raw_board.ask(Message.RESET, messages.SESSION.pack(9), seq=7)
     x_q = np.arange(small_model.n_in, dtype="<i2")
-    done = raw_board.ask(Message.STEP, messages.STEP_REQUEST.pack(5, 1) + x_q.tobytes(), seq=8)
+    done = raw_board.ask(Message.STEP, messages.STEP_REQUEST.pack(9, 1) + x_q.tobytes(), seq=8)
     y_q = np.frombuffer(done.payload, "<i4", offset=messages.STEP_REPLY.size)
     assert np.array_equal(y_q, small_model.stream().step_q(x_q))
 

@@ -30,7 +30,9 @@ WAIT_LEAST = 0.1
 POLL = 0.02  # seconds that one read may block
 FRAME_SECONDS = 1  # that the steps of one frame may take
 NOISE_PAUSE = 0.003  # before asking again after a damaged frame
-ECHO_WAIT = 0.3  # seconds for the answer to the first ECHO, when a line is searched
+ECHO_WAIT = 0.5  # seconds for the answer to the first ECHO, when a line is searched
+QUIET_SECONDS = 0.3  # before it
+SETTLE_SECONDS = 3.0  # that this may take
 HEARD = 4096  # bytes that are kept of what comes instead of answers
 SESSIONS = 2**32
 
@@ -516,7 +518,7 @@ class Link:
                 "A line that does not carry 0x00 is silent, too"
             )
         heard = bytes(self._heard)
-        self._write(XON)
+        self._settle()
         return self._searched(Search(self._ask_echo, ECHO_WAIT).run(), message, name, heard, n_damaged)
 
     def _searched(self, search: Search, message: Message, name: str, heard: bytes, n_damaged: int) -> str:
@@ -546,11 +548,19 @@ class Link:
         started, damaged = time.monotonic(), self._reader.damaged
         expected = Frame(frame.type | messages.REPLY, frame.seq, frame.payload)
         self._write(encode(frame))
-        while (passed := time.monotonic() - started) < seconds and self._reader.damaged == damaged:
+        while (passed := time.monotonic() - started) < seconds:
             if expected in self._receive():
                 return Echo(True, False, passed)
         self._write(XON)
         return Echo(False, self._reader.damaged > damaged, seconds)
+
+    def _settle(self) -> None:
+        """Set the line going, and wait until the answers to all repeated requests have come."""
+        self._write(XON)
+        last = started = time.monotonic()
+        while last < started + SETTLE_SECONDS and time.monotonic() < last + QUIET_SECONDS:
+            if self._read():
+                last = time.monotonic()
 
     def _await(self, message: Message, request: Frame, deadline: float) -> bytes | None:
         """The payload of the answer to ``request``; None when it does not come or comes damaged."""

@@ -113,7 +113,7 @@ class Search:
         self.alive = found is not None
         if found is None:
             return self
-        self._wait = max(self.first_wait / 2, 4 * found.seconds)
+        self._wait = max(self.first_wait / 4, 4 * found.seconds)
         suspects = LINE_ENDS + FLOW
         groups = [bytes([value]) for value in suspects]
         groups += [bytes(value for value in group if value not in suspects) for group in GROUPS]
