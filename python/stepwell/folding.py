@@ -13,6 +13,7 @@ from math import floor, log10
 
 import numpy as np
 
+from stepwell.calibrate import LARGEST_VALUE
 from stepwell.errors import SampleError
 from stepwell.graph import ArgMax, Concat, Dense, Graph, Layer, MaxPool, Recurrent, Slice, Window
 from stepwell.scaler import Scaler
@@ -226,12 +227,14 @@ def suspects(x: Array, reach: Reach) -> tuple[int, ...]:
 
 def own_scales(x: Array, reach: Reach) -> tuple[Array, Array, str] | None:
     """(mean, std) of each channel of ``x`` [N, n_in] and why; None where one scale serves all."""
-    free, peak, mean = ~reach.fixed, np.abs(x).max(axis=0), x.mean(axis=0)
-    deviation = x.std(axis=0)
+    free, peak = ~reach.fixed, np.abs(x).max(axis=0)
+    if not peak.max() <= LARGEST_VALUE:
+        return None  # calibrate refuses it
+    mean, deviation = x.mean(axis=0), x.std(axis=0)
     alive = deviation > CONSTANT * peak
     far = alive & free & ~reach.padded & (np.abs(mean) > FAR_FROM_ZERO * deviation)
     uneven = alive.any() and peak.max() > UNEVEN_CHANNELS * peak[alive].min()
-    if not np.isfinite(peak).all() or not (far.any() or uneven) or not free.any():
+    if not (far.any() or uneven) or not free.any():
         return None
     mean = np.where(free & ~reach.padded, mean, 0.0)
     size = _size(x - mean)
