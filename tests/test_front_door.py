@@ -873,17 +873,17 @@ def test_outputs_on_the_command_line_and_in_c(tmp_path):
     np.save(calib, CALIB)
     model = tmp_path / "policy.stw"
     done = run_cli("convert", source, "--calib", calib)
-    assert done.code == 0 and "mu 0..1, va lue_[2J*/ 2" in done.stdout
-    assert "mu 0..1, va lue_[2J*/ 2" in run_cli("info", model).stdout
+    assert done.code == 0 and "mu 0..1, va lue\\x1b[2J*/ 2" in done.stdout
+    assert "mu 0..1, va lue\\x1b[2J*/ 2" in run_cli("info", model).stdout
     outputs = stepwell.load(model).info()["outputs"]
     assert [(output["name"], output["first"], output["size"]) for output in outputs] == [
         ("mu", 0, 2),
-        ("va lue_[2J*/", 2, 1),
+        ("va lue\\x1b[2J*/", 2, 1),
     ]
     assert run_cli("check", model, "--data", calib).code == 0
     assert run_cli("emit", model, "-o", tmp_path / "c", "--name", "pol").code == 0
     header = (tmp_path / "c" / "pol.h").read_text()
-    for line in ("POL_Y_MU 0 ", "POL_Y_MU_SIZE 2", "POL_Y_VA_LUE_2J 2 ", "POL_Y_VA_LUE_2J_SIZE 1"):
+    for line in ("POL_Y_MU 0 ", "POL_Y_MU_SIZE 2", "POL_Y_VA_LUE_X1B_2J 2 ", "POL_Y_VA_LUE_X1B_2J_SIZE 1"):
         assert f"#define {line}" in header
     assert "va lue" not in header
     done = run_cli("convert", source, "--calib", calib, "--outputs", "mu", "-o", model)

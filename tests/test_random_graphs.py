@@ -224,6 +224,8 @@ class Maker:
         seen = self.add(Window("window", x.width, taps, dilation, stride, padding, ahead, lowest=lowest), x)
         if kind == "pool":
             self.add(MaxPool("largest", seen.width, taps), seen)
+            if lowest:  # nothing else may read it
+                self.values.remove(seen)
         elif self.flag():
             self.dense(seen)
 

@@ -182,8 +182,11 @@ def _carried(graph: Graph, sequences: Sequence[np.ndarray], stats: list[LayerSta
         {n: (s.peaks[n], c.peaks[n]) for n in STATES if n in s.peaks and c.peaks[n] > GROWN * s.peaks[n]}
         for s, c in zip(stats, carried, strict=True)
     ]
-    if not any(grown) or any(c > UNBOUNDED * s for pairs in grown for s, c in pairs.values()):
+    growth = max((c / max(s, 1e-30) for pairs in grown for s, c in pairs.values()), default=0.0)
+    if not any(grown) or growth > UNBOUNDED:
         return stats
+    if any(s < CELL_MOST <= c for pairs in grown for s, c in pairs.values()):  # no range holds it: a warning only
+        return [replace(s, grown=g) for s, g in zip(stats, grown, strict=True)]
     # what comes before the first state sees the same inputs, but for the seams
     touched = _after_recurrent(graph)
     return [

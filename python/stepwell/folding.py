@@ -241,9 +241,11 @@ def own_scales(x: Array, reach: Reach) -> tuple[Array, Array, str] | None:
     common = size[reach.fixed].max(initial=0.0) or 1.0  # a channel that keeps its scale sets that of the others
     std = np.where(alive, size, 0.0) / common
     usual = np.median((std * reach.weight)[alive & free]) if np.any(alive & free) else 0.0
+    by_weight = usual / np.where(reach.weight > 0, reach.weight, np.inf)
     for channel in np.flatnonzero(~alive):  # its weights tell in which unit it is
-        guess = usual / reach.weight[channel] if reach.weight[channel] else 0.0
-        std[channel] = max(guess, size[channel] / common) or 1.0
+        std[channel] = max(by_weight[channel], size[channel] / common) or 1.0
+    if not reach.fixed.any():
+        std = np.where(alive & (by_weight > 0), by_weight, std)
     std = np.array([float(f"{s:.{DIGITS}g}") for s in std])
     mean = np.array([round(m, DIGITS - 1 - floor(log10(s * common))) for m, s in zip(mean, std, strict=True)])
     std, mean = np.where(free, std, 1.0), np.where(free, mean, 0.0)
