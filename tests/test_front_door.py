@@ -5,6 +5,7 @@ The cases of the design folder run too, where that folder lies beside the reposi
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -16,6 +17,7 @@ import onnx
 import pytest
 import stepwell
 from onnx import helper, numpy_helper
+from stepwell.graph import Dense, Graph, Lstm, Window
 
 os.environ.setdefault("KERAS_BACKEND", "torch")  # what imports keras here is the test, not stepwell
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
@@ -247,6 +249,48 @@ def test_noise_is_warned_of_and_refused_when_asked(tmp_path):
     assert "dB against the source" in done.stdout
     noisy = run_stepwell("convert", path, "--calib", data, "--precision", "w4a16", "--calibration", "percentile:50")
     assert "warning" in noisy.stderr and "dB only" in noisy.stderr
+
+
+def test_what_cannot_be_measured_does_not_pass_for_measured(tmp_path):
+    source = onnx_lstm(tmp_path / "m.onnx", 40)
+    short = [wandering(20, seed=k) for k in range(4)]
+    with pytest.warns(stepwell.FidelityWarning, match=r"not measured.*40 steps"):
+        assert stepwell.convert(source, short).notes["fidelity"]["answers"] == 0
+    with pytest.raises(stepwell.QuantizeError, match=r"nothing was measured.*40 steps"):
+        stepwell.convert(source, short, min_sqnr=10)
+
+
+def test_json_of_convert_has_the_warnings(tmp_path):
+    source = onnx_lstm(tmp_path / "m.onnx", 40)
+    np.save(tmp_path / "short.npy", wandering(20))
+    done = run_stepwell("convert", source, "--calib", tmp_path / "short.npy", "--json")
+    assert "not measured" in " ".join(json.loads(done.stdout)["warnings"])
+
+
+def graph_padded_behind(rng):
+    """A convolution with a zero behind the sequence and none before, for channels far from zero."""
+    window = Window("w", 2, 2, 1, 1, 0, 1)
+    conv = Dense("c", rng.normal(size=(4, 4)) / 10, rng.normal(size=4))
+    lstm = Lstm("l", rng.normal(size=(16, 4)), rng.normal(size=(16, 4)), np.zeros(16))
+    return Graph((window, conv, lstm), "every")
+
+
+def test_a_graph_as_its_own_source_ends_as_a_window_does():
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(20, 12, 2))
+    model = stepwell.convert(graph_padded_behind(rng), x, mode="slide:12")
+    assert model.notes["fidelity"]["sqnr_db"] > 50
+
+
+def test_offsets_are_not_folded_where_windows_would_pad_them():
+    from stepwell.check import in_mode
+    from stepwell.folding import float_side
+
+    rng = np.random.default_rng(4)
+    graph, x = graph_padded_behind(rng), rng.normal((9.0, 10.0), 1.0, (20, 12, 2))
+    carried, windowed = (stepwell.convert(graph, x, mode=mode) for mode in ("carry", "slide:12"))
+    other = in_mode(carried, float_side(graph, carried.scaler), windowed.mode)
+    assert decibels(windowed.stream().run(x[0])[-1], other.stream().run(x[0])[-1]) > 40
 
 
 # ---- W4: padding='same': exact in windows, refused in carry ----

@@ -62,7 +62,8 @@ def convert(
     ``calibration``: how the input's range is chosen (``stepwell.calibrate.HELP``). ``auto_scale``: channels that differ in
     size, or stand far from zero, get an offset and a scale each; exact, for they are folded into the weights. ``outputs``:
     names of the source's outputs that the model shall have, side by side in this order; None for all but final states.
-    ``min_sqnr``: the least SQNR in dB against the source on the calibration data, below which QuantizeError is raised.
+    ``min_sqnr``: the least SQNR in dB against the source on the calibration data: below it, or where nothing can be measured,
+    QuantizeError is raised.
 
     ``notes["window"]`` is the length of the windows that the source was trained on, or None. ``notes["fidelity"]`` holds what
     was measured on the calibration data (``stepwell.fidelity``): "sqnr_db" against the source, None where both are equal,
@@ -96,7 +97,7 @@ def smallest(
 
     ``data``: as ``calib``, with targets "y" for the metric; without them the drop is the relative RMS error in percent.
     ``max_flash``: most bytes of constants. ``metric``: a name, a function or a ``stepwell.metrics.Metric``. ``tried`` is
-    called after each trial. ``max_memory`` and ``options``: those of ``convert`` but precision.
+    called after each trial. ``min_sqnr``, ``max_memory`` and ``options``: those of ``convert`` but precision.
     Raises QuantizeError when none fits.
     """
     from stepwell.metrics import find_metric
@@ -153,7 +154,11 @@ class Prepared:
         gap = fidelity.carry_gap(self.source, self.ground.seen, window) if window else None
         measured = {"sqnr_db": found, "carry_gap": gap, "answers": answers}
         model = loads(model.replace(notes=model.notes | {"fidelity": measured}).blob)
-        if min_sqnr is not None and found is not None and found < min_sqnr:
+        if min_sqnr is not None and not answers:
+            raise QuantizeError(
+                f"{min_sqnr:g} dB are wanted, but nothing was measured: {fidelity.unfilled_text(model)}"
+            )
+        if min_sqnr is not None and found is not None and not found >= min_sqnr:
             raise QuantizeError(
                 f"the integer model follows its source at {found:.1f} dB, {min_sqnr:g} are wanted: {fidelity.cause(model)}"
             )
@@ -195,7 +200,8 @@ def prepare(
     check_window(graph, mode, run.window)
     scaler.check(graph.n_in, graph.n_out)
     samples = load_samples(calib, graph.n_in, columns, scaler.missing != "refuse", header=header)
-    fit = fitted(graph.in_mode(mode), scaler, samples.sequences, auto_scale)
+    # in mode carry with what looks ahead: the model may later be compared with windows, whose ends are padded
+    fit = fitted(graph if mode.kind == "carry" else graph.in_mode(mode), scaler, samples.sequences, auto_scale)
     scaler = fit.scaler
     sequences, seen = (_normalised(given, samples.sequences) for given in (scaler, scaler.of_source))
     run = _with_window(run, graph, sequences)

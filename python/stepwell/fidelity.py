@@ -46,14 +46,15 @@ class Ground:
     source: SourceModel
     raw: Sequence[np.ndarray]
     seen: Sequence[np.ndarray]
-    scaler: Scaler  # the user's own
+    scaler: Scaler  # the model's: its y_mean and y_std bring the answers into the user's units
 
 
 def graph_source(graph: Graph) -> SourceModel:
     """A float graph as the source, for graphs that come without one."""
 
     def run(x: np.ndarray) -> np.ndarray:
-        stream = FloatStream(graph.in_window(x.shape[1]) if graph.needs_window else graph)
+        has_end = graph.needs_window or graph.lags[-1] > 0
+        stream = FloatStream(graph.in_window(x.shape[1]) if has_end else graph)
         return stream.run(x)[:, -1:] if graph.readout == "last" else stream.outputs(x)
 
     return SourceModel(run, None)

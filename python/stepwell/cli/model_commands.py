@@ -147,7 +147,8 @@ def convert(
     model.save(target)
     info = model.info()
     if as_json:
-        print_json({"file": str(target), **info} | ({"tried": [t.to_json() for t in tried]} if tried else {}))
+        trials = {"tried": [t.to_json() for t in tried]} if tried else {}
+        print_json({"file": str(target), **info, "warnings": _warnings(model)} | trials)
         return
     notes = model.notes
     click.echo(f"{target}: {info['name']}, id {info['id']}, {info['precision']}")
@@ -174,7 +175,8 @@ def _print_fidelity(model: stepwell.Model) -> None:
         click.echo(f"  fidelity    not measured: {unfilled_text(model)}")
         return
     followed = "equal to" if found["sqnr_db"] is None else f"SQNR {found['sqnr_db']:.1f} dB against"
-    trained = f"windows of {window} steps" if window else "whole sequences"
+    length = window or model.mode.window
+    trained = f"windows of {length} steps" if length else "whole sequences"
     click.echo(f"  fidelity    {followed} the source, on the calibration data in {trained}")
     if found["carry_gap"] is not None:
         click.echo(f"  windows     {gap_text(found['carry_gap'], window)}")
@@ -236,15 +238,20 @@ def _print_costs(info: dict[str, Any]) -> None:
         click.echo(f"  outputs     {every}, the first after {timing['first_output'] + 1} steps; held in between")
 
 
-def _print_notes(model: stepwell.Model) -> None:
+def _warnings(model: stepwell.Model) -> list[str]:
+    """All that is worth a warning: of quantisation, and of what was measured against the source."""
     from stepwell.fidelity import texts
 
+    return [*model.notes.get("warnings", []), *texts(model)]
+
+
+def _print_notes(model: stepwell.Model) -> None:
     notes = model.notes
     for note in notes.get("import_notes", []):
         click.echo(f"  note        {note}")
     for row in notes.get("repaired_rows", []):
         click.echo(f"  repaired    {row}")
-    for warning in [*notes.get("warnings", []), *texts(model)]:
+    for warning in _warnings(model):
         click.echo(f"  warning     {warning}", err=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from stepwell import cost, proof
 from stepwell.calibrate import Progress
 from stepwell.check import compare, float_outputs, sqnr_db, warm_up
 from stepwell.dequantize import float_layer
+from stepwell.fidelity import texts
 from stepwell.float_stream import run_in_mode
 from stepwell.folding import float_side
 from stepwell.graph import Graph
@@ -69,7 +70,7 @@ def analyse(
         "limits": {layer.name: 2 ** (layer.weight_bits - 1) - 1 for layer in _recurrent(model)},
         "margins": {layer.name: proof.margin_bits(layer) for layer in model.layers if hasattr(layer, "rows")},
     }
-    facts["advice"] = _advice(facts)
+    facts["advice"] = _advice(facts, texts(model))
     return Analysis(facts, curves)
 
 
@@ -125,9 +126,10 @@ def _cost(model: Model) -> list[dict[str, Any]]:
 # ---- advice ----
 
 
-def _advice(facts: dict[str, Any]) -> list[str]:
-    """What to do, said of the layer and the place it is about."""
+def _advice(facts: dict[str, Any], of_source: Sequence[str] = ()) -> list[str]:
+    """What to do, said of the layer and the place it is about; ``of_source``: what convert has measured against the source."""
     said = [
+        *of_source,
         *_of_sqnr(facts["check"]["sqnr_db"]),
         *(_of_long_run(facts["long_run"]) if facts["long_run"] else []),
         *_of_layers([layer for layer in facts["layers"] if layer["sqnr_db"] is not None]),
