@@ -353,7 +353,7 @@ NOTES = {
     "fidelity?": {
         "sqnr_db": (*NUMBER, type(None)),
         "carry_gap": (*NUMBER, type(None)),
-        "answers": int,
+        "answers?": int,
     },
 }
 HOST = {

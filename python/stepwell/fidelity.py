@@ -280,7 +280,7 @@ def texts(model: Model) -> list[str]:
     found, said = model.notes.get("fidelity"), []
     if not found:
         return []
-    if not found["answers"]:
+    if not found.get("answers", 1):
         said.append(f"fidelity was not measured: {unfilled_text(model)}")
     if found["sqnr_db"] is not None and found["sqnr_db"] < LEAST_DB:
         said.append(

@@ -171,7 +171,7 @@ def _print_fidelity(model: stepwell.Model) -> None:
     found, window = model.notes.get("fidelity"), model.notes.get("window")
     if not found:
         return
-    if not found["answers"]:
+    if not found.get("answers", 1):
         click.echo(f"  fidelity    not measured: {unfilled_text(model)}")
         return
     followed = "equal to" if found["sqnr_db"] is None else f"SQNR {found['sqnr_db']:.1f} dB against"
