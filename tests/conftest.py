@@ -130,7 +130,8 @@ def _missing(reason: str) -> bool:
 def pytest_runtest_makereport(item, call):
     """With STEPWELL_NO_SKIP=1 a skip is a failure: where every tool is installed it would be a proof that is missing."""
     report = (yield).get_result()
-    reason = str(call.excinfo.value) if report.skipped and call.excinfo else ""
+    is_skip = report.skipped and call.excinfo and isinstance(call.excinfo.value, pytest.skip.Exception)
+    reason = str(call.excinfo.value) if is_skip else ""
     if _missing(reason):
         report.outcome, report.longrepr = "failed", f"STEPWELL_NO_SKIP is set, but: {reason}"
 
