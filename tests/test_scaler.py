@@ -949,3 +949,14 @@ def test_front_ends_give_the_same_scaler():
         assert np.allclose(model.scaler.mean, UNITS[0], rtol=1e-5)
         assert np.allclose(model.scaler.std, UNITS[1], rtol=1e-5)
         assert model.layers[0].kind == "lstm"
+
+
+def test_a_spike_is_no_size():
+    """One value far out is no reason for scales, and where there is one, the channel keeps its codes."""
+    x = NORMAL.copy()
+    x[0, 0, 0] = 500.0
+    assert stepwell.convert(GRAPH, x).scaler.is_identity
+    spread = SPREAD.copy()
+    spread[0, 0, 0] += 500 * UNITS[1][0]
+    calm, spiked = (stepwell.convert(HIDDEN, data).scaler for data in (SPREAD, spread))
+    assert spiked.std[0] < 20 * calm.std[0] and np.allclose(spiked.std[1:], calm.std[1:])

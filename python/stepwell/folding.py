@@ -20,7 +20,9 @@ from stepwell.scaler import Scaler
 
 UNEVEN_CHANNELS = 4.0  # largest peak of a channel against the smallest: above it channels get a scale of their own
 FAR_FROM_ZERO = 4.0  # a mean in standard deviations: above it, an offset
-CREST = 8.0  # a scaled channel has an RMS of 1, and no peak beyond this
+CREST = 32.0  # a scaled channel has an RMS of 1, and no peak beyond this
+USUAL = 99.0  # percent of the values: the others may be spikes
+SPIKE = 4.0  # beyond so many usual peaks a value counts no more than that
 CONSTANT = 1e-9  # a deviation below this part of the peak is rounding
 DIGITS = 3  # of a scale
 LARGE = 10.0  # no value of a scaled channel is beyond this
@@ -227,9 +229,10 @@ def suspects(x: Array, reach: Reach) -> tuple[int, ...]:
 
 def own_scales(x: Array, reach: Reach) -> tuple[Array, Array, str] | None:
     """(mean, std) of each channel of ``x`` [N, n_in] and why; None where one scale serves all."""
-    free, peak = ~reach.fixed, np.abs(x).max(axis=0)
-    if not peak.max() <= LARGEST_VALUE:
+    free = ~reach.fixed
+    if not np.abs(x).max() <= LARGEST_VALUE:
         return None  # calibrate refuses it
+    peak = _usual_peak(x)
     mean, deviation = x.mean(axis=0), x.std(axis=0)
     alive = deviation > CONSTANT * peak
     far = alive & free & ~reach.padded & (np.abs(mean) > FAR_FROM_ZERO * deviation)
@@ -256,6 +259,13 @@ def own_scales(x: Array, reach: Reach) -> tuple[Array, Array, str] | None:
     return mean, std, why
 
 
+def _usual_peak(x: Array) -> Array:
+    """The largest of each channel, but for spikes."""
+    usual, largest = np.percentile(np.abs(x), USUAL, axis=0, method="lower"), np.abs(x).max(axis=0)
+    return np.where(usual > 0, usual, largest)
+
+
 def _size(x: Array) -> Array:
-    """RMS of each channel, or a part of its peak where that is far out."""
-    return np.maximum(np.sqrt((x**2).mean(axis=0)), np.abs(x).max(axis=0) / CREST)
+    """RMS of each channel but for spikes, or a part of its peak where that is far out."""
+    near = np.minimum(np.abs(x), SPIKE * _usual_peak(x))
+    return np.maximum(np.sqrt((near**2).mean(axis=0)), np.abs(x).max(axis=0) / CREST)
