@@ -286,6 +286,7 @@ def info(model_file: str, board: str | None, as_json: bool) -> None:
         size = f"{layer['n_in']} -> {layer['n_out']}"
         margin = f"overflow margin {layer['overflow_margin_bits']} bits" if layer["macs"] else "no sums"
         memory = f", looks back {layer['looks_back']} steps" if layer.get("looks_back") else ""
+        memory += f", ahead {layer['looks_ahead']}" if layer.get("looks_ahead") else ""
         wait = f", from step {layer['first']}" if layer["first"] else ""
         rate = f", every {layer['every']} steps" if layer["every"] > 1 else ""
         text = f"{layer['kind']}{act} '{layer['name']}' {size}, {kilo(layer['flash_bytes'])}, {margin}"
