@@ -87,7 +87,9 @@ def host() -> tuple[stepwell.Model, dict]:
     graph = Graph((random_lstm(rng, 2, 4), random_dense(rng, 4, 2)), source=Source("motor.onnx", "0" * 64, "a tool"))
     model = stepwell.convert(graph, random_sequences(rng, 8, 30, 2))
     part = json.loads(json.dumps(host_notes(model)))
-    part["notes"] = example(NOTES) | {k: v for k, v in part["notes"].items() if v} | {"of_later": {"a": ["b"]}}
+    named = {"columns": ["one", "two"], "outputs": [{"name": "mu", "size": 1}, {"name": "nu", "size": 1}]}
+    kept = {k: v for k, v in part["notes"].items() if v}
+    part["notes"] = example(NOTES) | kept | named | {"of_later": {"a": ["b"]}}
     return model, part
 
 
@@ -101,6 +103,7 @@ def hostile_everywhere(part: dict, text: str) -> dict:
     changed = deepcopy(part)
     for way in texts({name: part[name] for name in ("layers", "notes")}):
         put(changed, way, text)
+    changed["notes"]["columns"] = [f"{text}{k}" for k in range(2)]  # each input has a name of its own
     return changed
 
 
