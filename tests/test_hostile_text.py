@@ -80,6 +80,10 @@ def example(shape: object) -> object:
     return {str: "text", int: 3, float: 0.5, bool: True}[kind]
 
 
+# two inputs and two outputs
+NAMED = {"columns": ["one", "two"], "outputs": [{"name": "mu", "size": 1}, {"name": "nu", "size": 1}]}
+
+
 @pytest.fixture(scope="module")
 def host() -> tuple[stepwell.Model, dict]:
     """A model and the host's part of its file, in which every field that stepwell knows has a value."""
@@ -87,9 +91,8 @@ def host() -> tuple[stepwell.Model, dict]:
     graph = Graph((random_lstm(rng, 2, 4), random_dense(rng, 4, 2)), source=Source("motor.onnx", "0" * 64, "a tool"))
     model = stepwell.convert(graph, random_sequences(rng, 8, 30, 2))
     part = json.loads(json.dumps(host_notes(model)))
-    named = {"columns": ["one", "two"], "outputs": [{"name": "mu", "size": 1}, {"name": "nu", "size": 1}]}
     kept = {k: v for k, v in part["notes"].items() if v}
-    part["notes"] = example(NOTES) | kept | named | {"of_later": {"a": ["b"]}}
+    part["notes"] = example(NOTES) | kept | NAMED | {"of_later": {"a": ["b"]}}
     return model, part
 
 
@@ -276,7 +279,7 @@ def test_page_of_a_report(host, tmp_path):
     hostile = "".join(text for text in HOSTILE.values() if len(text) < 1000)
     pages = []
     for text in ("plain", hostile):
-        part = json.loads(json.dumps(host_notes(converted))) | {"notes": example(NOTES)}
+        part = json.loads(json.dumps(host_notes(converted))) | {"notes": example(NOTES) | NAMED}
         model = stepwell.loads(with_host(converted, hostile_everywhere(part, text)))
         analysis = analyse(model, graph, load_samples(x, 2), 200)
         analysis.facts["check"]["data"] = text  # the name of the file of test data
