@@ -422,6 +422,7 @@ INTERRUPT = """
 import signal, sys
 
 MODULE = sys.argv.pop(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs in the background without it
 
 class Interrupt:
     def find_spec(self, name, path=None, target=None):
