@@ -1090,5 +1090,5 @@ def test_attributes_that_cannot_be_printed():
 
     net = Net(run, mu=nn.Linear(4, 2), value=nn.Linear(4, 1), **{"rnn\t\u202e": nn.LSTM(3, 4, batch_first=True)})
     graph = import_torch(net).graph
-    assert [output.name for output in graph.outputs] == ["mu_[2J", "gr\u00f6\u00dfe \U0001f600"]
+    assert [output.name for output in graph.outputs] == ["mu\\x1b[2J", "gr\u00f6\u00dfe \U0001f600"]
     assert all(layer.name.isprintable() for layer in graph.layers)

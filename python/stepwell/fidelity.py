@@ -238,6 +238,8 @@ def _may_run_away(layer: Recurrent) -> bool:
     """Whether an activation of the state is without bound."""
     bounded = ("sigmoid", "tanh", "hard_sigmoid", "softsign", "scaled_tanh")
     names = [getattr(function, "name", function) for function in layer.functions]
+    if len(names) > 1 and names.pop(0) not in bounded:
+        return False  # the quantiser refuses such gates by name
     return any(name not in bounded for name in names)
 
 
