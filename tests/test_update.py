@@ -170,7 +170,7 @@ def test_two_power_cuts_in_a_row(small_model, updates, tmp_path):
             second = first.copy("second")
             second.ask(*update, FLASH_CUT=str(j), FLASH_TORN=rng.choice(TORN))
             cuts += second.operations() == j
-            answers = second.ask(*PROBE, *update, *PROBE)
+            answers = second.ask(*PROBE, *update, *PROBE_AGAIN)
             assert runs(answers[:3], models) in (2, 3) and runs(answers[-3:], models) == 3
     assert cuts == 40
 
@@ -195,7 +195,7 @@ def test_word_that_reads_well_once(small_model, updates, tmp_path):
     board = board.copy("second")
     board.ask(*next_update, FLASH_CUT="5")
     assert board.operations() == 5
-    answers = board.ask(*PROBE, *next_update, *PROBE)
+    answers = board.ask(*PROBE, *next_update, *PROBE_AGAIN)
     assert runs(answers[:3], models) == 2 and runs(answers[-3:], models) == 3
 
 
