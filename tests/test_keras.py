@@ -739,7 +739,7 @@ def test_a_misread_cell_does_not_pass(monkeypatch):
 
 def test_without_keras(monkeypatch):
     monkeypatch.setitem(sys.modules, "keras", None)
-    assert "pip install keras torch" in refused(object())
+    assert 'pip install "stepwell[keras]"' in refused(object())
 
 
 def test_scaled_outputs_go_into_the_dense_layer():
