@@ -481,7 +481,7 @@ static int run_handler(const handler *h, const uint8_t *p, size_t n)
 static void begin_reply(const handler *h, uint8_t type, uint8_t seq, uint32_t crc, int refused)
 {
     reply = reader.data; /* a handler of the rule ANY_TIME has read its payload before it writes */
-    if (!refused && h->rule != ANY_TIME) {
+    if (h && !refused && h->rule != ANY_TIME) {
         reply       = kept;
         answered    = crc;
         have_answer = 1;

@@ -15,7 +15,7 @@ from stepwell._version import __version__
 from stepwell.blob import packed_channels, packed_extra, parameters, places
 from stepwell.c_names import C_KEYWORDS, is_library_name
 from stepwell.errors import StepwellError, WrongUse
-from stepwell.files import check_can_make, folder_for, kind_of, write_all
+from stepwell.files import check_can_make, folder_for, kind_of, remove_left, write_all
 from stepwell.model import FORMAT, IntLayer, Model, RecurrentLayer
 from stepwell.packing import packed_rows, packed_weights, packing_for, packing_of
 from stepwell.sources import csrc
@@ -103,6 +103,7 @@ def emit(
     check_can_make(folder, *(path.name for path in contents))
     changed = _to_write(contents, force)
     with folder_for(folder):
+        remove_left(folder)
         if changed:
             # the guard is written, too, even when it stays as it is
             changed |= {folder / GUARD: contents[folder / GUARD]}

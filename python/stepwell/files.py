@@ -162,10 +162,7 @@ def _temporaries(folder: Path) -> Iterator[Path]:
 
     The folder is locked as long as its process lives: a lock ends with it, however it ends.
     """
-    for left in folder.glob(f"{TEMPORARIES}*"):
-        with _locked(left) as is_mine:
-            if is_mine:
-                shutil.rmtree(left, ignore_errors=True)
+    remove_left(folder)
     while True:
         made = Path(tempfile.mkdtemp(dir=folder, prefix=TEMPORARIES))
         with _locked(made) as is_mine:
@@ -176,6 +173,14 @@ def _temporaries(folder: Path) -> Iterator[Path]:
             finally:
                 shutil.rmtree(made, ignore_errors=True)
             return
+
+
+def remove_left(folder: Path) -> None:
+    """Remove the temporary folders that killed processes left behind."""
+    for left in folder.glob(f"{TEMPORARIES}*"):
+        with _locked(left) as is_mine:
+            if is_mine:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager

@@ -57,6 +57,8 @@ def replay(model: onnx.ModelProto, walked: Walked, graph: Graph) -> Replay:
                 first += output.size
                 if graph.readout == "every" and axes is not None:
                     theirs = _as_far(theirs, walked.time, axes, n_runs)
+                if theirs.size == 0:
+                    raise ImportRefused(f"output {output.name} is empty after {n_steps} steps: nothing can be compared")
                 found.append((_in_axes(output.name, ours, made, axes, theirs.shape), theirs))
     error = max(relative_error(found) for found in pairs)
     if not error <= TOLERANCE:

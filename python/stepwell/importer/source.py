@@ -52,10 +52,7 @@ class Session:
 
     def run(self, names: list[str], feeds: dict[str, np.ndarray]) -> list:
         """The outputs ``names``. Raises ImportRefused when nothing can run the model."""
-        typed = {
-            name: np.asarray(value, onnx.helper.tensor_dtype_to_np_dtype(self._types[name]))
-            for name, value in feeds.items()
-        }
+        typed = {name: np.asarray(value, self._dtype(name)) for name, value in feeds.items()}
         while True:
             try:
                 if self._run is None:
@@ -68,6 +65,12 @@ class Session:
             except Exception as error:  # what one cannot run (layout = 1) the other may
                 self._run = None
                 self._reasons.append(f"{type(error).__name__}: {str(error)[:200]}")
+
+    def _dtype(self, name: str) -> np.dtype:
+        try:
+            return onnx.helper.tensor_dtype_to_np_dtype(self._types[name])
+        except KeyError:
+            raise ImportRefused(f"input {name}: ONNX has no element type {self._types[name]}") from None
 
     def _next(self) -> tuple[Run, str]:
         for prepare in self._ways:
