@@ -136,13 +136,13 @@ class Walk:
         """The error for the node at hand."""
         node = self.node
         assert node is not None
-        name = f"node '{node.name}'" if node.name else f"the node that makes '{node.output[0]}'"
+        name = f"node '{node.name}'" if node.name else f"the node that makes '{next(iter(node.output), '')}'"
         return ImportRefused(f"{name} ({node.op_type}): {reason}")
 
     @property
     def name(self) -> str:
         """What layers made from the node at hand are called."""
-        return self.node.name or self.node.output[0] or self.node.op_type.lower()
+        return self.node.name or next(iter(self.node.output), "") or self.node.op_type.lower()
 
     @property
     def opset(self) -> int:
