@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import stepwell
-from stepwell.functions import Function
-from stepwell.graph import (
+from stepwell.graph import Graph
+from stepwell.integer.functions import Function
+from stepwell.layers import (
     Activation,
     Add,
     ArgMax,
@@ -20,7 +21,6 @@ from stepwell.graph import (
     Concat,
     Dense,
     Embedding,
-    Graph,
     Gru,
     LayerNorm,
     Lstm,

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import stepwell
 from conftest import ROOT, full
-from stepwell import proof
-from stepwell.dequantize import gate_records
 from stepwell.emit import copy_engine
 from stepwell.hil import SNAPSHOT_HEADER, snapshot_parts
-from stepwell.model import Model, RecurrentLayer
+from stepwell.integer import proof
+from stepwell.layers import RecurrentLayer
+from stepwell.model import Model
+from stepwell.quantize.dequantize import gate_records
 from stepwell.reference import Reference
 from test_native import BUILDS, COMPILERS, GOLDEN, SANITIZERS, compiled
 
@@ -64,7 +65,7 @@ def with_hidden(model: Model, h: np.ndarray) -> bytes:
 
 
 def test_the_bound_is_nearly_reached_and_never_passed(attacked):
-    bound = proof.bounds(*proof.weight_sums(attacked.layers[0]), attacked.layers[0].rows)[1]
+    bound = proof.bounds(*attacked.layers[0].weight_sums(), attacked.layers[0].rows)[1]
     seen: list[np.ndarray] = []
     reference = Reference(attacked, lambda k, name, v: seen.append(v.ravel()) if (k, name) == (0, "acc") else None)
     reached = np.zeros(len(bound))

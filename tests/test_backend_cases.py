@@ -18,8 +18,8 @@ import stepwell
 from onnx import numpy_helper
 from onnx.backend.test.loader import load_model_tests
 from stepwell.errors import ImportRefused
-from stepwell.float_stream import FloatStream
 from stepwell.importer import import_onnx
+from stepwell.stream import FloatStream
 
 TABLE = Path(__file__).resolve().parent.parent / "docs" / "onnx-cases.md"
 PREFIXES = ("test_lstm", "test_gru", "test_simple_rnn", "test_rnn")

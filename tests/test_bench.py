@@ -89,7 +89,7 @@ def test_estimates_count_modes_and_strides():
     rng = np.random.default_rng(1)
     model = model_of(random_lstm(rng, 3, 8))
     once = cost.instructions_per_step(model, "cortex-m3")
-    slide = model.replace(mode=stepwell.mode.parse_mode("slide:12/3"))
+    slide = model.replace(mode=stepwell.windowing.parse_mode("slide:12/3"))
     assert cost.instructions_per_step(slide, "cortex-m3") == pytest.approx(4 * once, abs=2)
 
 

@@ -9,7 +9,8 @@ import stepwell
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stepwell import blob
-from stepwell.blob import HEADER, ID_FROM, LAYER, ROW
+from stepwell.blob import HEADER, ID_FROM, LAYER
+from stepwell.integer.packing import ROW
 
 
 def test_round_trip(model, tmp_path):
@@ -167,7 +168,7 @@ def test_loading_keeps_the_very_bytes(small_model):
 
 
 def test_format_number_is_the_one_of_the_header():
-    from stepwell.model import FORMAT
+    from stepwell.network import FORMAT
     from stepwell.sources import csrc
 
     assert f"#define STW_MODEL_FORMAT {FORMAT} " in (csrc() / "stepwell.h").read_text()

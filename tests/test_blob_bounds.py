@@ -1,6 +1,6 @@
 """Every check of stw_blob_open at its exact bound, and the refusals of the stream calls, by the C functions themselves.
 
-The proof of C (row_is_safe) and the proof of Python (stepwell.proof) accept exactly the same models: thousands of random
+The proof of C (row_is_safe) and the proof of Python (stepwell.integer.proof) accept exactly the same models: thousands of random
 ones, every row exactly at its bound or one above it.
 """
 
@@ -14,26 +14,30 @@ import pytest
 import stepwell
 from conftest import ROOT, random_dense, random_gru, random_lstm, random_rnn, random_sequences
 from stepwell._engine import ffi, lib
-from stepwell.blob import EXTRA_HEADER, HEADER, LAYER, ROW, TABLE_ENTRIES, overlap, pack, places
+from stepwell.blob import HEADER, LAYER, overlap, pack, places
 from stepwell.engine import OpenModel
 from stepwell.errors import StepwellError
-from stepwell.graph import Graph, Timing
-from stepwell.mode import KINDS as MODES
-from stepwell.mode import Mode
-from stepwell.model import (
+from stepwell.graph import Graph
+from stepwell.integer.fixed import Rows
+from stepwell.integer.formats import TABLE_ENTRIES
+from stepwell.integer.packing import ROW
+from stepwell.integer.proof import INT32_MAX, RESULT_MAX, bounds, failing_rows
+from stepwell.layers import (
     ActivationLayer,
     DenseLayer,
     GruLayer,
     LayerNormLayer,
     LstmLayer,
-    Model,
     RecurrentLayer,
     RnnLayer,
-    Rows,
+    Timing,
     WindowLayer,
 )
-from stepwell.proof import INT32_MAX, RESULT_MAX, bounds, failing_rows, weight_sums
+from stepwell.layers.recurrent import CELL_HEADER
+from stepwell.model import Model
 from stepwell.reference import Reference
+from stepwell.windowing import KINDS as MODES
+from stepwell.windowing import Mode
 from test_blob import forged, layer_offset
 
 GOLDEN = ROOT / "tests" / "golden"
@@ -266,7 +270,7 @@ def test_room_for_the_layers():
 
 
 def sound(layer) -> bool:
-    return len(failing_rows(*weight_sums(layer), layer.rows)) == 0
+    return len(failing_rows(*layer.weight_sums(), layer.rows)) == 0
 
 
 def test_bound_of_the_input_sum():
@@ -396,7 +400,7 @@ def random_layer(rng: np.random.Generator, kind: str, n_in: int, n_out: int):
         w_h = rng.integers(-limit, limit + 1, (n_gates * n_out, n_out))
         layer = recurrent(classes[kind], w_x, w_h, records, bits)
     for _ in range(64):
-        failing = failing_rows(*weight_sums(layer), layer.rows)
+        failing = failing_rows(*layer.weight_sums(), layer.rows)
         wide = layer.rows.kx[failing] > -15 if kind != "dense" else np.zeros(len(failing), bool)
         low = layer.rows.kx[failing] > 0
         layer.rows.kx[failing[wide & low]] -= 1
@@ -406,7 +410,7 @@ def random_layer(rng: np.random.Generator, kind: str, n_in: int, n_out: int):
 
 def to_the_bound(rng: np.random.Generator, layer, above: int) -> None:
     """Bias that brings every row exactly to the nearer of (2) and (3), and one row ``above`` it."""
-    total = bounds(*weight_sums(layer), layer.rows)[1]
+    total = bounds(*layer.weight_sums(), layer.rows)[1]
     one = int(rng.integers(len(total)))
     for r, room in enumerate(map(int, total)):
         mult, shift = int(layer.rows.mult[r]), int(layer.rows.shift[r])
@@ -539,7 +543,7 @@ def test_no_entry_of_a_table_is_minus_32768(name):
     for index, layer in enumerate(model.layers):
         parts = [layer.cell.gate, layer.cell.candidate, layer.cell.output] if isinstance(layer, RecurrentLayer) else []
         tables = len([part for part in parts if part is not None]) + (layer.activation == "table")
-        header = 2 * EXTRA_HEADER if parts else 0
+        header = 2 * CELL_HEADER if parts else 0
         for k in range(tables):
             start = layer_offset(content, index, "extra") + header + 2 * TABLE_ENTRIES * k
             for entry in (0, 1, 255, 256, 511, 512):

@@ -19,8 +19,8 @@ from stepwell.emit import emit, lean_flags
 from stepwell.errors import BuildError, UnknownBoard, WrongUse
 from stepwell.graph import Graph
 from stepwell.info import describe
+from stepwell.integer.packing import TARGETS, packing_for
 from stepwell.link.qemu import ICOUNT_SHIFT
-from stepwell.packing import TARGETS, packing_for
 
 NAMES = board_names()
 # compiler and libc helpers that would mean: float, division, heap or libm is in the image

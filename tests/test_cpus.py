@@ -20,8 +20,9 @@ from stepwell.blob import pack
 from stepwell.emit import copy_engine
 from stepwell.errors import ModelError, StepwellError
 from stepwell.graph import Graph
-from stepwell.model import GruLayer, LstmLayer, Model
-from stepwell.packing import PACKINGS, TARGETS, packing_for, packing_of, to_pairs
+from stepwell.integer.packing import PACKINGS, TARGETS, packing_for, to_pairs
+from stepwell.layers import GruLayer, LstmLayer
+from stepwell.model import Model
 from test_native import WARNINGS, mutants
 
 GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.stw"))
@@ -218,7 +219,7 @@ def test_hostile_blobs_on_big_endian_machines(name, tmp_path_factory):
 @pytest.mark.parametrize("precision", ["w8a16", "w8x16h8", "w8a8"])
 def test_pairs_of_every_size(replay, precision):
     models = [sized(*size, precision) for size in SIZES]
-    assert all(packing_of(model.layers[0], "pairs") == "pairs" for model in models)
+    assert all(model.layers[0].packing("pairs") == "pairs" for model in models)
     assert_same(replay, models, "pairs")
     assert_same(replay, models[:6], "pairs", odd=1)
 
@@ -231,8 +232,8 @@ def test_pairs_of_grus(replay, precision):
         sized(7, 12, precision, 10.0 if precision == "w8a16" else 2.0, random_gru),
         with_kx(sized(9, 16, precision, cell=random_gru), -7, 3),
     ]
-    assert all(packing_of(model.layers[0], "pairs") == "pairs" for model in models)
-    assert packing_of(sized(3, 6, precision, cell=random_gru).layers[0], "pairs") == "plain"
+    assert all(model.layers[0].packing("pairs") == "pairs" for model in models)
+    assert sized(3, 6, precision, cell=random_gru).layers[0].packing("pairs") == "plain"
     assert_same(replay, models, "pairs")
     assert_same(replay, models[:3], "pairs", odd=1)
 
@@ -296,10 +297,10 @@ def test_a_packed_model_keeps_its_id_and_stays_on_devices():
 def test_layers_that_cannot_be_paired_stay_plain():
     model = sized(4, 5)
     lstm, dense = model.layers
-    assert packing_of(dense, "pairs") == packing_of(lstm, "plain") == "plain"
+    assert dense.packing("pairs") == lstm.packing("plain") == "plain"
     wide = replace(lstm.rows, shift=np.full(20, 33, np.int8))
-    assert packing_of(replace(lstm, rows=wide), "pairs") == "plain"
-    assert packing_of(sized(4, 5, "w4a16").layers[0], "pairs") == "plain"
+    assert replace(lstm, rows=wide).packing("pairs") == "plain"
+    assert sized(4, 5, "w4a16").layers[0].packing("pairs") == "plain"
 
 
 def test_targets():

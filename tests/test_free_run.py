@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import stepwell
 from conftest import DEMO
-from stepwell.float_stream import FloatStream
 from stepwell.importer import import_file
+from stepwell.stream import FloatStream
 
 STEPS = 100_000
 QUARTERS = 4  # of the same input: what differs between them is the state's doing

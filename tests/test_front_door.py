@@ -17,7 +17,8 @@ import onnx
 import pytest
 import stepwell
 from onnx import helper, numpy_helper
-from stepwell.graph import Dense, Graph, Lstm, Window
+from stepwell.graph import Graph
+from stepwell.layers import Dense, Lstm, Window
 
 os.environ.setdefault("KERAS_BACKEND", "torch")  # what imports keras here is the test, not stepwell
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
@@ -159,7 +160,7 @@ def _last_step(torch):
 def in_units(graph, unit_mean, unit_std):
     """The graph as one that takes x * unit_std + unit_mean, its normalisation hidden in the weights."""
     import numpy as np
-    from stepwell.folding import fold_inputs
+    from stepwell.quantize.folding import fold_inputs
 
     return fold_inputs(graph, -np.asarray(unit_mean) / unit_std, 1 / np.asarray(unit_std))
 
@@ -178,8 +179,9 @@ def test_physical_units_with_the_normalisation_inside(hidden):
     import numpy as np
     import stepwell
     from conftest import random_dense, random_lstm, random_sequences
-    from stepwell.float_stream import FloatStream
-    from stepwell.graph import Dense, Graph
+    from stepwell.graph import Graph
+    from stepwell.layers import Dense
+    from stepwell.stream import FloatStream
 
     rng, (mean, std) = np.random.default_rng(1), np.array(UNITS)
     plain = Graph((random_lstm(rng, 4, 16), random_dense(rng, 16, 2)))
@@ -200,8 +202,8 @@ def test_channels_get_a_scale_of_their_own_unless_told_not_to(tmp_path):
     import numpy as np
     import stepwell
     from conftest import random_dense, random_gru, random_sequences
-    from stepwell.float_stream import FloatStream
     from stepwell.graph import Graph
+    from stepwell.stream import FloatStream
 
     rng, ratio = np.random.default_rng(4), np.array([10.0, 100.0, 1000.0, 10000.0])
     plain = Graph((random_gru(rng, 4, 12), random_dense(rng, 12, 1)))
@@ -284,7 +286,7 @@ def test_a_graph_as_its_own_source_ends_as_a_window_does():
 
 def test_offsets_are_not_folded_where_windows_would_pad_them():
     from stepwell.check import in_mode
-    from stepwell.folding import float_side
+    from stepwell.quantize.folding import float_side
 
     rng = np.random.default_rng(4)
     graph, x = graph_padded_behind(rng), rng.normal((9.0, 10.0), 1.0, (20, 12, 2))
@@ -978,8 +980,8 @@ def test_short_sequences_for_a_carried_stream_are_told_and_run_end_to_end():
     import numpy as np
     import stepwell
     from conftest import random_dense, random_lstm
-    from stepwell.float_stream import FloatStream
     from stepwell.graph import Graph
+    from stepwell.stream import FloatStream
 
     rng = np.random.default_rng(0)
     lstm = random_lstm(rng, 3, 12, 0.8)
@@ -1004,8 +1006,9 @@ def test_finer_inputs_beside_hidden_states_of_8_bits_cost_nothing():
     import numpy as np
     import stepwell
     from conftest import random_dense, random_gru, random_sequences
-    from stepwell.float_stream import FloatStream
-    from stepwell.graph import Concat, Graph
+    from stepwell.graph import Graph
+    from stepwell.layers import Concat
+    from stepwell.stream import FloatStream
 
     rng = np.random.default_rng(9)
 

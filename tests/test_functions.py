@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import stepwell
 from conftest import random_dense, random_gru, random_lstm, random_rnn, random_sequences
-from stepwell.cells import TABLE_STEP, frac_for, largest, table_of
-from stepwell.check import sqnr_db
 from stepwell.errors import ImportRefused, QuantizeError
-from stepwell.float_stream import FloatStream
-from stepwell.functions import FORMULAS, PLAIN, Function, as_function
-from stepwell.graph import Activation, Add, Dense, Graph, LayerNorm, Mul, Window
-from stepwell.reference import lookup
+from stepwell.graph import Graph
+from stepwell.integer.fixed import lookup
+from stepwell.integer.formats import TABLE_STEP, frac_for, largest, table_of
+from stepwell.integer.functions import FORMULAS, PLAIN, Function, as_function
+from stepwell.layers import Activation, Add, Dense, LayerNorm, Mul, Window
+from stepwell.metrics import sqnr_db
+from stepwell.stream import FloatStream
 
 RNG = np.random.default_rng
 Z = np.concatenate([np.linspace(-16, 16, 641), [0.0, -0.0, 1e-9, -1e-9, 3.0, -3.0, 1e3, -1e3]])

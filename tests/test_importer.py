@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from stepwell.check import find_source
 from stepwell.errors import ImportRefused
-from stepwell.float_stream import FloatStream
-from stepwell.graph import Activation, Dense, Gru, Lstm, Rnn
 from stepwell.importer import Replay, file_sha256, import_onnx
+from stepwell.layers import Activation, Dense, Gru, Lstm, Rnn
+from stepwell.stream import FloatStream
 from stepwell.text import printable
 
 PATTERNS = Path(__file__).parent / "data" / "onnx"

@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import stepwell
-from stepwell.check import sqnr_db
 from stepwell.errors import ImportRefused, QuantizeError
-from stepwell.float_stream import FloatStream, run_in_mode
-from stepwell.functions import Function
-from stepwell.graph import Attention, Dense, Gru, Lstm, Window
 from stepwell.importer import file_sha256, import_file
 from stepwell.importer.keras_models import import_keras, import_keras_file, recurrent, versions
 from stepwell.importer.replay import TOLERANCE
-from stepwell.mode import parse_mode
+from stepwell.integer.functions import Function
+from stepwell.layers import Attention, Dense, Gru, Lstm, Window
+from stepwell.metrics import sqnr_db
+from stepwell.stream import FloatStream, run_in_mode
+from stepwell.windowing import parse_mode
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

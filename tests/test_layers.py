@@ -30,41 +30,39 @@ from conftest import (
     random_sequences,
     sequences_for,
 )
-from stepwell.cells import table_of
-from stepwell.check import sqnr_db
-from stepwell.float_stream import FloatStream
-from stepwell.functions import Function
-from stepwell.graph import (
+from stepwell.graph import Graph
+from stepwell.integer.fixed import Rows
+from stepwell.integer.formats import table_of
+from stepwell.integer.functions import Function
+from stepwell.layers import (
     Activation,
-    Add,
-    ArgMax,
-    Attention,
-    Concat,
-    Dense,
-    Embedding,
-    Graph,
-    Lstm,
-    MaxPool,
-    Mul,
-    Slice,
-    Window,
-)
-from stepwell.model import (
     ActivationLayer,
+    Add,
     AddLayer,
+    ArgMax,
     ArgMaxLayer,
+    Attention,
     AttentionLayer,
+    Concat,
     ConcatLayer,
+    Dense,
     DenseLayer,
+    Embedding,
     EmbeddingLayer,
     LayerNormLayer,
+    Lstm,
+    MaxPool,
     MaxPoolLayer,
-    Model,
+    Mul,
     MulLayer,
-    Rows,
+    Slice,
     SliceLayer,
+    Window,
     WindowLayer,
 )
+from stepwell.metrics import sqnr_db
+from stepwell.model import Model
+from stepwell.stream import FloatStream
 
 RNG = np.random.default_rng
 DB = {  # the least SQNR in dB; what is not named must reach 45
@@ -192,9 +190,9 @@ def test_blob_round_trip(name):
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_model_as_quantised_equals_the_loaded_one(name):
     """convert gives the model read back from its blob: nothing of the quantiser's may be lost on the way."""
-    from stepwell.calibrate import calibrate
-    from stepwell.folding import fitted
     from stepwell.quantize import quantize
+    from stepwell.quantize.calibrate import calibrate
+    from stepwell.quantize.folding import fitted
     from stepwell.scaler import NO_SCALER
 
     graph, model = converted(name)
@@ -259,7 +257,7 @@ def as_onnx(layer, n_steps: int):
         "initial_h": None if layer.h0 is None else layer.h0[None, None].astype(np.float32),
     }
     attributes = {"hidden_size": n, "direction": "reverse" if layer.reverse else "forward"}
-    functions = [stepwell.functions.as_function(f) for f in layer.functions]
+    functions = [stepwell.integer.functions.as_function(f) for f in layer.functions]
     attributes["activations"] = [ONNX_NAMES[f.name] for f in functions]
     alphas = [f.alpha for f in functions if f.name in WITH_ALPHA]
     betas = [f.beta for f in functions if f.name in WITH_BETA]
@@ -738,7 +736,7 @@ def test_inverse_square_root_of_layer_norm():
 
 
 def exp2_entry(k: int) -> int:
-    from stepwell.reference import exp2_table
+    from stepwell.integer.fixed import exp2_table
 
     return int(exp2_table()[k])
 
@@ -754,7 +752,7 @@ def softmax_by_hand(z: list[int]) -> list[int]:
 
 
 def tanh_code(z: int) -> int:
-    from stepwell.reference import tanh
+    from stepwell.integer.fixed import tanh
 
     return int(tanh(np.array([z], np.int64))[0])
 

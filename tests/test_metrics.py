@@ -10,9 +10,10 @@ from conftest import DEMO
 from stepwell.check import is_source, task_metric, warm_up
 from stepwell.cli.model_commands import _warm_up_text
 from stepwell.errors import SampleError
-from stepwell.graph import Graph, Lstm
+from stepwell.graph import Graph
+from stepwell.layers import Lstm
 from stepwell.metrics import METRICS, Metric, find_metric, usual_metric
-from stepwell.mode import parse_mode
+from stepwell.windowing import parse_mode
 from test_report import invoke
 
 RNG = np.random.default_rng(1)

@@ -20,14 +20,15 @@ from conftest import (
     random_sequences,
     sequences_for,
 )
-from stepwell.check import sqnr_db
 from stepwell.errors import ImportRefused, QuantizeError, StepwellError
-from stepwell.float_stream import FloatStream, run_in_mode
-from stepwell.functions import Function
-from stepwell.graph import Add, Attention, Concat, Dense, Graph, Gru, Lstm, MaxPool, Window
-from stepwell.mode import CARRY, Mode, parse_mode
+from stepwell.graph import Graph
+from stepwell.integer.functions import Function
+from stepwell.layers import Add, Attention, Concat, Dense, Gru, Lstm, MaxPool, Window
+from stepwell.metrics import sqnr_db
 from stepwell.model import Model
 from stepwell.quantize import in_mode
+from stepwell.stream import FloatStream, run_in_mode
+from stepwell.windowing import CARRY, Mode, parse_mode
 
 RNG = np.random.default_rng
 
@@ -343,7 +344,7 @@ def turned_round(graph: Graph, window: np.ndarray) -> np.ndarray:
         elif isinstance(layer, Concat):
             y = np.concatenate(inputs, axis=1)
         elif isinstance(layer, Dense):
-            y = stepwell.functions.as_function(layer.activation)(inputs[0] @ layer.weight.T + layer.bias)
+            y = stepwell.integer.functions.as_function(layer.activation)(inputs[0] @ layer.weight.T + layer.bias)
         elif isinstance(layer, Window):
             padded = np.concatenate([np.zeros((layer.span - 1 - layer.delay, layer.n_in)), inputs[0]])
             ends = range(layer.span, len(padded) + 1, layer.stride)
@@ -426,7 +427,7 @@ def over_a_window(graph: Graph, x: np.ndarray) -> np.ndarray:
         elif isinstance(layer, MaxPool):
             x = x.reshape(len(x), -1, layer.taps).max(axis=-1)
         elif isinstance(layer, Dense):
-            x = stepwell.functions.as_function(layer.activation)(x @ layer.weight.T + layer.bias)
+            x = stepwell.integer.functions.as_function(layer.activation)(x @ layer.weight.T + layer.bias)
         else:
             x = FloatStream(Graph((layer,))).run(x)
     return x

@@ -22,7 +22,7 @@ from stepwell.emit import C_KEYWORDS, INTERRUPTED, KNOBS, _marked, c_name, copy_
 from stepwell.engine import OpenModel
 from stepwell.errors import StepwellError
 from stepwell.graph import Graph
-from stepwell.model import FORMAT
+from stepwell.network import FORMAT
 from test_blob import forged
 
 COMPILERS = [name for name in ("gcc", "clang") if shutil.which(name)]

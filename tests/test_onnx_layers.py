@@ -7,12 +7,12 @@ import pytest
 import stepwell
 from conftest import random_sequences
 from onnx import TensorProto, helper, numpy_helper
-from stepwell.check import sqnr_db
 from stepwell.errors import ImportRefused, QuantizeError
-from stepwell.float_stream import run_in_mode
-from stepwell.graph import Attention, Embedding, LayerNorm, MaxPool, Recurrent, Window
 from stepwell.importer import import_onnx
-from stepwell.mode import parse_mode
+from stepwell.layers import Attention, Embedding, LayerNorm, MaxPool, Recurrent, Window
+from stepwell.metrics import sqnr_db
+from stepwell.stream import run_in_mode
+from stepwell.windowing import parse_mode
 from test_importer import ONE, after_lstm, identity, lstm, lstm_parts, node, path, refused, save, squeeze, weights
 
 __all__ = ["path"]  # a fixture

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import stepwell
 from conftest import SHAPES, graph_of, random_dense, random_lstm, sequences_for
-from stepwell import proof
-from stepwell.check import sqnr_db
 from stepwell.errors import QuantizeError
-from stepwell.float_stream import FloatStream
 from stepwell.graph import Graph
-from stepwell.model import RecurrentLayer
-from stepwell.packing import from_nibbles, to_nibbles
-from stepwell.precision import PRECISIONS, Plan, parse_precision
+from stepwell.integer import proof
+from stepwell.integer.packing import from_nibbles, to_nibbles
+from stepwell.integer.precision import PRECISIONS, Plan, parse_precision
+from stepwell.layers import RecurrentLayer
+from stepwell.metrics import sqnr_db
 from stepwell.reference import Reference
+from stepwell.stream import FloatStream
 
 NARROW = [name for name in PRECISIONS if name != "w8a16"]
 FLOOR = {"w8x16h8": 28, "w8a8": 22, "w4a16": 18}  # dB, over all shapes; single rows of few weights are the worst
@@ -43,7 +43,7 @@ def test_engine_equals_reference_within_the_formats(name, precision):
         if isinstance(layer, RecurrentLayer):
             assert np.abs(np.hstack([layer.w_x, layer.w_h])).max() <= bits.weight_limit
             assert largest[index] <= bits.h_limit
-            assert len(proof.failing_rows(*proof.weight_sums(layer), layer.rows)) == 0
+            assert len(proof.failing_rows(*layer.weight_sums(), layer.rows)) == 0
     again = stepwell.loads(model.replace(notes=model.notes).blob)
     assert again.blob == model.blob and np.array_equal(again.reference().run_q(x_q), y_q)
     assert (

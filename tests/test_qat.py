@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import stepwell
 from conftest import DEMO, graph_of, random_dense, random_lstm, sequences_for
-from stepwell.check import sqnr_db
 from stepwell.errors import QuantizeError
-from stepwell.float_stream import FloatStream
 from stepwell.graph import Graph
-from stepwell.precision import PRECISIONS
-from stepwell.reference import softmax
+from stepwell.integer.fixed import softmax
+from stepwell.integer.precision import PRECISIONS
+from stepwell.metrics import sqnr_db
+from stepwell.stream import FloatStream
 
 torch = pytest.importorskip("torch", reason="fine-tuning needs torch")
 from stepwell import qat  # noqa: E402 - it imports torch

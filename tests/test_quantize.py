@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import stepwell
 from conftest import random_dense, random_lstm, random_sequences
-from stepwell import proof
-from stepwell.calibrate import Moments, calibrate
-from stepwell.check import sqnr_db
 from stepwell.errors import QuantizeError
-from stepwell.float_stream import FloatStream
-from stepwell.graph import Activation, Dense, Graph, Lstm
+from stepwell.graph import Graph
+from stepwell.integer import proof
+from stepwell.integer.rows import Moments, join_scales, multipliers, round_compensated, round_rows
+from stepwell.layers import Activation, Dense, Lstm
+from stepwell.metrics import sqnr_db
 from stepwell.quantize import quantize
-from stepwell.rows import join_scales, multipliers, round_compensated, round_rows
+from stepwell.quantize.calibrate import calibrate
+from stepwell.stream import FloatStream
 
 
 def sqnr(graph, model, seed=50):
@@ -25,14 +26,14 @@ def test_accuracy_of_random_graphs(graph, model):
 
 def test_every_row_passes_the_proof(model):
     for layer in model.layers:
-        assert len(proof.failing_rows(*proof.weight_sums(layer), layer.rows)) == 0
-        assert proof.layer_margin_bits(layer) > 0
+        assert len(proof.failing_rows(*layer.weight_sums(), layer.rows)) == 0
+        assert (layer.margin_bits() > 0).all()
 
 
 def test_no_input_reaches_the_bound_but_the_worst_comes_close(turbofan):
     """The proven bound is not loose: inputs at the rails with the signs of the weights get within its hidden-state share."""
     layer = turbofan.layers[0]
-    _, total, _ = proof.bounds(*proof.weight_sums(layer), layer.rows)
+    _, total, _ = proof.bounds(*layer.weight_sums(), layer.rows)
     row = int(np.argmax(total))
     x = np.where(layer.w_x[row] > 0, 32767, -32768).astype(np.int64)
     h = np.where(layer.w_h[row] > 0, 32767, -32767).astype(np.int64)
@@ -58,7 +59,7 @@ def test_failing_rows_are_repaired_and_reported():
     assert model.notes["repaired_rows"], "this model was made to need repair"
     assert "layer 'wide' row" in model.notes["repaired_rows"][0] and "gate" in model.notes["repaired_rows"][0]
     for layer in model.layers:
-        assert len(proof.failing_rows(*proof.weight_sums(layer), layer.rows)) == 0
+        assert len(proof.failing_rows(*layer.weight_sums(), layer.rows)) == 0
     rails = rng.choice([-32768, 32767], (20, 700)).astype(np.int16)
     assert np.array_equal(model.stream().run_q(rails), model.reference().run_q(rails))
     assert sqnr(graph, model) > 25

@@ -25,11 +25,10 @@ from conftest import (
 )
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
-from stepwell.check import sqnr_db
 from stepwell.errors import ImportRefused, QuantizeError, SampleError
-from stepwell.float_stream import FloatStream, run_in_mode
-from stepwell.functions import Function
-from stepwell.graph import (
+from stepwell.graph import Graph
+from stepwell.integer.functions import Function
+from stepwell.layers import (
     Activation,
     Add,
     ArgMax,
@@ -37,7 +36,6 @@ from stepwell.graph import (
     Concat,
     Dense,
     Embedding,
-    Graph,
     Layer,
     LayerNorm,
     MaxPool,
@@ -46,7 +44,9 @@ from stepwell.graph import (
     Timing,
     Window,
 )
-from stepwell.mode import Mode, parse_mode
+from stepwell.metrics import sqnr_db
+from stepwell.stream import FloatStream, run_in_mode
+from stepwell.windowing import Mode, parse_mode
 
 REFUSALS = (QuantizeError, SampleError, ImportRefused)
 EXAMPLES = int(os.environ.get("STEPWELL_EXAMPLES", "0"))

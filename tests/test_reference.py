@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import stepwell
 from conftest import ROOT
-from stepwell import reference as ref
+from stepwell.integer import fixed as ref
 
 ALL_Z = np.arange(-32768, 32768, dtype=np.int64)
 

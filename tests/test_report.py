@@ -15,11 +15,12 @@ import pytest
 import stepwell
 from conftest import DEMO, graph_of, random_dense, random_lstm, random_sequences, sequences_for
 from stepwell.cli import main
-from stepwell.float_stream import FloatStream
-from stepwell.graph import Graph, Lstm
+from stepwell.graph import Graph
+from stepwell.layers import Lstm
 from stepwell.reference import Reference
 from stepwell.report import Analysis, analyse, to_json, write_report
 from stepwell.samples import Samples
+from stepwell.stream import FloatStream
 
 ONNX = DEMO / "turbofan.onnx"
 Z, C = 2.0**-11, 2.0**-22  # real values of a code

@@ -16,14 +16,16 @@ from conftest import graph_of, random_dense, random_lstm, random_norm, random_se
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stepwell._engine import ffi, lib
-from stepwell.check import compare, sqnr_db
+from stepwell.check import compare
 from stepwell.errors import SampleError
-from stepwell.float_stream import FloatStream, run_in_mode
-from stepwell.folding import float_side, fold_inputs, fold_outputs, without_leading_affine
-from stepwell.graph import Activation, Add, Concat, Dense, Graph, Slice, Window
+from stepwell.graph import Graph
+from stepwell.layers import Activation, Add, Concat, Dense, Slice, Window
+from stepwell.metrics import sqnr_db
+from stepwell.quantize.folding import float_side, fold_inputs, fold_outputs, without_leading_affine
 from stepwell.report import analyse
 from stepwell.samples import Samples
 from stepwell.scaler import MISSING, NO_SCALER, RAW, Scaler, as_scaler
+from stepwell.stream import FloatStream, run_in_mode
 
 RNG = np.random.default_rng
 GRAPH = Graph((random_lstm(RNG(1), 3, 6), random_dense(RNG(2), 6, 2)))

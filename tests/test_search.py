@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import stepwell
 from conftest import DEMO, graph_of, random_dense, random_lstm, random_sequences, sequences_for
-from stepwell.calibrate import calibrate, range_rule
-from stepwell.check import sqnr_db
 from stepwell.errors import QuantizeError, SampleError
-from stepwell.float_stream import FloatStream
 from stepwell.graph import Graph
-from stepwell.search import Trial
+from stepwell.metrics import sqnr_db
+from stepwell.quantize.calibrate import calibrate, range_rule
+from stepwell.quantize.search import Trial
+from stepwell.stream import FloatStream
 from test_report import invoke
 
 ONNX, CALIB = DEMO / "turbofan.onnx", DEMO / "turbofan_calib.npz"

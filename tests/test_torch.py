@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import stepwell
-from stepwell.check import sqnr_db
 from stepwell.errors import ImportRefused, QuantizeError
-from stepwell.float_stream import FloatStream, run_in_mode
-from stepwell.graph import Attention, Concat, Dense, Embedding, Gru, LayerNorm, Lstm, MaxPool, Rnn, Window
+from stepwell.layers import Attention, Concat, Dense, Embedding, Gru, LayerNorm, Lstm, MaxPool, Rnn, Window
+from stepwell.metrics import sqnr_db
+from stepwell.stream import FloatStream, run_in_mode
 
 torch = pytest.importorskip("torch")
 from stepwell.importer.torch import import_torch  # noqa: E402

@@ -31,12 +31,12 @@ import numpy as np
 import stepwell
 import torch
 from stepwell import qat
-from stepwell.check import compare, sqnr_db
+from stepwell.check import compare
 from stepwell.files import write_whole
-from stepwell.float_stream import FloatStream
 from stepwell.importer import import_onnx
-from stepwell.metrics import METRICS, Metric
+from stepwell.metrics import METRICS, Metric, sqnr_db
 from stepwell.samples import Samples
+from stepwell.stream import FloatStream
 from train_hybrids import CAP, crops, fit, picks, rooms, spoken_digits, turbofan_windows
 
 PRECISIONS = ("w8a16", "w8x16h8", "w8a8", "w4a16")

@@ -28,7 +28,8 @@ import stepwell
 from bench_mcu import layer
 from onnx import TensorProto, helper, numpy_helper
 from stepwell import engine
-from stepwell.graph import Graph, Lstm
+from stepwell.graph import Graph
+from stepwell.layers import Lstm
 
 SIZES = ["4x16", "8x32", "16x64", "32x128", "40x256"]
 ROUNDS = 15

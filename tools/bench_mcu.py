@@ -29,9 +29,10 @@ from elftools.elf.elffile import ELFFile
 from stepwell.boards import Board, load_board
 from stepwell.build import NAME, compile_image, why_not
 from stepwell.emit import emit, lean_flags
-from stepwell.graph import Graph, Gru, Lstm
+from stepwell.graph import Graph
+from stepwell.integer.packing import packing_for
+from stepwell.layers import Gru, Lstm
 from stepwell.link import qemu
-from stepwell.packing import packing_for, packing_of
 
 HERE = Path(__file__).resolve().parent
 RECORDED = HERE / "mcu" / "recorded.json"
@@ -192,7 +193,7 @@ def fit(core: str) -> dict[str, object]:
             sizes = [
                 size
                 for size in FIT_SIZES + TRIED_SIZES
-                if packing_of(random_model(kind, size, precision).layers[0], packing) == packing
+                if random_model(kind, size, precision).layers[0].packing(packing) == packing
             ]
             costs = [measure(core, size, precision, kind, target=target)["instructions_per_step"] for size in sizes]
             shapes = np.array([tuple(map(int, size.split("x"))) for size in sizes], float).T

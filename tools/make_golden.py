@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import stepwell
-from stepwell.precision import PRECISIONS
+from stepwell.integer.precision import PRECISIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"

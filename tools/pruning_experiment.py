@@ -21,9 +21,10 @@ import accuracy_table as table
 import numpy as np
 import stepwell
 import torch
-from stepwell.check import sqnr_db, task_metric
-from stepwell.float_stream import FloatStream
+from stepwell.check import task_metric
 from stepwell.importer import import_onnx
+from stepwell.metrics import sqnr_db
+from stepwell.stream import FloatStream
 from train_hybrids import fit
 
 BLOCK = 4

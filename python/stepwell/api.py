@@ -10,21 +10,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stepwell._version import __version__
-from stepwell.calibrate import Calibration, Progress, calibrate, range_of_8_bits
 from stepwell.errors import ImportRefused, ModelError, QuantizeError, SampleError
-from stepwell.folding import fitted
-from stepwell.graph import Embedding, Graph
+from stepwell.graph import Graph
+from stepwell.integer.precision import Plan, Precision, parse_precision
+from stepwell.layers import Embedding
 from stepwell.memory import at_most, check_size
-from stepwell.mode import Mode, parse_mode
 from stepwell.model import Model
-from stepwell.precision import Plan, Precision, parse_precision
+from stepwell.quantize.calibrate import Calibration, Progress, calibrate, range_of_8_bits
+from stepwell.quantize.folding import fitted
 from stepwell.scaler import Scaler, as_scaler
 from stepwell.text import printable
+from stepwell.windowing import Mode, parse_mode
 
 if TYPE_CHECKING:
-    from stepwell.fidelity import Ground
     from stepwell.importer import SourceModel
-    from stepwell.search import Trial
+    from stepwell.quantize.fidelity import Ground
+    from stepwell.quantize.search import Trial
 
 Source = str | Path | Graph | object  # or a torch module, a Keras model
 Samples = np.ndarray | Sequence[np.ndarray] | str | Path
@@ -56,17 +57,17 @@ def convert(
     columns by name, ``header`` says whether a csv file has one (``stepwell.samples.load_samples``). The
     names of the columns that are fed become ``model.notes["columns"]``: later data is matched by them.
     ``max_memory``: the most that a file may unpack to, bytes or "2G" (default: a quarter of the machine's).
-    ``mode``: how windows are treated (``stepwell.mode.HELP``). ``scaler``:
+    ``mode``: how windows are treated (``stepwell.windowing.HELP``). ``scaler``:
     normalisation, clamping, missing samples and raw counts (``stepwell.scaler.as_scaler``). ``steps``: the window's length,
-    for torch modules that need to know it. ``precision``: bits of weights and activations (``stepwell.precision.HELP``).
-    ``calibration``: how the input's range is chosen (``stepwell.calibrate.HELP``). ``auto_scale``: channels that differ in
+    for torch modules that need to know it. ``precision``: bits of weights and activations (``stepwell.integer.precision.HELP``).
+    ``calibration``: how the input's range is chosen (``stepwell.quantize.calibrate.HELP``). ``auto_scale``: channels that differ in
     size, or stand far from zero, get an offset and a scale each; exact, for they are folded into the weights. ``outputs``:
     names of the source's outputs that the model shall have, side by side in this order; None for all but final states.
     ``min_sqnr``: the least SQNR in dB against the source on the calibration data: below it, or where nothing can be measured,
     QuantizeError is raised.
 
     ``notes["window"]`` is the length of the windows that the source was trained on, or None. ``notes["fidelity"]`` holds what
-    was measured on the calibration data (``stepwell.fidelity``): "sqnr_db" against the source, None where both are equal,
+    was measured on the calibration data (``stepwell.quantize.fidelity``): "sqnr_db" against the source, None where both are equal,
     "answers" that were compared, and for windows "carry_gap" in standard deviations, else None. A FidelityWarning tells
     when one is worse than it should be.
 
@@ -101,8 +102,8 @@ def smallest(
     Raises QuantizeError when none fits.
     """
     from stepwell.metrics import find_metric
+    from stepwell.quantize.search import search
     from stepwell.samples import load_samples
-    from stepwell.search import search
 
     with at_most(max_memory):
         prepared = prepare(source, calib, **options)
@@ -147,7 +148,7 @@ class Prepared:
 
     def measured(self, model: Model, min_sqnr: float | None = None) -> Model:
         """``model`` with notes["fidelity"], and a FidelityWarning where it is poor. QuantizeError below ``min_sqnr`` dB."""
-        from stepwell import fidelity
+        from stepwell.quantize import fidelity
 
         window = self.notes["window"]
         found, answers = fidelity.sqnr_against_source(model, self.graph, self.ground)
@@ -191,8 +192,8 @@ def prepare(
     auto_scale: bool = True,
 ) -> Prepared:
     """The first half of ``convert``, with its arguments and errors."""
-    from stepwell.fidelity import Ground, check_growth
     from stepwell.quantize import check_window
+    from stepwell.quantize.fidelity import Ground, check_growth
     from stepwell.samples import load_samples
 
     graph, verified, run = _graph_of(source, steps, _width(calib, columns), outputs)
@@ -288,7 +289,7 @@ def _graph_of(
     Heavy frameworks are imported only when something of theirs is given.
     """
     if isinstance(source, Graph):
-        from stepwell.fidelity import graph_source
+        from stepwell.quantize.fidelity import graph_source
 
         if outputs:
             raise ImportRefused(
@@ -336,13 +337,10 @@ def load(path: str | Path) -> Model:
 
 def loads(content: bytes) -> Model:
     """The same from bytes."""
-    from stepwell import blob
     from stepwell.engine import OpenModel
 
     if not isinstance(content, (bytes, bytearray, memoryview)):
         raise ModelError(f"a model is bytes, not {type(content).__name__}")
     content = bytes(content)
     OpenModel(content)  # every bound and the overflow proof, in C
-    model = blob.unpack(content)
-    model.__dict__["blob"] = content  # the very bytes, and with them the id, that were checked
-    return model
+    return Model.loads(content)

@@ -9,63 +9,25 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from stepwell.errors import ModelError, SampleError, StepwellError
-from stepwell.functions import PLAIN
-from stepwell.graph import ATTENTIONS, Timing
-from stepwell.mode import KINDS as MODES
-from stepwell.mode import Mode
-from stepwell.model import (
-    FORMAT,
-    ActivationLayer,
-    AddLayer,
-    ArgMaxLayer,
-    AttentionLayer,
-    Cell,
-    ConcatLayer,
-    DenseLayer,
-    EmbeddingLayer,
-    GruBeforeLayer,
-    GruLayer,
-    IntLayer,
-    LayerNormLayer,
-    LstmLayer,
-    MaxPoolLayer,
-    Model,
-    MulLayer,
-    RecurrentLayer,
-    RnnLayer,
-    Rows,
-    SliceLayer,
-    WindowLayer,
-)
-from stepwell.packing import (
-    PACKINGS,
-    ROW,
-    from_nibbles,
-    gate_major,
-    packed_rows,
-    packed_weights,
-    packing_of,
-)
+from stepwell.integer.packing import PACKINGS
+from stepwell.layers import BY_NUMBER
+from stepwell.layers.base import ACTIVATIONS, Fields, IntLayer, Timing
+from stepwell.network import FORMAT, Network
 from stepwell.scaler import MISSING, Channels, Scaler
 from stepwell.text import printable
+from stepwell.windowing import KINDS as MODES
+from stepwell.windowing import Mode
 
 MAGIC = b"STW1"
-KIND_NAMES = (
-    *("lstm", "dense", "activation", "gru", "rnn", "gru_before", "window", "add", "mul", "concat", "slice", "max_pool"),
-    *("layer_norm", "embedding", "arg_max", "attention"),
-)
-KINDS = {kind: number for number, kind in enumerate(KIND_NAMES, start=1)}  # STW_LSTM ..
-ACTIVATIONS = (*PLAIN, "table")  # STW_NONE .. STW_TABLE
-RECURRENT = {KINDS[layer.kind]: layer for layer in (LstmLayer, GruLayer, GruBeforeLayer, RnnLayer)}
 HEADER = struct.Struct("<4sHHIIIHHBBBBHHI4x")
 LAYER = struct.Struct("<BB11H4I")
+PLACE = 7  # of a descriptor
 ID_FROM = 20
 CHANNEL = np.dtype(
     [
@@ -78,57 +40,9 @@ CHANNEL = np.dtype(
         ("fill", "<i2"),
     ]
 )
-TABLE_ENTRIES = 513
-PADS_LOWEST = 1 << 15  # in the third parameter of a window
-EXTRA_HEADER = 8
-PARTS = ("gate", "candidate", "output", "peephole", "start", "projection")  # STW_PART_GATE, ..: bits 0, 1, ..
 
 
-def packed_extra(layer: IntLayer) -> np.ndarray | None:
-    """stw_layer.extra, int16: a table, an epsilon, a cell's variants; None for nothing."""
-    if isinstance(layer, RecurrentLayer):
-        return _packed_cell(layer.cell)
-    if isinstance(layer, LayerNormLayer):
-        return np.frombuffer(struct.pack("<Q", layer.epsilon), "<i2")
-    table = getattr(layer, "table", None) if layer.activation == "table" else None
-    return None if table is None else table.astype("<i2")
-
-
-def _packed_cell(cell: Cell) -> np.ndarray | None:
-    start = None if cell.h0 is None else np.concatenate([cell.h0, cell.c0.astype("<i4").view("<i2")])
-    arrays = {**{name: getattr(cell, name) for name in PARTS if name != "start"}, "start": start}
-    parts = sum(1 << bit for bit, name in enumerate(PARTS) if arrays[name] is not None)
-    flags = cell.coupled + 2 * cell.reverse + 4 * cell.final
-    formats = [cell.g_frac, cell.a_frac, cell.h_frac]
-    if (parts, flags, cell.clip, formats) == (0, 0, 32767, [15, 15, 15 if cell.h_bits == 16 else 7]):
-        return None
-    header = np.array([parts, flags, cell.clip, *formats, cell.peephole_frac, 0], "<i2")
-    return np.concatenate([header, *(arrays[n].reshape(-1).astype("<i2") for n in PARTS if arrays[n] is not None)])
-
-
-def parameters(layer: IntLayer, packing: str = "plain") -> tuple[int, int, int]:
-    """stw_layer.p"""
-    if isinstance(layer, RecurrentLayer):
-        packed = PACKINGS.index(packing_of(layer, packing))
-        return layer.n_units, layer.weight_bits + 256 * packed, layer.cell.h_bits
-    if isinstance(layer, DenseLayer):
-        return layer.groups, layer.n_out // layer.groups, layer.weight.shape[1]
-    if isinstance(layer, WindowLayer):
-        return layer.taps, layer.dilation, layer.ahead + PADS_LOWEST * layer.lowest
-    if isinstance(layer, SliceLayer):
-        return layer.start, 0, 0
-    if isinstance(layer, MaxPoolLayer):
-        return layer.taps, 0, 0
-    if isinstance(layer, LayerNormLayer):
-        return layer.exponent, 0, 0
-    if isinstance(layer, EmbeddingLayer):
-        return *layer.table.shape, 0
-    if isinstance(layer, AttentionLayer):
-        return layer.steps, ATTENTIONS.index(layer.form), layer.key_width
-    return 0, 0, 0
-
-
-def packed_channels(model: Model) -> np.ndarray | None:
+def packed_channels(model: Network) -> np.ndarray | None:
     """stw_model.channels, or None for a model that takes codes only."""
     channels = model.scaler.channels
     if channels is None:
@@ -142,13 +56,12 @@ def packed_channels(model: Model) -> np.ndarray | None:
 # ---- places in scratch ----
 
 
-def lives_in_state(model: Model, layer: IntLayer) -> bool:
+def lives_in_state(model: Network, layer: IntLayer) -> bool:
     """Whether the layer's output is read where its state stands (stepwell.c)."""
-    undilated = isinstance(layer, WindowLayer) and layer.dilation == 1
-    return model.mode.kind != "slide" and (isinstance(layer, RecurrentLayer) or undilated)
+    return model.mode.kind != "slide" and layer.in_state
 
 
-def places(model: Model) -> list[int]:
+def places(model: Network) -> list[int]:
     """Where each layer's output stands in scratch, in int16 values, even: the first gap between the outputs that are still read.
 
     In slide mode every output stands there for all steps of the window, so that places count in windows.
@@ -173,20 +86,15 @@ def places(model: Model) -> list[int]:
     return found
 
 
-def _scratch(model: Model, layer: IntLayer, steps: int = 1) -> int:
+def _scratch(model: Network, layer: IntLayer, steps: int = 1) -> int:
     """int16 values that the layer needs from its place on for ``steps`` outputs, even."""
-    writes_output = layer is model.layers[-1] and layer.kind in ("dense", "activation", "add", "mul", "arg_max")
-    if writes_output or (isinstance(layer, WindowLayer) and lives_in_state(model, layer)):
+    is_output = layer is model.layers[-1] and layer.writes_output
+    if is_output or (lives_in_state(model, layer) and not layer.is_recurrent):
         return 0
-    spare = 0
-    if isinstance(layer, GruBeforeLayer) or (isinstance(layer, LstmLayer) and layer.cell.projection is not None):
-        spare = layer.n_units
-    elif isinstance(layer, AttentionLayer):
-        spare = 2 * layer.steps
-    return -(-layer.n_out * steps // 2) * 2 + spare + spare % 2
+    return -(-layer.n_out * steps // 2) * 2 + layer.spare + layer.spare % 2
 
 
-def overlap(model: Model, found: list[int]) -> str:
+def overlap(model: Network, found: list[int]) -> str:
     """Which layers' ``found`` places break the rule of docs/numerics.md, "Places in scratch"; empty when none does."""
     last_use = {value: index for index, reads in enumerate(model.sources) for value in reads}
     steps = model.mode.window if model.mode.kind == "slide" else 1
@@ -215,12 +123,13 @@ def model_id(blob: bytes) -> int:
     return struct.unpack_from("<I", blob, 16)[0]
 
 
-def pack(model: Model, packing: str = "plain", with_notes: bool = True) -> bytes:
+def pack(model: Network, packing: str = "plain", with_notes: bool = True) -> bytes:
     """The model as one byte string. Deterministic: the same model gives the same bytes.
 
     ``packing``: of the recurrent rows, for devices; the host loads plain models with notes (scales, names) only.
     """
-    if all(packing_of(layer, packing) == "plain" for layer in model.layers):
+    layers = model.packed(packing)
+    if all(layer.packing == "plain" for layer in layers):
         packing = "plain"
     first = HEADER.size + LAYER.size * len(model.layers)
     descriptors: list[bytes] = []
@@ -236,9 +145,7 @@ def pack(model: Model, packing: str = "plain", with_notes: bool = True) -> bytes
 
     scratch = places(model)
     for index, layer in enumerate(model.layers):
-        offsets = [
-            placed(a) for a in (*packed_weights(layer, packing), packed_rows(layer, packing), packed_extra(layer))
-        ]
+        offsets = [placed(array) for array in layers[index].arrays]
         sources = (*model.sources[index], 0, 0)[:3]
         timing = model.timing[index]
         shape = (
@@ -248,9 +155,9 @@ def pack(model: Model, packing: str = "plain", with_notes: bool = True) -> bytes
             scratch[index],
             timing.first,
             timing.every,
-            *parameters(layer, packing),
+            *layers[index].p,
         )
-        descriptors.append(LAYER.pack(KINDS[layer.kind], ACTIVATIONS.index(layer.activation), *shape, *offsets))
+        descriptors.append(LAYER.pack(layer.number, ACTIVATIONS.index(layer.activation), *shape, *offsets))
     channels = placed(packed_channels(model))
     device = b"".join([*descriptors, *arrays])
     notes = json.dumps(host_notes(model), sort_keys=True, separators=(",", ":")).encode() if with_notes else b""
@@ -264,17 +171,32 @@ def pack(model: Model, packing: str = "plain", with_notes: bool = True) -> bytes
         return HEADER.pack(MAGIC, *counts, model.n_in, model.n_out, model.y_frac, *mode, channels)
 
     # the same model in another packing keeps its id: its bits and its snapshots are the same
-    identity = zlib.crc32(header(0)[ID_FROM:] + device) if packing == "plain" else model.id
+    identity = zlib.crc32(header(0)[ID_FROM:] + device) if packing == "plain" else model_id(blob_of(model))
     body = header(identity) + device + notes
     return body + struct.pack("<I", zlib.crc32(body))
 
 
-def host_notes(model: Model) -> dict[str, Any]:
+_blobs: WeakKeyDictionary[Network, bytes] = WeakKeyDictionary()
+
+
+def remember(model: Network, blob: bytes) -> None:
+    """``blob_of(model)`` gives these bytes, and with them their id."""
+    _blobs[model] = blob
+
+
+def blob_of(model: Network) -> bytes:
+    """``pack(model)``, made once for each model."""
+    if model not in _blobs:
+        _blobs[model] = pack(model)
+    return _blobs[model]
+
+
+def host_notes(model: Network) -> dict[str, Any]:
     layers = [{"name": layer.name, "x_scale": layer.x_scale, "y_scale": layer.y_scale} for layer in model.layers]
     return {"x_scale": model.x_scale, "layers": layers, "scaler": model.scaler.to_json(), "notes": model.notes}
 
 
-def unpack(blob: bytes) -> Model:
+def unpack(blob: bytes) -> Network:
     """Rebuild the model from a blob that stw_blob_open has accepted.
 
     Raises ModelError when the host's part (scales, names) is missing or does not fit the constants.
@@ -306,14 +228,14 @@ def unpack(blob: bytes) -> Model:
     ) as error:
         raise ModelError(f"the model has no usable host notes ({error!r}): convert it again") from error
     layers, sources, timing = (tuple(part) for part in zip(*unpacked, strict=True))
-    return Model(layers, x_scale, y_frac, host["notes"], sources, timing, Mode(MODES[mode], window, stride), scaler)
+    return Network(layers, x_scale, y_frac, host["notes"], sources, timing, Mode(MODES[mode], window, stride), scaler)
 
 
 def fault_of(blob: bytes) -> str:
     """Why stw_blob_open refused the shape of a blob whose sums are right, in words; empty where this cannot tell."""
     try:
         model = unpack(blob)
-        found = [_Fields(blob, index).place for index in range(len(model.layers))]
+        found = [_descriptor(blob, index)[PLACE] for index in range(len(model.layers))]
         return model.mode.never(model.timing[-1], model.lags[-1]) or overlap(model, found)
     except (StepwellError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError, struct.error):
         return ""
@@ -434,127 +356,14 @@ def _check_widths(notes: dict[str, Any], n_in: int, n_out: int) -> None:
         raise TypeError(f"notes.outputs has {_short(sizes)} values, which do not make up {n_out}")
 
 
-class _Fields:
-    """One layer's descriptor and arrays, as a constructor needs them."""
-
-    def __init__(self, blob: bytes, index: int):
-        self._blob = blob
-        numbers = LAYER.unpack_from(blob, HEADER.size + LAYER.size * index)
-        self.kind, act, self.n_in, self.n_out, *rest = numbers
-        self.activation = ACTIVATIONS[act]
-        self.sources, self.place, self.timing, self.p = tuple(rest[:3]), rest[3], Timing(*rest[4:6]), tuple(rest[6:9])
-        self._w, self._r, self._rows, self._extra = rest[9:]
-
-    def _array(self, dtype: Any, offset: int, *shape: int) -> np.ndarray:
-        return np.frombuffer(self._blob, dtype, int(np.prod(shape)), offset).reshape(shape)
-
-    def weights(self, *shape: int) -> np.ndarray:
-        return self._array("<i2", self._w, *shape).astype(np.int16)
-
-    def bytes_of(self, which: str, *shape: int) -> np.ndarray:
-        return self._array(np.int8, self._w if which == "w" else self._r, *shape)
-
-    def records(self, n: int) -> np.ndarray:
-        return self._array(ROW, self._rows, n)
-
-    def rows(self, n: int) -> Rows:
-        return _rows(self.records(n))
-
-    def extra(self, start: int, n: int) -> np.ndarray:
-        return self._array("<i2", self._extra + 2 * start, n).astype(np.int16)
-
-    @property
-    def has_extra(self) -> bool:
-        return self._extra != 0
-
-    @property
-    def table(self) -> np.ndarray | None:
-        return self.extra(0, TABLE_ENTRIES) if self.activation == "table" else None
+def _descriptor(blob: bytes, index: int) -> tuple[int, ...]:
+    return LAYER.unpack_from(blob, HEADER.size + LAYER.size * index)
 
 
 def _unpack_layer(blob: bytes, index: int, host: dict[str, Any]) -> tuple[IntLayer, tuple[int, ...], Timing]:
-    f = _Fields(blob, index)
-    name, x_scale, y_scale = host["name"], _positive(host["x_scale"]), _positive(host["y_scale"])
-    layer = _unpack_recurrent(f, name, x_scale) if f.kind in RECURRENT else UNPACK[f.kind](f, name, x_scale, y_scale)
-    return layer, f.sources[: len(layer.widths)], f.timing
-
-
-def _unpack_recurrent(f: _Fields, name: str, x_scale: float) -> RecurrentLayer:
-    recurrent = RECURRENT[f.kind]
-    n_units, n_gates, n_records = f.p[0], len(recurrent.gates), len(recurrent.records)
-    bits = f.p[1]
-    cell = _unpack_cell(f, n_units) if f.has_extra else Cell(h_frac=15 if f.p[2] == 16 else 7)
-    cell = replace(cell, h_bits=f.p[2])
-    shapes = {"w": (n_units, n_gates, f.n_in), "r": (n_units, n_gates, f.n_out)}
-    w_x, w_h = (gate_major(_weights(f, field, shape, bits)) for field, shape in shapes.items())
-    n = n_records * n_units
-    records = f.records(n + (f.n_out if cell.projection is not None else 0))
-    records = np.concatenate([gate_major(records[:n].reshape(n_units, n_records)), records[n:]])
-    return recurrent(name, w_x, w_h, _rows(records), x_scale, cell, bits)
-
-
-def _weights(f: _Fields, field: str, shape: tuple[int, int, int], bits: int) -> np.ndarray:
-    if bits == 8:
-        return f.bytes_of(field, *shape)
-    return from_nibbles(f.bytes_of(field, *shape[:2], (shape[2] + 1) // 2), shape[2])
-
-
-def _unpack_cell(f: _Fields, n_units: int) -> Cell:
-    parts, flags, clip, g_frac, a_frac, h_frac, peephole_frac, _ = (int(v) for v in f.extra(0, EXTRA_HEADER))
-    lengths = (TABLE_ENTRIES,) * 3 + (3 * n_units, f.n_out + 2 * n_units, f.n_out * n_units)
-    arrays: dict[str, np.ndarray] = {}
-    at = EXTRA_HEADER
-    for bit, (name, length) in enumerate(zip(PARTS, lengths, strict=True)):
-        if parts >> bit & 1:
-            arrays[name] = f.extra(at, length)
-            at += length
-    if "peephole" in arrays:
-        arrays["peephole"] = arrays["peephole"].reshape(3, n_units)
-    if "projection" in arrays:
-        arrays["projection"] = arrays["projection"].reshape(f.n_out, n_units)
-    if "start" in arrays:
-        start = arrays.pop("start")
-        arrays |= {"h0": start[: f.n_out], "c0": start[f.n_out :].astype("<i2").view("<i4").astype(np.int32)}
-    bits = {"coupled": bool(flags & 1), "reverse": bool(flags & 2), "final": bool(flags & 4)}
-    formats = {"g_frac": g_frac, "a_frac": a_frac, "h_frac": h_frac, "peephole_frac": peephole_frac}
-    return Cell(**arrays, clip=clip, **bits, **formats)
-
-
-def _unpack_attention(f: _Fields, name: str, x: float, y: float) -> AttentionLayer:
-    steps, form, width = f.p
-    weight = f.weights(width) if ATTENTIONS[form] == "additive" else None
-    return AttentionLayer(name, ATTENTIONS[form], steps, width, f.n_out, weight, f.rows(1), x, y)
-
-
-def _unpack_norm(f: _Fields, name: str, x: float, y: float) -> LayerNormLayer:
-    epsilon = struct.unpack("<Q", f.extra(0, 4).astype("<i2").tobytes())[0]
-    return LayerNormLayer(name, f.weights(f.n_in), f.rows(f.n_in), epsilon, f.p[0], x, y)
-
-
-UNPACK: dict[int, Callable[[_Fields, str, float, float], IntLayer]] = {
-    KINDS["dense"]: lambda f, name, x, y: DenseLayer(
-        name, f.weights(f.n_out, f.p[2]), f.rows(f.n_out), f.activation, x, y, f.p[0], f.table
-    ),
-    KINDS["activation"]: lambda f, name, x, y: ActivationLayer(name, f.n_in, f.rows(1), f.activation, x, y, f.table),
-    KINDS["add"]: lambda f, name, x, y: AddLayer(name, f.n_in, f.weights(2), f.rows(1), f.activation, x, y, f.table),
-    KINDS["mul"]: lambda f, name, x, y: MulLayer(name, f.n_in, f.rows(1), f.activation, x, y, f.table),
-    KINDS["concat"]: lambda f, name, x, y: ConcatLayer(name, (f.n_in, f.n_out - f.n_in), f.rows(2), x, y),
-    KINDS["slice"]: lambda f, name, x, y: SliceLayer(name, f.n_in, f.p[0], f.n_out, x, y),
-    KINDS["max_pool"]: lambda f, name, x, y: MaxPoolLayer(name, f.n_in, f.p[0], x, y),
-    KINDS["layer_norm"]: _unpack_norm,
-    KINDS["embedding"]: lambda f, name, x, y: EmbeddingLayer(name, f.weights(f.p[0], f.p[1]), f.n_in, x, y),
-    KINDS["arg_max"]: lambda f, name, x, y: ArgMaxLayer(name, f.n_in, x, y),
-    KINDS["window"]: lambda f, name, x, y: WindowLayer(
-        name, f.n_in, f.p[0], f.p[1], x, y, f.p[2] % PADS_LOWEST, f.p[2] >= PADS_LOWEST
-    ),
-    KINDS["attention"]: _unpack_attention,
-}
-
-
-def _rows(records: np.ndarray) -> Rows:
-    return Rows(
-        bias=records["bias"].astype(np.int32),
-        mult=records["mult"].astype(np.int16),
-        kx=records["kx"].astype(np.int8),
-        shift=records["shift"].astype(np.int8),
-    )
+    kind, act, n_in, n_out, *rest = _descriptor(blob, index)
+    sources, timing, p, offsets = rest[:3], Timing(*rest[4:6]), tuple(rest[6:9]), tuple(rest[9:])
+    scales = _positive(host["x_scale"]), _positive(host["y_scale"])
+    fields = Fields(blob, (n_in, n_out), ACTIVATIONS[act], p, offsets, scales, host["name"])
+    layer = BY_NUMBER[kind].unpacked(fields)
+    return layer, tuple(sources[: len(layer.widths)]), timing

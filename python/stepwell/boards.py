@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from stepwell.errors import BuildError, UnknownBoard
-from stepwell.packing import TARGETS
+from stepwell.integer.packing import TARGETS
 from stepwell.sources import firmware
 
 LABELS = ("emulated", "built only", "seen on hardware")

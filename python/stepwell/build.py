@@ -28,7 +28,6 @@ from stepwell.files import check_can_make, folder_for, write_all
 from stepwell.info import ram_bytes
 from stepwell.link.messages import MOST_IN, MOST_OUT, MOST_SNAPSHOT
 from stepwell.model import Model
-from stepwell.packing import packed_rows, packed_weights
 from stepwell.sources import firmware
 
 MOST_FLASH = 1 << 28  # bytes between the first and the last one of an image
@@ -214,8 +213,8 @@ def _check_fits_compiler(model: Model, board: Board) -> None:
     """avr-gcc takes no array above AVR_ARRAY bytes, however much flash there is."""
     if board.text("CPU") != "avr":
         return
-    for index, layer in enumerate(model.layers):
-        arrays = [*packed_weights(layer, "plain"), packed_rows(layer, "plain")]
+    for index, (layer, packed) in enumerate(zip(model.layers, model.packed(), strict=True)):
+        arrays = (packed.w, packed.r, packed.rows)
         largest = max((array.nbytes for array in arrays if array is not None), default=0)
         if largest > AVR_ARRAY:
             raise BuildError(

@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stepwell.calibrate import Progress, length_groups
 from stepwell.errors import ImportRefused, ModelError, SampleError
-from stepwell.fidelity import aligned, source_answers
-from stepwell.float_stream import run_in_mode
-from stepwell.folding import float_side
 from stepwell.graph import Graph
 from stepwell.importer.source import SourceModel
 from stepwell.info import macs_per_step, ram_bytes, timing
-from stepwell.metrics import Metric, usual_metric
-from stepwell.mode import Mode
-from stepwell.model import Model, RecurrentLayer
+from stepwell.layers import RecurrentLayer
+from stepwell.metrics import Metric, sqnr_db, usual_metric
+from stepwell.model import Model
 from stepwell.quantize import in_mode
+from stepwell.quantize.calibrate import Progress, length_groups
+from stepwell.quantize.fidelity import aligned, source_answers
+from stepwell.quantize.folding import float_side
 from stepwell.reference import Reference
 from stepwell.samples import Samples
+from stepwell.stream import run_in_mode
 from stepwell.text import printable
+from stepwell.windowing import Mode
 
 if TYPE_CHECKING:
     from stepwell.importer import Imported
@@ -228,13 +229,6 @@ def compare_modes(
         figures = {name: result[name] for name in ("no_output", "sqnr_db", "metric")}
         found.append({"mode": str(mode), **figures, **costs, **timing(other)})
     return found
-
-
-def sqnr_db(exact: np.ndarray, approximate: np.ndarray) -> float | None:
-    """10 log10(signal power / error power); None when the error is zero."""
-    error = float(np.sum((exact - approximate) ** 2))
-    signal = max(float(np.sum(exact**2)), 1e-300)  # a silent output that is wrong is very bad, not exact
-    return float(10 * np.log10(signal / error)) if error > 0 else None
 
 
 def task_metric(

@@ -6,9 +6,11 @@ import json
 from functools import cache
 from importlib.resources import files
 
-from stepwell.info import macs, runs_per_step
-from stepwell.model import IntLayer, Model, RecurrentLayer
-from stepwell.packing import packing_for, packing_of
+from stepwell.info import runs_per_step
+from stepwell.integer.packing import packing_for
+from stepwell.layers.base import IntLayer
+from stepwell.layers.recurrent import RecurrentLayer
+from stepwell.network import Network
 
 WALK = 60.0  # instructions of the walk over the layers, for each of them
 
@@ -31,7 +33,7 @@ def error(core: str) -> float:
     return float(fitted()[core]["missed"])
 
 
-def instructions_per_step(model: Model, core: str) -> int:
+def instructions_per_step(model: Network, core: str) -> int:
     """Estimated, on average over a turn of the model's mode. KeyError for an unknown core."""
     runs = runs_per_step(model)
     walks = [n * timing.every for n, timing in zip(runs, model.timing, strict=True)]  # also where a layer does not run
@@ -43,8 +45,7 @@ def instructions_per_step(model: Model, core: str) -> int:
 def _layer(layer: IntLayer, core: str) -> float:
     table = fitted()[core]
     if not isinstance(layer, RecurrentLayer):  # like the sums of a GRU
-        return table["gru8"][0] * macs(layer)
-    cell = "lstm" if layer.kind == "lstm" else "gru"
-    packed = " pairs" if packing_of(layer, packing_for(core)) == "pairs" else ""
-    per_mac, per_unit, always = table[f"{cell}{layer.weight_bits}{packed}"]
-    return per_mac * macs(layer) + per_unit * layer.n_units + always
+        return table["gru8"][0] * layer.macs
+    packed = " pairs" if layer.packing(packing_for(core)) == "pairs" else ""
+    per_mac, per_unit, always = table[f"{layer.like}{layer.weight_bits}{packed}"]
+    return per_mac * layer.macs + per_unit * layer.n_units + always

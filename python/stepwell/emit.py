@@ -12,12 +12,13 @@ import numpy as np
 
 from stepwell import info
 from stepwell._version import __version__
-from stepwell.blob import packed_channels, packed_extra, parameters, places
+from stepwell.blob import packed_channels, places
 from stepwell.c_names import C_KEYWORDS, is_library_name
 from stepwell.errors import StepwellError, WrongUse
 from stepwell.files import check_can_make, folder_for, kind_of, remove_left, write_all
-from stepwell.model import FORMAT, IntLayer, Model, RecurrentLayer
-from stepwell.packing import packed_rows, packed_weights, packing_for, packing_of
+from stepwell.integer.packing import packing_for
+from stepwell.model import Model
+from stepwell.network import FORMAT
 from stepwell.sources import csrc
 from stepwell.text import render
 
@@ -42,10 +43,6 @@ ENGINE_SOURCES: dict[str, tuple[str, ...]] = {
     "stw_table.c": (),
 }
 OPTIONAL_SOURCES = ("stw_state.c", "stw_probe.c", "stw_blob.c", "stw_crc.c")
-# the knob STW_WITH_... that a layer kind needs, where it is not the kind's own name
-KNOB_OF_KIND = {"gru_before": "GRU", "layer_norm": "NORM"} | dict.fromkeys(
-    ("add", "mul", "concat", "slice", "max_pool", "embedding", "arg_max"), "MIX"
-)
 KNOBS = (
     "LSTM",
     "GRU",
@@ -62,8 +59,6 @@ KNOBS = (
     "PAIRS",
     "W4",
 )
-CELL = "header: parts, flags, clip, formats; tables, peephole, h0, c0, projection"
-EXTRA_WHAT = dict.fromkeys(("lstm", "gru", "gru_before", "rnn"), CELL) | {"layer_norm": "epsilon"}
 # the last line of every file that is emitted, with a hash of the lines above it
 MARK = re.compile(rb"(?:/\*|<!--) stepwell emit wrote the lines above: ([0-9a-f]{32}) (?:\*/|-->)\n")
 GUARD = "stepwell.h"  # every other file needs it
@@ -226,25 +221,19 @@ def lean_flags(model: Model, target: str = "any") -> list[str]:
 
 def _unused_knobs(model: Model, packing: str) -> set[str]:
     """Knobs of stw_config.h for what the model does without."""
-    used = {KNOB_OF_KIND.get(layer.kind, layer.kind.upper()) for layer in model.layers}
+    used = {layer.knob for layer in model.layers}
     used |= {layer.activation.upper() for layer in model.layers}
     used |= {"MODES"} if model.mode.kind != "carry" else set()
-    used |= {"VARIANTS"} if any(_has_variants(layer) for layer in model.layers) else set()
-    used |= {packing_of(layer, packing).upper() for layer in model.layers}
-    used |= {f"W{layer.weight_bits}" for layer in model.layers if isinstance(layer, RecurrentLayer)}
+    used |= {layer.packing.upper() for layer in model.packed(packing)}
+    recurrent = [layer for layer in model.layers if layer.is_recurrent]
+    used |= {"VARIANTS"} if any(not layer.cell.is_plain for layer in recurrent) else set()
+    used |= {f"W{layer.weight_bits}" for layer in recurrent}
     return set(KNOBS) - used
 
 
-def _has_variants(layer: IntLayer) -> bool:
-    return isinstance(layer, RecurrentLayer) and packed_extra(layer) is not None
-
-
 def _layer_facts(model: Model, index: int, packing: str) -> dict[str, object]:
-    layer = model.layers[index]
-    w, r = packed_weights(layer, packing)
-    rows, extra = packed_rows(layer, packing), packed_extra(layer)
-    packed = packing_of(layer, packing)
-    timing = model.timing[index]
+    layer, timing, packed = model.layers[index], model.timing[index], model.packed(packing)[index]
+    w, r, rows, extra = packed.arrays
     return {
         "name": layer.name,
         "kind": layer.kind,
@@ -262,13 +251,15 @@ def _layer_facts(model: Model, index: int, packing: str) -> dict[str, object]:
         "n_r": 0 if r is None else r.size,
         "n_rows": 0 if rows is None else len(rows),
         "rows": None if rows is None else [_record(row) for row in rows.tolist()],
-        "row_type": "stw_row" if packed == "plain" else "stw_pairs_rows",
-        "row_fields": "bias, mult, kx, shift" if packed == "plain" else "of a unit: bias, kx, mult * 2^(32 - shift)",
+        "row_type": "stw_row" if packed.packing == "plain" else "stw_pairs_rows",
+        "row_fields": "bias, mult, kx, shift"
+        if packed.packing == "plain"
+        else "of a unit: bias, kx, mult * 2^(32 - shift)",
         "n_extra": 0 if extra is None else len(extra),
         "extra": None if extra is None else _numbers(extra),
-        "extra_what": EXTRA_WHAT.get(layer.kind, "table of the activation"),
+        "extra_what": layer.extra_what,
         "sources": _struct((*model.sources[index], 0, 0)[:3]),
-        "parameters": _struct(parameters(layer, packing)),
+        "parameters": _struct(packed.p),
         "place": places(model)[index],
         "first": timing.first,
         "every": timing.every,

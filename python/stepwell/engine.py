@@ -9,10 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from stepwell._engine import ffi, lib
-from stepwell.blob import fault_of
+from stepwell.blob import blob_of, fault_of
+from stepwell.codes import as_numbers, check_codes, check_input
 from stepwell.errors import ModelError, SampleError
-from stepwell.model import IntLayer, Model, RecurrentLayer
-from stepwell.reference import as_numbers, check_codes, check_input
+from stepwell.layers.base import IntLayer
+from stepwell.network import Network
 
 
 def use_kernel(name: str) -> str:
@@ -54,10 +55,10 @@ class OpenModel:
 class _Session:
     """A stw_session with its buffers; NumPy arrays look into the same memory, so a call copies nothing."""
 
-    def __init__(self, model: Model):
+    def __init__(self, model: Network):
         self.model = model
         self.n_in, self.n_out = model.n_in, model.n_out
-        self._open = OpenModel(model.blob)
+        self._open = OpenModel(blob_of(model))
         c_model = self._open.model
         self._ram_bytes = int(lib.stw_ram_bytes(c_model))
         self._ram = ffi.new("int32_t[]", self._ram_bytes // 4 + 1)
@@ -106,7 +107,7 @@ def _pointer(kind: str, array: np.ndarray):
     return ffi.cast(kind, array.ctypes.data)
 
 
-def _rows(x: object, model: Model, what: str) -> np.ndarray:
+def _rows(x: object, model: Network, what: str) -> np.ndarray:
     """``x`` as contiguous float64 [n, n_in]; SampleError when its shape is another. Values are checked in C."""
     x, n_in = as_numbers(model.wanted.of_rows(x)), model.n_in
     if x.ndim != 2 or x.shape[1] != n_in:
@@ -116,7 +117,7 @@ def _rows(x: object, model: Model, what: str) -> np.ndarray:
 
 def units(layer: IntLayer) -> int:
     """Units that can be probed."""
-    return layer.n_units if isinstance(layer, RecurrentLayer) else layer.n_out
+    return layer.n_units if layer.is_recurrent else layer.n_out
 
 
 class Stream:
@@ -126,7 +127,7 @@ class Stream:
     ``fresh`` tells.
     """
 
-    def __init__(self, model: Model):
+    def __init__(self, model: Network):
         self.model = model
         self._s = session = _Session(model)
         self.x, self.y = session._x, session._y  # what ``advance`` reads and writes: float64 [n_in], [n_out]
@@ -246,7 +247,7 @@ class Batch:
     A child process that fork made may go on with the batch: its threads are started anew there.
     """
 
-    def __init__(self, model: Model, n: int, threads: int = 1):
+    def __init__(self, model: Network, n: int, threads: int = 1):
         for what, number in (("streams", n), ("threads", threads)):
             if not isinstance(number, (int, np.integer)) or number < 1:
                 raise SampleError(f"a batch needs a whole number of {what}, at least one, got {number}")

@@ -18,8 +18,10 @@ import numpy as np
 
 from stepwell.columns import is_table
 from stepwell.errors import LinkError, SampleError, StepwellError
+from stepwell.layers import RecurrentLayer
 from stepwell.link import HostLink, Link, Unit
-from stepwell.model import Model, Part, RecurrentLayer, state_parts
+from stepwell.model import Model
+from stepwell.network import Part, state_parts
 from stepwell.reference import Reference
 
 SNAPSHOT_HEADER = 8  # magic with the format number, model id

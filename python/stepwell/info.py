@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from stepwell import proof
-from stepwell.blob import CHANNEL, packed_extra
+from stepwell.blob import CHANNEL, blob_of, model_id
 from stepwell.engine import OpenModel, lib
-from stepwell.model import FORMAT, AttentionLayer, IntLayer, Model, RecurrentLayer, WindowLayer
-from stepwell.packing import packed_rows, packed_weights
+from stepwell.layers.base import Packed
+from stepwell.network import FORMAT, Network
 
 # sizeof on a 32-bit target; emitted C asserts them when it is compiled for one
 MODEL_STRUCT_BYTES = 28
@@ -19,12 +18,12 @@ LAYER_STRUCT_BYTES = 40
 STREAM_STRUCT_BYTES = 16
 
 
-def describe(model: Model, packing: str = "plain") -> dict[str, Any]:
+def describe(model: Network, packing: str = "plain") -> dict[str, Any]:
     """Sizes, formats, scales, layers and provenance of ``model``, its rows in ``packing``."""
     ram = ram_bytes(model)
     return {
         "name": model.name,
-        "id": f"{model.id:08x}",
+        "id": f"{model_id(blob_of(model)):08x}",
         "format": FORMAT,
         "precision": model.notes.get("precision", "w8a16"),
         "n_in": model.n_in,
@@ -38,7 +37,7 @@ def describe(model: Model, packing: str = "plain") -> dict[str, Any]:
         "scratch_bytes": ram["scratch"],
         "stream_struct_bytes": STREAM_STRUCT_BYTES,
         "snapshot_bytes": ram["snapshot"],
-        "stw_file_bytes": len(model.blob),
+        "stw_file_bytes": len(blob_of(model)),
         "macs_per_step": macs_per_step(model),
         "mode": str(model.mode),
         "timing": timing(model),
@@ -48,7 +47,7 @@ def describe(model: Model, packing: str = "plain") -> dict[str, Any]:
     }
 
 
-def outputs(model: Model) -> list[dict[str, Any]]:
+def outputs(model: Network) -> list[dict[str, Any]]:
     """What the source calls its outputs: "name", the index of the "first" value and the "size"; empty where it has no names."""
     named = model.notes.get("outputs", [])
     firsts = accumulate((output["size"] for output in named), initial=0)
@@ -58,9 +57,9 @@ def outputs(model: Model) -> list[dict[str, Any]]:
     ]
 
 
-def ram_bytes(model: Model) -> dict[str, int]:
+def ram_bytes(model: Network) -> dict[str, int]:
     """Bytes of a stream: "state" (kept between steps), "scratch" (during a step) and "snapshot"; as the C library lays them out."""
-    opened = OpenModel(model.blob)
+    opened = OpenModel(blob_of(model))
     return {
         "state": int(lib.stw_state_bytes(opened.model)),
         "scratch": int(lib.stw_scratch_bytes(opened.model)),
@@ -68,34 +67,18 @@ def ram_bytes(model: Model) -> dict[str, int]:
     }
 
 
-def flash_bytes(model: Model, packing: str = "plain") -> int:
+def flash_bytes(model: Network, packing: str = "plain") -> int:
     """Constants of the emitted model on a 32-bit target: structs, rows and weights; the engine's code comes on top."""
     channels = 0 if model.scaler.channels is None else model.n_in * CHANNEL.itemsize
-    return MODEL_STRUCT_BYTES + channels + sum(_layer_flash(layer, packing) for layer in model.layers)
+    return MODEL_STRUCT_BYTES + channels + sum(map(_layer_flash, model.packed(packing)))
 
 
-def _layer_flash(layer: IntLayer, packing: str) -> int:
-    given = (*packed_weights(layer, packing), packed_rows(layer, packing), packed_extra(layer))
-    arrays = [-(-array.nbytes // 4) * 4 for array in given if array is not None]  # aligned to 4
-    return LAYER_STRUCT_BYTES + sum(arrays)
+def _layer_flash(layer: Packed) -> int:
+    arrays = [-(-array.nbytes // 4) * 4 for array in layer.arrays if array is not None]
+    return LAYER_STRUCT_BYTES + sum(arrays)  # each aligned to 4
 
 
-def macs(layer: IntLayer) -> int:
-    """Multiply-accumulates of one run of the layer, over a window in slide mode once for each of its steps."""
-    if layer.kind == "embedding":
-        return 0
-    if isinstance(layer, RecurrentLayer):
-        products = layer.w_x.size + layer.w_h.size
-    else:
-        products = sum(array.size for array in packed_weights(layer) if array is not None)
-    if isinstance(layer, RecurrentLayer) and layer.cell.projection is not None:
-        products += layer.cell.projection.size
-    if isinstance(layer, AttentionLayer):
-        products = layer.steps * ((layer.key_width if layer.form != "score" else 0) + layer.n_out)
-    return products
-
-
-def input_ranges(model: Model) -> dict[str, Any]:
+def input_ranges(model: Network) -> dict[str, Any]:
     """``ranges``: of each channel the smallest and the largest input that a code stands for, in the user's units. ``range``:
     the one that all channels share, None where they differ.
     """
@@ -103,12 +86,12 @@ def input_ranges(model: Model) -> dict[str, Any]:
     return {"ranges": ranges, "range": ranges[0] if all(ends == ranges[0] for ends in ranges) else None}
 
 
-def macs_per_step(model: Model) -> float:
+def macs_per_step(model: Network) -> float:
     """Multiply-accumulates of a step, on average over those of a turn of the mode and of strides."""
-    return round(sum(macs(layer) * runs for layer, runs in zip(model.layers, runs_per_step(model), strict=True)))
+    return round(sum(layer.macs * runs for layer, runs in zip(model.layers, runs_per_step(model), strict=True)))
 
 
-def runs_per_step(model: Model) -> list[float]:
+def runs_per_step(model: Network) -> list[float]:
     """How often each layer runs at a step, on average over a turn of the mode; a window's end takes more steps than it has."""
     mode = model.mode
     every = [timing.every for timing in model.timing]
@@ -118,7 +101,7 @@ def runs_per_step(model: Model) -> list[float]:
     return [turns * (1 + lag / mode.window) / n for n, lag in zip(every, model.lags, strict=True)]
 
 
-def timing(model: Model) -> dict[str, int]:
+def timing(model: Network) -> dict[str, int]:
     """``first_output``: the step (from 0) of the first output after a reset; ``output_every``: steps from one to the next.
 
     ``remembers_steps``: how many inputs an output depends on, -1 for all since the reset (a recurrent layer in mode carry).
@@ -134,7 +117,7 @@ def timing(model: Model) -> dict[str, int]:
     return {"first_output": first, "output_every": every, "remembers_steps": window}
 
 
-def _describe_layer(model: Model, index: int, packing: str) -> dict[str, Any]:
+def _describe_layer(model: Network, index: int, packing: str) -> dict[str, Any]:
     layer, timing = model.layers[index], model.timing[index]
     described = {
         "name": layer.name,
@@ -144,25 +127,11 @@ def _describe_layer(model: Model, index: int, packing: str) -> dict[str, Any]:
         "activation": layer.activation,
         "x_scale": layer.x_scale,
         "y_scale": layer.y_scale,
-        "macs": macs(layer),
+        "macs": layer.macs,
         "sources": list(model.sources[index]),
         "first": timing.first,
         "every": timing.every,
-        "flash_bytes": _layer_flash(layer, packing),
-        "overflow_margin_bits": round(proof.layer_margin_bits(layer), 2),
+        "flash_bytes": _layer_flash(model.packed(packing)[index]),
+        "overflow_margin_bits": round(float(layer.margin_bits().min(initial=31.0)), 2),
     }
-    if isinstance(layer, WindowLayer):
-        described["looks_back"] = layer.span - 1
-        if layer.ahead:
-            described["looks_ahead"] = layer.ahead
-    if isinstance(layer, AttentionLayer):
-        described["looks_back"] = layer.steps - 1
-    if isinstance(layer, RecurrentLayer):
-        described["formats"] = {
-            "w": f"int{layer.weight_bits}",
-            "h": f"int{layer.cell.h_bits} Q{layer.cell.h_bits - 1 - layer.cell.h_frac}.{layer.cell.h_frac}",
-            "z": "int16 Q4.11",
-        }
-        if layer.has_cell:
-            described["formats"]["c"] = "int32 Q9.22"
-    return described
+    return described | layer.described()

@@ -133,3 +133,10 @@ def usual_metric(first_target: np.ndarray, n_out: int) -> Metric:
     """Accuracy for labels, else RMSE."""
     is_label = np.issubdtype(np.asarray(first_target).dtype, np.integer) and np.size(first_target) == 1 and n_out > 1
     return METRICS["accuracy" if is_label else "rmse"]
+
+
+def sqnr_db(exact: np.ndarray, approximate: np.ndarray) -> float | None:
+    """10 log10(signal power / error power); None when the error is zero."""
+    error = float(np.sum((exact - approximate) ** 2))
+    signal = max(float(np.sum(exact**2)), 1e-300)  # a silent output that is wrong is very bad, not exact
+    return float(10 * np.log10(signal / error)) if error > 0 else None

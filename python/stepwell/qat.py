@@ -19,25 +19,16 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from stepwell import proof
 from stepwell.api import Samples, Source, loads
 from stepwell.api import prepare as prepare_source
-from stepwell.blob import packed_extra
-from stepwell.dequantize import SOFTMAX_SCALE, dense_scale, recurrent_steps, units
 from stepwell.errors import QuantizeError
-from stepwell.model import (
-    ActivationLayer,
-    DenseLayer,
-    GruLayer,
-    IntLayer,
-    LstmLayer,
-    Model,
-    RecurrentLayer,
-    Rows,
-)
-from stepwell.precision import Plan, Precision, parse_precision
-from stepwell.reference import sig, tanh
-from stepwell.rows import Z_SCALE
+from stepwell.integer import proof
+from stepwell.integer.fixed import Rows, sig, tanh
+from stepwell.integer.formats import SOFTMAX_SCALE, Z_SCALE
+from stepwell.integer.precision import Plan, Precision, parse_precision
+from stepwell.layers import ActivationLayer, DenseLayer, GruLayer, IntLayer, LstmLayer, RecurrentLayer
+from stepwell.model import Model
+from stepwell.quantize.dequantize import dense_scale, recurrent_steps, units
 
 INSIDE = 0.49  # of a step: how far a real weight may begin from its integer
 
@@ -97,7 +88,7 @@ class Student(torch.nn.Module):
         """The integer model as it is trained now. QuantizeError, naming the layer, when a row could overflow."""
         layers = tuple(layer.integer() for layer in self.layers)
         for layer in layers:
-            failing = proof.failing_rows(*proof.weight_sums(layer), layer.rows)
+            failing = proof.failing_rows(*layer.weight_sums(), layer.rows)
             if len(failing):
                 raise QuantizeError(
                     f"layer '{layer.name}' row {failing[0]} was trained beyond the overflow proof: use a lower learning rate"
@@ -191,7 +182,7 @@ def _tensor(values: np.ndarray) -> torch.Tensor:
 
 def _trained(layer: IntLayer, source) -> torch.nn.Module:
     kinds = {LstmLayer: _Lstm, GruLayer: _Gru, DenseLayer: _Dense, ActivationLayer: _Activation}
-    if type(layer) not in kinds or packed_extra(layer) is not None or getattr(layer, "groups", 1) != 1:
+    if type(layer) not in kinds or layer.packed().extra is not None or getattr(layer, "groups", 1) != 1:
         raise QuantizeError(
             f"layer '{layer.name}' ({layer.kind}): fine-tuning knows plain LSTM and GRU cells, dense layers and activations"
         )

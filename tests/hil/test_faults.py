@@ -13,8 +13,8 @@ from conftest import ROOT, random_sequences
 from elftools.elf.elffile import ELFFile
 from stepwell.build import build
 from stepwell.hil import run_hil
+from stepwell.layers import LstmLayer
 from stepwell.link import HostLink, connect
-from stepwell.model import LstmLayer
 from stepwell.reference import Reference
 
 from .conftest import need

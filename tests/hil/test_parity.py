@@ -21,11 +21,11 @@ from stepwell.build import COMPILERS, flash_bytes
 from stepwell.errors import LinkError
 from stepwell.graph import Graph
 from stepwell.hil import run_hil, snapshot_parts
+from stepwell.layers import LstmLayer, RecurrentLayer
 from stepwell.link import connect, messages
 from stepwell.link.emulator import wait_until
 from stepwell.link.emulators import EMULATORS
 from stepwell.link.messages import Error, Message
-from stepwell.model import LstmLayer, RecurrentLayer
 from stepwell.reference import Reference
 
 from .conftest import BOARDS, BY_BOTH, PORTS, need

@@ -14,7 +14,6 @@ import numpy as np
 
 import stepwell
 from stepwell.blob import MAGIC
-from stepwell.calibrate import HELP as RANGE_HELP
 from stepwell.cli.output import (
     columns_option,
     examples,
@@ -29,16 +28,17 @@ from stepwell.cli.output import (
 from stepwell.errors import FidelityWarning, ImportRefused, SampleError, WrongUse
 from stepwell.files import check_can_write
 from stepwell.graph import Graph
+from stepwell.integer.packing import TARGETS, packing_for
+from stepwell.integer.precision import HELP as BITS_HELP
+from stepwell.integer.precision import parse_precision
 from stepwell.metrics import HELP as METRIC_HELP
 from stepwell.metrics import find_metric
-from stepwell.mode import CARRY, Mode, parse_mode
-from stepwell.mode import HELP as MODE_HELP
-from stepwell.packing import TARGETS, packing_for
-from stepwell.precision import HELP as BITS_HELP
-from stepwell.precision import parse_precision
+from stepwell.quantize.calibrate import HELP as RANGE_HELP
+from stepwell.quantize.search import Trial
 from stepwell.scaler import KEYS as SCALER_KEYS
 from stepwell.scaler import MISSING, Scaler, as_scaler
-from stepwell.search import Trial
+from stepwell.windowing import CARRY, Mode, parse_mode
+from stepwell.windowing import HELP as MODE_HELP
 
 if TYPE_CHECKING:
     from stepwell.build import Image
@@ -166,7 +166,7 @@ def convert(
 
 def _print_fidelity(model: stepwell.Model) -> None:
     """What was measured on the calibration data, in words."""
-    from stepwell.fidelity import gap_text, unfilled_text
+    from stepwell.quantize.fidelity import gap_text, unfilled_text
 
     found, window = model.notes.get("fidelity"), model.notes.get("window")
     if not found:
@@ -240,7 +240,7 @@ def _print_costs(info: dict[str, Any]) -> None:
 
 def _warnings(model: stepwell.Model) -> list[str]:
     """All that is worth a warning: of quantisation, and of what was measured against the source."""
-    from stepwell.fidelity import texts
+    from stepwell.quantize.fidelity import texts
 
     return [*model.notes.get("warnings", []), *texts(model)]
 

@@ -8,20 +8,11 @@ from dataclasses import replace
 import numpy as np
 import onnx
 
-from stepwell.functions import Function
-from stepwell.graph import (
-    SOFTMAX_MAX,
-    Activation,
-    Add,
-    ArgMax,
-    Concat,
-    Dense,
-    Embedding,
-    LayerNorm,
-    Mul,
-)
 from stepwell.importer import patterns
 from stepwell.importer.signals import FEATURES, UNIT, Atom, Axis, Partial, Signal, StateStack, Value, Walk
+from stepwell.integer.functions import Function
+from stepwell.layers import Activation, Add, ArgMax, Concat, Dense, Embedding, LayerNorm, Mul
+from stepwell.layers.base import SOFTMAX_MAX
 
 # ---- products with weights ----
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from stepwell.errors import ImportRefused
-from stepwell.graph import ArgMax, Concat, Dense, Layer, Output, Timing, timing_behind
+from stepwell.graph import Output
+from stepwell.layers import ArgMax, Concat, Dense, Layer, Timing
 from stepwell.text import printable
 
 CHOOSE = "choose with --outputs NAME (outputs='NAME')"
@@ -149,7 +150,7 @@ def _check(layers: list[Layer], sources: list[tuple[int, ...]], heads: Sequence[
     data = [head for head in heads if head.constant is None]
     timing = [Timing()]
     for layer, reads in zip(layers, sources, strict=True):
-        timing.append(timing_behind(layer, timing[reads[0]]) if reads else Timing())
+        timing.append(layer.timing(timing[reads[0]]) if reads else Timing())
     for head in data:
         layer = layers[head.value - 1] if head.value else None
         if layer is None:

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from stepwell.graph import Attention, Dense, LayerNorm, MaxPool, Window
 from stepwell.importer.signals import Atom, Axis, Partial, Signal, StateStack, Value, Walk
+from stepwell.layers import Attention, Dense, LayerNorm, MaxPool, Window
 
 # ---- LayerNorm ----
 

@@ -7,9 +7,9 @@ from math import prod
 
 import numpy as np
 
-from stepwell.graph import Concat, Recurrent, Slice
 from stepwell.importer.layers import embedding
 from stepwell.importer.signals import DIRECT, FEATURES, UNIT, Atom, Axis, Partial, Signal, StateStack, Value, Walk
+from stepwell.layers import Concat, Recurrent, Slice
 
 
 def same(w: Walk, x: Value, *rest: Value) -> tuple[Value]:

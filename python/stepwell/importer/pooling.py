@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from stepwell.graph import Dense, Mul, Window
+from stepwell.layers import Dense, Mul, Window
 
 Put = Callable[..., int]  # (layer, values that it reads) -> the value that it makes
 

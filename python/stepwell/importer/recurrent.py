@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from stepwell.functions import Function
-from stepwell.graph import Concat, Gru, Lstm, Recurrent, Rnn
 from stepwell.importer.signals import UNIT, Atom, Axis, Signal, Value, Walk
+from stepwell.integer.functions import Function
+from stepwell.layers import Concat, Gru, Lstm, Recurrent, Rnn
 
 # number of gates, default activations, arguments of the node after its weights
 N_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}

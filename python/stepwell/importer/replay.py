@@ -9,12 +9,13 @@ import numpy as np
 import onnx
 
 from stepwell.errors import ImportRefused
-from stepwell.float_stream import FloatStream
-from stepwell.graph import Embedding, Graph
+from stepwell.graph import Graph
 from stepwell.importer.reader import in_float32
 from stepwell.importer.signals import Axis
 from stepwell.importer.source import Session, in_output_axes, input_labels, zero_states
 from stepwell.importer.walk import Walked, live_part
+from stepwell.layers import Embedding
+from stepwell.stream import FloatStream
 
 TOLERANCE = 1e-5  # of the output's range
 STEPS = 17  # where time is dynamic

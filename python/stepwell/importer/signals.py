@@ -17,7 +17,7 @@ import onnx
 from onnx import helper
 
 from stepwell.errors import ImportRefused
-from stepwell.graph import Layer, Slice
+from stepwell.layers import Layer, Slice
 
 DIRECT = "give stepwell.convert the torch module or Keras model itself: its weights are read, the graph is not needed"
 FEATURES = ("direction", "feature")  # atoms that hold the values of one step, in this order

@@ -19,7 +19,7 @@ from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from stepwell.errors import ImportRefused
-from stepwell.graph import Layer, Output, Recurrent
+from stepwell.graph import Output
 from stepwell.importer import layers, patterns, plumbing, windows
 from stepwell.importer.outputs import Head, listed, outputs_of, places, readout_of, side_by_side
 from stepwell.importer.reader import to_array
@@ -36,6 +36,7 @@ from stepwell.importer.signals import (
     live_layers,
     upstream_layers,
 )
+from stepwell.layers import Layer, Recurrent
 
 CONSTANT_LIMIT = 1 << 24  # values: more is not shape plumbing
 DYNAMIC_SIZES = (23, 29, 31)  # what dynamic dimensions 0, 1, 2 stand for: a fixed step is hardly ever the last of these

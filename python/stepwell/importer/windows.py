@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from stepwell.graph import WIDTH_MAX, Dense, MaxPool, Window
 from stepwell.importer.pooling import mean_over, pads
 from stepwell.importer.signals import Atom, Signal, Value, Walk
+from stepwell.layers import Dense, MaxPool, Window
+from stepwell.layers.base import WIDTH_MAX
 
 
 def _over_time(w: Walk, x: Value) -> tuple[Signal, int]:

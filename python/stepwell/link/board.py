@@ -11,7 +11,9 @@ from typing import Protocol, TextIO
 
 import numpy as np
 
+from stepwell.codes import check_codes
 from stepwell.errors import LinkError, SampleError
+from stepwell.integer.packing import PACKINGS
 from stepwell.link import messages
 from stepwell.link.emulator import Emulator
 from stepwell.link.frame import Frame, FrameReader, check_bytes, encode
@@ -19,8 +21,6 @@ from stepwell.link.info import Info, read_info, status_words
 from stepwell.link.line import XON, Echo, Search, info_seqs, readable, what_is_missing
 from stepwell.link.messages import PAYLOAD_BYTES, Error, Message
 from stepwell.model import Model
-from stepwell.packing import PACKINGS
-from stepwell.reference import check_codes
 from stepwell.text import printable
 from stepwell.update import Sign, Update, Updated, make_update
 

@@ -8,19 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from stepwell import cost, proof
-from stepwell.calibrate import Progress
-from stepwell.check import compare, float_outputs, sqnr_db, warm_up
-from stepwell.dequantize import float_layer
-from stepwell.fidelity import texts
-from stepwell.float_stream import run_in_mode
-from stepwell.folding import float_side
+from stepwell import cost
+from stepwell.check import compare, float_outputs, warm_up
 from stepwell.graph import Graph
-from stepwell.metrics import Metric
-from stepwell.model import Model, RecurrentLayer
+from stepwell.layers import RecurrentLayer
+from stepwell.metrics import Metric, sqnr_db
+from stepwell.model import Model
+from stepwell.quantize.calibrate import Progress
+from stepwell.quantize.dequantize import float_layer
+from stepwell.quantize.fidelity import texts
+from stepwell.quantize.folding import float_side
 from stepwell.report.long_run import long_run
 from stepwell.report.places import C_LIMIT, GATE, measured
 from stepwell.samples import Samples
+from stepwell.stream import run_in_mode
 
 COSTLY_DB = 6.0  # a layer so far below the others is pointed out
 FAITHFUL_DB = 30.0  # of the output: less is said first
@@ -68,7 +69,7 @@ def analyse(
         "targets": samples.targets,
         "weights": {layer.name: np.concatenate([layer.w_x, layer.w_h], axis=1) for layer in _recurrent(model)},
         "limits": {layer.name: 2 ** (layer.weight_bits - 1) - 1 for layer in _recurrent(model)},
-        "margins": {layer.name: proof.margin_bits(layer) for layer in model.layers if hasattr(layer, "rows")},
+        "margins": {layer.name: layer.margin_bits() for layer in model.layers if hasattr(layer, "rows")},
     }
     facts["advice"] = _advice(facts, texts(model))
     return Analysis(facts, curves)

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from stepwell.calibrate import Progress
-from stepwell.float_stream import FloatStream, run_in_mode
 from stepwell.graph import Graph
 from stepwell.model import Model
+from stepwell.quantize.calibrate import Progress
 from stepwell.reference import Reference
 from stepwell.report.places import C_LIMIT, GATE, HIDDEN, LSTM_CELL, Array, float_observer, form, integer_observer
 from stepwell.samples import Samples
+from stepwell.stream import FloatStream, run_in_mode
 
 BLOCKS = 100  # pieces into which the run is cut
 GROWS = 1.5  # error of the last quarter against the second

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from stepwell.check import sqnr_db
-from stepwell.float_stream import FloatStream
 from stepwell.graph import Graph
-from stepwell.model import C_FRAC, Model, RecurrentLayer
+from stepwell.integer.formats import C_FRAC, Z_SCALE
+from stepwell.layers import RecurrentLayer
+from stepwell.metrics import sqnr_db
+from stepwell.model import Model
 from stepwell.reference import Reference
-from stepwell.rows import Z_SCALE
 from stepwell.samples import Samples
+from stepwell.stream import FloatStream
 
 C_LIMIT = 2.0 ** (31 - C_FRAC)
 LSTM_CELL, GRU_STATE, HIDDEN, GATE = "cell state c", "state S", "hidden state h", "z of gate "

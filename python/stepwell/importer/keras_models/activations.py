@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from stepwell.functions import Function
-from stepwell.graph import Activation, Dense
 from stepwell.importer.keras_models.values import Call, Refusal, Value, is_last_axis
+from stepwell.integer.functions import Function
+from stepwell.layers import Activation, Dense
 
 FUNCTIONS: dict[str, str | Function] = {  # keras.activations
     "linear": "none",

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from stepwell.errors import ImportRefused
-from stepwell.float_stream import FloatStream
-from stepwell.graph import Dense, Embedding, Graph
+from stepwell.graph import Graph
 from stepwell.importer.keras_models.walk import Walked
 from stepwell.importer.replay import STEPS, STREAMS, TOLERANCE, Replay, relative_error, ways
+from stepwell.layers import Dense, Embedding
+from stepwell.stream import FloatStream
 from stepwell.text import printable
 
 

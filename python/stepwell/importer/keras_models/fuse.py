@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-from stepwell.graph import Activation, Add, Dense, Layer, Mul
+from stepwell.layers import Activation, Add, Dense, Layer, Mul
 
 Sources = list[tuple[int, ...]]
 

@@ -8,10 +8,10 @@ from math import prod
 
 import numpy as np
 
-from stepwell.functions import Function
-from stepwell.graph import Activation, Add, Concat, Dense, Embedding, LayerNorm, Mul, Slice, Window
 from stepwell.importer.keras_models.activations import function_of
 from stepwell.importer.keras_models.values import Call, Refusal, Value, is_last_axis, numbers, numbers_or
+from stepwell.integer.functions import Function
+from stepwell.layers import Activation, Add, Concat, Dense, Embedding, LayerNorm, Mul, Slice, Window
 
 # ---- layers with weights ----
 

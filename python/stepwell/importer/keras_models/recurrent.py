@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from stepwell.graph import Add, Gru, Lstm, Mul, Recurrent, Rnn
 from stepwell.importer.keras_models.activations import function_of
 from stepwell.importer.keras_models.plain import combined, concatenated
 from stepwell.importer.keras_models.values import Call, Refusal, Value, numbers, numbers_or
+from stepwell.layers import Add, Gru, Lstm, Mul, Recurrent, Rnn
 
 
 def _lstm(cell, name: str, **settings) -> Lstm:

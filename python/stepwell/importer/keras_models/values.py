@@ -8,7 +8,7 @@ from math import prod
 
 import numpy as np
 
-from stepwell.graph import Layer
+from stepwell.layers import Layer
 from stepwell.text import printable
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from stepwell.graph import Attention, Dense, MaxPool, Window
 from stepwell.importer.keras_models.activations import function_of
 from stepwell.importer.keras_models.values import Call, Refusal, Value, numbers, numbers_or
 from stepwell.importer.pooling import mean_over, pads
+from stepwell.layers import Attention, Dense, MaxPool, Window
 
 FIXED = "give the Input a fixed length: keras.Input((T, n_in))"
 

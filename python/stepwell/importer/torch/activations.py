@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from stepwell.functions import Function
-from stepwell.graph import ArgMax, Mul, Slice
 from stepwell.importer.torch.handlers import module, operation
 from stepwell.importer.torch.signals import Pending, Signal, Walk
+from stepwell.integer.functions import Function
+from stepwell.layers import ArgMax, Mul, Slice
 
 SIXTH = 1.0 / 6.0
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepwell.graph import Add, Attention, Dense, MaxPool, Mul
 from stepwell.importer.torch.activations import argmax
 from stepwell.importer.torch.handlers import array, operation
 from stepwell.importer.torch.layers import linear, over_time
 from stepwell.importer.torch.plumbing import Largest, permute, unsqueeze
 from stepwell.importer.torch.signals import Pending, Signal, Walk
+from stepwell.layers import Add, Attention, Dense, MaxPool, Mul
 
 # ---- sums ----
 

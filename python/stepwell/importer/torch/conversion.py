@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from stepwell.errors import ImportRefused
-from stepwell.graph import Graph, Layer, Source
+from stepwell.graph import Graph, Source
 from stepwell.importer import Imported, SourceModel
 from stepwell.importer.outputs import Head, PartRefused, advised, outputs_of, places, side_by_side, unique_names
 from stepwell.importer.torch import activations, arithmetic, layers, plumbing, recurrent  # noqa: F401  they fill the tables
@@ -23,6 +23,7 @@ from stepwell.importer.torch.plumbing import pick, unsqueeze
 from stepwell.importer.torch.replay import Outputs, Part, answers, replay
 from stepwell.importer.torch.signals import Chain, Path, Signal, Stack, Walk, WidthFound
 from stepwell.importer.torch.tracing import TRACED, Refused, items_of, library_class, trace
+from stepwell.layers import Layer
 from stepwell.text import printable
 
 # how a module may take its input; the first that can be traced to the end is the one

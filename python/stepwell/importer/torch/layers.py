@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepwell.graph import Dense, Embedding, LayerNorm, MaxPool, Window
 from stepwell.importer.pooling import mean_over
 from stepwell.importer.torch.handlers import array, module, operation
 from stepwell.importer.torch.signals import Signal, Walk, described
+from stepwell.layers import Dense, Embedding, LayerNorm, MaxPool, Window
 
 # ---- what eval semantics drops ----
 

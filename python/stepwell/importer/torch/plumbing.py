@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepwell.graph import Concat, Slice
 from stepwell.importer.torch.handlers import array, module, operation
 from stepwell.importer.torch.signals import BATCH, Signal, Stack, StateArgument, Walk
+from stepwell.layers import Concat, Slice
 
 # ---- what a tensor tells about itself ----
 

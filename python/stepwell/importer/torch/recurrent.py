@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from stepwell.graph import Concat, Gru, Lstm, Recurrent, Rnn
 from stepwell.importer.torch.handlers import array, module
 from stepwell.importer.torch.signals import BATCH, Signal, Stack, StateArgument, StateInput, Walk, described
+from stepwell.layers import Concat, Gru, Lstm, Recurrent, Rnn
 
 State = tuple[np.ndarray | None, ...]  # h0, and c0 of an LSTM
 

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from stepwell.errors import ImportRefused
-from stepwell.float_stream import FloatStream
-from stepwell.graph import Attention, Embedding, Graph, Output, Window
+from stepwell.graph import Graph, Output
 from stepwell.importer.replay import SINGLE_STEPS, STEPS, STREAMS, TOLERANCE, Replay, relative_error, ways
 from stepwell.importer.torch.signals import BATCH, Path, Signal, Walk
+from stepwell.layers import Attention, Embedding, Window
+from stepwell.stream import FloatStream
 
 MOST_LENGTHS = 8
 

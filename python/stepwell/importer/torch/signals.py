@@ -14,8 +14,8 @@ from math import prod
 import numpy as np
 
 from stepwell.errors import ImportRefused
-from stepwell.functions import Function
-from stepwell.graph import Activation, Dense, Layer, Window
+from stepwell.integer.functions import Function
+from stepwell.layers import Activation, Dense, Layer, Window
 
 BATCH = 13  # what the sizes of batch and time stand for while tracing: a fixed size or step is hardly ever one of these
 TIME = 1009

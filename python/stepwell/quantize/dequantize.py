@@ -6,9 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from stepwell.graph import Dense, Gru, Layer, Lstm, Rnn
-from stepwell.model import DenseLayer, GruLayer, IntLayer, RecurrentLayer
-from stepwell.rows import Z_SCALE
+from stepwell.integer.formats import Z_SCALE
+from stepwell.layers import Dense, DenseLayer, Gru, GruLayer, IntLayer, Layer, Lstm, RecurrentLayer, Rnn
 
 SOFTMAX_SCALE = 2.0**-16 * float(np.log(2))  # a softmax layer computes log2-scaled logits in Q15.16
 

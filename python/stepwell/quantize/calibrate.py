@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from stepwell.errors import SampleError, UnknownWord
-from stepwell.float_stream import FloatStream
-from stepwell.functions import as_function
-from stepwell.graph import Dense, Graph, Layer, Recurrent
+from stepwell.graph import Graph
+from stepwell.integer.functions import as_function
+from stepwell.integer.rows import Moments
+from stepwell.layers.base import Layer
+from stepwell.layers.place import HEADROOM, LayerStats
+from stepwell.stream import FloatStream
 
 LARGEST_VALUE = 1e30
 FLAT = 8.0  # |z| at which sigmoid and tanh are within 0.04 % of their ends
@@ -22,39 +25,6 @@ STATES = ("c", "h", "z")  # what a stream carries on, and the pre-activations th
 CHAIN_STEPS = 2048  # of sequences end to end
 
 Progress = Callable[[int, int], None]  # (steps done, steps in all)
-
-
-@dataclass(frozen=True, eq=False)
-class Moments:
-    """Statistics of the vector a layer multiplies with its weights: x, or [x; h] for a recurrent layer.
-
-    ``mean`` [K], ``covariance`` [K, K].
-    """
-
-    mean: np.ndarray
-    covariance: np.ndarray
-
-    @property
-    def energy(self) -> np.ndarray:
-        """E[a_j^2], [K]."""
-        return np.diag(self.covariance) + self.mean**2
-
-    def part(self, columns: slice) -> Moments:
-        """The statistics of some of the columns."""
-        return Moments(self.mean[columns], self.covariance[columns, columns])
-
-
-@dataclass(frozen=True, eq=False)
-class LayerStats:
-    """``peaks``: largest magnitude seen of x and, by layer kind, of h, z, c (recurrent) or y (dense: after the activation).
-    ``flat``: the share of a recurrent layer's pre-activations at which its gates stand at their ends.
-    ``grown``: (peak within the sequences, peak in all) of those that only a stream reaches which is not reset between them.
-    """
-
-    moments: Moments
-    peaks: dict[str, float]
-    flat: float = 0.0
-    grown: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +107,7 @@ def calibrate(
 
 def _collected(graph: Graph, sequences: Sequence[np.ndarray], progress: Progress | None = None) -> list[LayerStats]:
     """Statistics of each layer, every sequence run from the initial state. Values may be infinite."""
-    sums = [_Accumulator(_moments_width(layer)) for layer in graph.layers]
+    sums = [_Accumulator(layer.n_summed) for layer in graph.layers]
     pending: dict[int, np.ndarray] = {}
 
     def observe(index: int, name: str, values: np.ndarray) -> None:
@@ -146,7 +116,7 @@ def _collected(graph: Graph, sequences: Sequence[np.ndarray], progress: Progress
             sums[index].count_flat(values)
         if name == "x":
             pending[index] = values
-            if isinstance(graph.layers[index], Dense):
+            if graph.layers[index].n_summed and not graph.layers[index].is_recurrent:
                 sums[index].add(values)
         elif name == "h":
             sums[index].add(np.concatenate([pending[index], values], axis=-1))
@@ -199,7 +169,7 @@ def _after_recurrent(graph: Graph) -> list[bool]:
     """For each layer whether it is recurrent, or reads what a recurrent layer has made."""
     after = [False]  # value 0
     for layer, reads in zip(graph.layers, graph.sources, strict=True):
-        after.append(isinstance(layer, Recurrent) or any(after[value] for value in reads))
+        after.append(layer.is_recurrent or any(after[value] for value in reads))
     return after[1:]
 
 
@@ -213,8 +183,6 @@ def _chains(sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [np.concatenate(chain) for chain in chains]
 
 
-HEADROOM = 2.0  # the calibrated maximum fills half of what a format holds
-HEADROOM_8 = 1.25  # with codes of 8 bits: a bit more of them is worth more than room
 MSE_CANDIDATES = np.linspace(0.02, 1.0, 50)
 RANGES = 1.25 * 2.0 ** (-np.arange(21) / 4)  # of the largest |x|: what is tried for inputs of 8 bits
 RANGE_STEPS = 4096  # of the sequences, that it is tried on
@@ -265,13 +233,6 @@ def range_of_8_bits(graph: Graph, sequences: Sequence[np.ndarray], window: int =
         return sum(float(((FloatStream(graph).run(x) - y) ** 2).sum()) for x, y in zip(rounded, exact, strict=True))
 
     return float(min(RANGES * max(np.abs(batch).max() for batch in batches), key=error))
-
-
-def _moments_width(layer: Layer) -> int:
-    """Length of the vector that the layer multiplies with its weights; 0 where it has none to round."""
-    if isinstance(layer, Recurrent):
-        return layer.n_in + layer.n_out
-    return layer.n_in if isinstance(layer, Dense) else 0
 
 
 def _windows(sequences: Sequence[np.ndarray], window: int) -> list[np.ndarray]:

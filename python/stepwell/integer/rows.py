@@ -10,12 +10,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from stepwell import proof
-from stepwell.calibrate import Moments
 from stepwell.errors import QuantizeError
-from stepwell.model import Z_FRAC, Rows
+from stepwell.integer import proof
+from stepwell.integer.fixed import Rows
+from stepwell.integer.formats import Z_SCALE
 
-Z_SCALE = 2.0**-Z_FRAC
 DAMPING = 0.01
 SHIFT_MAX = 46
 LARGEST_RATIO = 2.0**14 - 1  # mult / 2^shift with shift = 1
@@ -27,16 +26,32 @@ FEW_CODES = 32  # of the largest weight of a row: fewer are worth a warning
 MIN_LEVELS = 15  # a row repaired below integers of this size keeps too little of its weights
 
 
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Statistics of the vector a layer multiplies with its weights: x, or [x; h] for a recurrent layer.
+
+    ``mean`` [K], ``covariance`` [K, K].
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+
+    @property
+    def energy(self) -> np.ndarray:
+        """E[a_j^2], [K]."""
+        return np.diag(self.covariance) + self.mean**2
+
+    def part(self, columns: slice) -> Moments:
+        """The statistics of some of the columns."""
+        return Moments(self.mean[columns], self.covariance[columns, columns])
+
+
 @dataclass
 class Report:
     """What the quantiser has to say to the user."""
 
     repaired: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-
-
-def stacked(*parts: Rows) -> Rows:
-    return Rows(*(np.concatenate([getattr(p, f) for p in parts]) for f in ("bias", "mult", "kx", "shift")))
 
 
 def scaling_row(ratio: float) -> Rows:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from stepwell.errors import WrongUse
-from stepwell.model import GruLayer, IntLayer, LstmLayer, RecurrentLayer, Rows
+from stepwell.integer.fixed import Rows
 
 PACKINGS = ("plain", "pairs")  # STW_PLAIN, STW_PAIRS
 TARGETS = {"any": "plain"} | {f"cortex-m{core}": "plain" for core in ("0", "0plus", "3", "55")}
@@ -23,22 +23,6 @@ def packing_for(target: str) -> str:
     if target not in TARGETS:
         raise WrongUse(f"unknown target '{target}'; there are: {', '.join(TARGETS)}")
     return TARGETS[target]
-
-
-def packing_of(layer: IntLayer, wanted: str) -> str:
-    """``wanted`` where the layer can have it, else "plain": pairs need a plain cell of 8 bits with multipliers that fit 32,
-    and of a GRU a multiple of four units.
-    """
-    if wanted == "plain" or not isinstance(layer, (LstmLayer, GruLayer)) or layer.weight_bits != 8:
-        return "plain"
-    if isinstance(layer, GruLayer) and layer.n_units % 4:
-        return "plain"
-    cell = layer.cell
-    formats = (cell.g_frac, cell.a_frac, cell.h_frac) == (15, 15, 15 if cell.h_bits == 16 else 7)
-    arrays = (cell.gate, cell.candidate, cell.output, cell.peephole, cell.h0, cell.projection)
-    is_plain = formats and cell.clip == 32767 and not (cell.coupled or cell.reverse or cell.final)
-    fits = bool(((layer.rows.shift >= 16) & (layer.rows.shift <= 32)).all())
-    return wanted if is_plain and fits and all(array is None for array in arrays) else "plain"
 
 
 def unit_major(gate_major: np.ndarray, n_gates: int) -> np.ndarray:
@@ -85,7 +69,7 @@ def gru_quads(weights: np.ndarray) -> np.ndarray:
     return np.stack([quad.reshape(shape) for quad in quads], axis=1).reshape(-1, 4, weights.shape[-1])
 
 
-def _pairs_rows(rows: Rows, n_units: int) -> np.ndarray:
+def pairs_records(rows: Rows, n_units: int) -> np.ndarray:
     """Records of units: RQ(a, mult, shift) = RQ(a, mult * 2^(32 - shift), 32)."""
     records = np.empty(n_units, PAIRS_ROW)
     records["bias"], records["kx"] = (unit_major(field, 4) for field in (rows.bias, rows.kx))
@@ -93,30 +77,19 @@ def _pairs_rows(rows: Rows, n_units: int) -> np.ndarray:
     return records
 
 
-def packed_rows(layer: IntLayer, packing: str = "plain") -> np.ndarray | None:
-    """The layer's row records in the kernel's order: structured array of ROW (PAIRS_ROW); None where the kind has none."""
-    rows = getattr(layer, "rows", None)
-    if rows is None:
-        return None
-    if packing_of(layer, packing) == "pairs":
-        return _pairs_rows(rows, layer.n_units)
+def records_of(rows: Rows) -> np.ndarray:
+    """Rows as the kernel reads them, in the same order: [n_rows] of ROW."""
     records = np.empty(len(rows), ROW)
     for name in ROW.names:
         records[name] = getattr(rows, name)
-    if not isinstance(layer, RecurrentLayer):
-        return records
-    n = len(layer.records) * layer.n_units
-    of_units = unit_major(records[:n], len(layer.records)).reshape(-1)
-    return np.concatenate([of_units, records[n:]])  # those of a projection come last
+    return records
 
 
-def packed_weights(layer: IntLayer, packing: str = "plain") -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Input and recurrent weights in the kernel's order; None where the layer kind has none."""
-    if isinstance(layer, RecurrentLayer):
-        rows = [unit_major(w, len(layer.gates)) for w in (layer.w_x, layer.w_h)]
-        if packing_of(layer, packing) == "pairs":
-            return tuple(to_pairs(w if isinstance(layer, LstmLayer) else gru_quads(w)) for w in rows)
-        return tuple(rows if layer.weight_bits == 8 else map(to_nibbles, rows))
-    weights = {"dense": "weight", "add": "weights", "layer_norm": "gamma", "embedding": "table", "attention": "weight"}
-    array = getattr(layer, weights[layer.kind]) if layer.kind in weights else None
-    return (None if array is None else array.astype("<i2")), None
+def rows_of(records: np.ndarray) -> Rows:
+    """The inverse of ``records_of``."""
+    return Rows(
+        bias=records["bias"].astype(np.int32),
+        mult=records["mult"].astype(np.int16),
+        kx=records["kx"].astype(np.int8),
+        shift=records["shift"].astype(np.int8),
+    )

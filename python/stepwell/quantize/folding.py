@@ -13,9 +13,10 @@ from math import floor, log10
 
 import numpy as np
 
-from stepwell.calibrate import LARGEST_VALUE
 from stepwell.errors import SampleError
-from stepwell.graph import ArgMax, Concat, Dense, Graph, Layer, MaxPool, Recurrent, Slice, Window
+from stepwell.graph import Graph
+from stepwell.layers import ArgMax, Concat, Dense, Layer, MaxPool, Recurrent, Slice, Window
+from stepwell.quantize.calibrate import LARGEST_VALUE
 from stepwell.scaler import Scaler
 
 UNEVEN_CHANNELS = 4.0  # largest peak of a channel against the smallest: above it channels get a scale of their own

@@ -13,15 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stepwell.calibrate import length_groups
 from stepwell.errors import FidelityWarning, QuantizeError
-from stepwell.float_stream import FloatStream, run_in_mode
-from stepwell.graph import Dense, Graph, Recurrent
+from stepwell.graph import Graph
 from stepwell.importer.source import SourceModel
 from stepwell.info import macs_per_step
-from stepwell.mode import CARRY, Mode
+from stepwell.layers import Dense, Recurrent
 from stepwell.model import Model
+from stepwell.quantize.calibrate import length_groups
 from stepwell.scaler import Scaler
+from stepwell.stream import FloatStream, run_in_mode
+from stepwell.windowing import CARRY, Mode
 
 LEAST_DB = 30.0  # below it a warning
 WIDEST_GAP = 0.1  # standard deviations, above it a warning
@@ -134,7 +135,7 @@ def source_answers(source: SourceModel, mode: Mode, scaler: Scaler, x: np.ndarra
 
 def worst_sqnr(exact: np.ndarray, found: np.ndarray, outputs: list | None = None) -> float | None:
     """SQNR in dB over all values, of the worst output where several have names. None: no error at all."""
-    from stepwell.check import sqnr_db
+    from stepwell.metrics import sqnr_db
 
     edges = np.cumsum([output["size"] for output in outputs or ()])
     parts = zip(np.split(exact, edges, axis=-1), np.split(found, edges, axis=-1), strict=True)

@@ -12,7 +12,7 @@ import numpy as np
 from stepwell.errors import WrongUse
 
 if TYPE_CHECKING:
-    from stepwell.graph import Timing
+    from stepwell.layers import Timing
 
 KINDS = ("carry", "tumble", "slide", "stagger")  # STW_CARRY .. STW_STAGGER
 WINDOW_MAX = 65535

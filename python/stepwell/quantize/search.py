@@ -8,14 +8,15 @@ from itertools import product
 
 import numpy as np
 
-from stepwell.check import float_outputs, sqnr_db, task_metric
+from stepwell.check import float_outputs, task_metric
 from stepwell.errors import QuantizeError
-from stepwell.folding import float_side
-from stepwell.graph import Graph, Recurrent
+from stepwell.graph import Graph
 from stepwell.info import flash_bytes
-from stepwell.metrics import Metric
+from stepwell.integer.precision import PRECISIONS, W8A16, Plan
+from stepwell.layers import Recurrent
+from stepwell.metrics import Metric, sqnr_db
 from stepwell.model import Model
-from stepwell.precision import PRECISIONS, W8A16, Plan
+from stepwell.quantize.folding import float_side
 from stepwell.samples import Samples
 
 ALL_CHOICES_UP_TO = 6  # recurrent layers; with more, one layer after the other is narrowed

@@ -1,0 +1,1 @@
+"""Integer arithmetic that knows no layer: formats, rows, the overflow proof, packings."""
