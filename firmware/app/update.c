@@ -13,7 +13,7 @@
 #define UPDATE_LAYERS 24u /* of a model, at most: 40 bytes of RAM each, for both slots */
 #endif
 
-/* The packing that this core is fastest with: python/stepwell/packing.py. */
+/* The packing that this core is fastest with: python/stepwell/integer/packing.py. */
 #ifndef UPDATE_PACKING
 #if defined(__ARM_FEATURE_DSP) && !defined(__ARM_FEATURE_MVE)
 #define UPDATE_PACKING STW_PAIRS

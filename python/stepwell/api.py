@@ -13,7 +13,6 @@ from stepwell._version import __version__
 from stepwell.errors import ImportRefused, ModelError, QuantizeError, SampleError
 from stepwell.graph import Graph
 from stepwell.integer.precision import Plan, Precision, parse_precision
-from stepwell.layers import Embedding
 from stepwell.memory import at_most, check_size
 from stepwell.model import Model
 from stepwell.quantize.calibrate import Calibration, Progress, calibrate, range_of_8_bits
@@ -170,7 +169,7 @@ class Prepared:
         """With the input's range as the rule and the bits want it, and the rule that was followed."""
         if self.rule != "auto":
             return self.calibration, self.rule
-        takes_tokens = any(isinstance(layer, Embedding) for layer in self.graph.layers)
+        takes_tokens = any(layer.takes_tokens for layer in self.graph.layers)
         if plan.default.x_bits > 8 or takes_tokens or self.calibration.x_peak == 0:
             return self.calibration, "minmax"
         x_range = range_of_8_bits(self.graph, self.sequences, self.mode.window)

@@ -6,12 +6,12 @@ the source as a whole sequence and the graph as a stream and compares.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stepwell.errors import ImportRefused
 from stepwell.graph import Graph
+from stepwell.importer.imported import Imported
 from stepwell.importer.outputs import Names, advised, as_names
 from stepwell.importer.reader import file_sha256, read_model, source_of
 from stepwell.importer.replay import Replay, replay
@@ -22,15 +22,6 @@ if TYPE_CHECKING:
     import onnx
 
 __all__ = ["Imported", "Replay", "SourceModel", "file_sha256", "import_file", "import_onnx"]
-
-
-@dataclass(frozen=True)
-class Imported:
-    """The graph, how well it replays its source (None when not asked for), and the source itself."""
-
-    graph: Graph
-    replay: Replay | None
-    source: SourceModel
 
 
 def import_file(path: str | Path, verify: bool = True, *, outputs: Names = None) -> Imported:

@@ -14,7 +14,7 @@ from stepwell.integer.functions import Function, as_function
 from stepwell.integer.rows import Moments, Report, joined_rows, single_rows
 from stepwell.layers.base import Array
 from stepwell.layers.place import Place
-from stepwell.layers.recurrent import Cell, Recurrent, RecurrentLayer, Step, applied, limit
+from stepwell.layers.recurrent import CELL_NAME, Cell, Recurrent, RecurrentLayer, Step, applied, limit
 
 PEEPHOLE_FRAC_MIN = 6
 OUTPUT_RANGE = 16  # |c| up to which the output's activation has a table
@@ -154,6 +154,7 @@ class LstmLayer(RecurrentLayer):
     number = 1
     knob = "LSTM"
     like = "lstm"
+    cell_name = CELL_NAME
     gates = records = ("i", "f", "g", "o")
 
     @property

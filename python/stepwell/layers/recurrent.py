@@ -47,6 +47,8 @@ G_FRAC_MIN = 7
 CELL_HEADER = 8  # int16 values of ``Packed.extra`` before a cell's arrays
 CELL_ARRAYS = ("gate", "candidate", "output", "peephole", "start", "projection")  # STW_PART_GATE, ..
 
+CELL_NAME = "cell state c"  # of a cell of its own, which nothing bounds
+
 Step = tuple[Array, Array, Array]  # new hidden state, new cell state, pre-activations
 
 
@@ -337,6 +339,7 @@ class RecurrentLayer(IntLayer):
     gates: ClassVar[tuple[str, ...]]
     records: ClassVar[tuple[str, ...]]
     has_cell: ClassVar[bool] = True
+    cell_name: ClassVar[str] = "state S"  # the same number as h, in Q9.22
     like: ClassVar[str] = "gru"  # the cell whose fitted costs it has (costs.json)
     activation: ClassVar[str] = "none"
     extra_what = "header: parts, flags, clip, formats; tables, peephole, h0, c0, projection"

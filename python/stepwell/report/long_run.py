@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from stepwell.graph import Graph
+from stepwell.layers.recurrent import CELL_NAME
 from stepwell.model import Model
 from stepwell.quantize.calibrate import Progress
 from stepwell.reference import Reference
-from stepwell.report.places import C_LIMIT, GATE, HIDDEN, LSTM_CELL, Array, float_observer, form, integer_observer
+from stepwell.report.places import C_LIMIT, GATE, HIDDEN, Array, float_observer, form, integer_observer
 from stepwell.samples import Samples
 from stepwell.stream import FloatStream, run_in_mode
 
@@ -40,7 +41,7 @@ class _Watch:
         scale = form(self._model.layers[index], place)[0] if self._in_codes else 1.0
         if place.startswith(GATE):
             self.flat[index, place].append(100 * float(np.mean(np.abs(values) * scale > FLAT)))
-        elif place == LSTM_CELL:
+        elif place == CELL_NAME:
             self._extend(self.peak, index, np.abs(values).max(axis=0) * scale, np.maximum)
         elif place == HIDDEN and self.is_late:
             self._extend(self.low, index, values.min(axis=0) * scale, np.minimum)

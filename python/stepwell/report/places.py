@@ -18,7 +18,7 @@ from stepwell.samples import Samples
 from stepwell.stream import FloatStream
 
 C_LIMIT = 2.0 ** (31 - C_FRAC)
-LSTM_CELL, GRU_STATE, HIDDEN, GATE = "cell state c", "state S", "hidden state h", "z of gate "
+HIDDEN, GATE = "hidden state h", "z of gate "
 BITS = 16  # shown of how values fill their format
 
 Array = np.ndarray
@@ -37,7 +37,7 @@ def observer(model: Model, hidden: str, see: Callable[[int, str, Array], None]) 
             for gate, part in zip(layer.records, np.split(values, len(layer.records), axis=-1), strict=True):
                 see(index, GATE + gate, part)
         elif name == "c" and layer.has_cell:
-            see(index, LSTM_CELL if layer.kind == "lstm" else GRU_STATE, values)
+            see(index, layer.cell_name, values)
         elif name == hidden:
             see(index, HIDDEN, values)
 
@@ -56,7 +56,7 @@ def form(layer: RecurrentLayer, place: str) -> tuple[float, float]:
     """Real value of a code there, and the largest magnitude its format holds."""
     if place.startswith(GATE):
         return Z_SCALE, 32768 * Z_SCALE
-    if place in (LSTM_CELL, GRU_STATE):
+    if place == layer.cell_name:
         return 2.0**-C_FRAC, C_LIMIT
     return layer.y_scale, layer.y_scale * 2 ** (layer.cell.h_bits - 1)
 

@@ -31,7 +31,7 @@ from stepwell.memory import check_packed
 from stepwell.text import printable
 
 if TYPE_CHECKING:
-    from stepwell.importer import Imported
+    from stepwell.importer.imported import Imported
 
 __all__ = ["import_keras", "import_keras_file"]
 
@@ -45,7 +45,8 @@ def import_keras(model, verify: bool = True, *, outputs: Names = None) -> Import
     Raises ImportRefused, naming the layer and what to do, when something in it cannot be streamed or is not understood, or when
     the stream differs from Keras by more than 1e-5 of the output's range.
     """
-    from stepwell.importer import Imported, SourceModel  # that package may import this one
+    from stepwell.importer.imported import Imported
+    from stepwell.importer.source import SourceModel
 
     keras, wanted = _keras(), as_names(outputs)
     _check_model(keras, model)

@@ -16,7 +16,7 @@ from stepwell.importer.outputs import Names, as_names
 if TYPE_CHECKING:
     import torch
 
-    from stepwell.importer import Imported
+    from stepwell.importer.imported import Imported
 
 __all__ = ["import_torch"]
 

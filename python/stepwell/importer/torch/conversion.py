@@ -15,8 +15,9 @@ import torch
 
 from stepwell.errors import ImportRefused
 from stepwell.graph import Graph, Source
-from stepwell.importer import Imported, SourceModel
+from stepwell.importer.imported import Imported
 from stepwell.importer.outputs import Head, PartRefused, advised, outputs_of, places, side_by_side, unique_names
+from stepwell.importer.source import SourceModel
 from stepwell.importer.torch import activations, arithmetic, layers, plumbing, recurrent  # noqa: F401  they fill the tables
 from stepwell.importer.torch.handlers import array
 from stepwell.importer.torch.plumbing import pick, unsqueeze
