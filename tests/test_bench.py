@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import stepwell
 from click.testing import CliRunner
-from conftest import random_dense, random_gru, random_lstm, random_sequences, skip_for
+from conftest import skip_for
+from shapes import random_dense, random_gru, random_lstm, random_sequences
 from stepwell import bench, cost
 from stepwell.boards import load_board
 from stepwell.build import no_compiler

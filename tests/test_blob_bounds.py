@@ -12,7 +12,8 @@ import zlib
 import numpy as np
 import pytest
 import stepwell
-from conftest import ROOT, random_dense, random_gru, random_lstm, random_rnn, random_sequences
+from conftest import ROOT
+from shapes import random_dense, random_gru, random_lstm, random_rnn, random_sequences
 from stepwell._engine import ffi, lib
 from stepwell.blob import HEADER, LAYER, overlap, pack, places
 from stepwell.engine import OpenModel

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, full, need, random_dense, random_lstm, random_sequences, skip_for
+from conftest import ROOT, full, need, skip_for
 from elftools.elf.elffile import ELFFile
+from shapes import random_dense, random_lstm, random_sequences
 from stepwell import convert, load
 from stepwell.boards import LABELS, Board, board_names, flags, load_board, parse_facts
 from stepwell.build import NAME, build, flash_bytes, image_board, intel_hex, why_not

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import stepwell
-from conftest import ROOT, full, random_dense, random_gru, random_lstm, random_sequences, skip_for
+from conftest import ROOT, full, skip_for
+from shapes import random_dense, random_gru, random_lstm, random_sequences
 from stepwell.blob import pack
 from stepwell.emit import copy_engine
 from stepwell.errors import ModelError, StepwellError

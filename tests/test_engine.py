@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 import stepwell
-from conftest import random_sequences
+from shapes import random_sequences
 from stepwell._engine import lib
 from stepwell.reference import Reference
 

@@ -178,7 +178,7 @@ UNITS = [101_000.0, 22.0, 0.45, 400.0], [1000.0, 5.0, 0.1, 60.0]  # mean and std
 def test_physical_units_with_the_normalisation_inside(hidden):
     import numpy as np
     import stepwell
-    from conftest import random_dense, random_lstm, random_sequences
+    from shapes import random_dense, random_lstm, random_sequences
     from stepwell.graph import Graph
     from stepwell.layers import Dense
     from stepwell.stream import FloatStream
@@ -201,7 +201,7 @@ def test_physical_units_with_the_normalisation_inside(hidden):
 def test_channels_get_a_scale_of_their_own_unless_told_not_to(tmp_path):
     import numpy as np
     import stepwell
-    from conftest import random_dense, random_gru, random_sequences
+    from shapes import random_dense, random_gru, random_sequences
     from stepwell.graph import Graph
     from stepwell.stream import FloatStream
 
@@ -513,7 +513,7 @@ def test_calibration_by_dataframes():
     """The names of what is fed are kept; sequences of other order are matched."""
     import numpy as np
     import stepwell
-    from conftest import random_lstm
+    from shapes import random_lstm
     from stepwell.graph import Graph
 
     pd = pytest.importorskip("pandas", reason="needs pandas")
@@ -656,7 +656,7 @@ def test_stream_of_bad_rows_only(named):
 def held_models():
     """Models that hold outputs: by window modes, by strides, by a warm-up, and by all of them. With inputs [T, n_in]."""
     import stepwell
-    from conftest import graph_of, sequences_for
+    from shapes import graph_of, sequences_for
 
     for name, modes in (
         ("lstm dense", ["slide:30/5", "stagger:30/6", "slide:30/30"]),
@@ -818,7 +818,7 @@ def test_hard_sigmoid_is_that_of_the_keras_that_trained_it(version, slope, tmp_p
 def test_raw_data_in_a_model_of_scaled_data_names_the_channel(tmp_path):
     import numpy as np
     import stepwell
-    from conftest import random_dense, random_lstm, random_sequences
+    from shapes import random_dense, random_lstm, random_sequences
     from stepwell.graph import Graph
 
     rng = np.random.default_rng(7)
@@ -955,7 +955,7 @@ def test_macros_of_outputs_are_unique():
 def test_hidden_weights_that_keep_few_codes_are_told():
     import numpy as np
     import stepwell
-    from conftest import random_dense, random_lstm
+    from shapes import random_dense, random_lstm
     from stepwell.graph import Graph
 
     rng = np.random.default_rng(8)
@@ -979,7 +979,7 @@ def test_short_sequences_for_a_carried_stream_are_told_and_run_end_to_end():
 
     import numpy as np
     import stepwell
-    from conftest import random_dense, random_lstm
+    from shapes import random_dense, random_lstm
     from stepwell.graph import Graph
     from stepwell.stream import FloatStream
 
@@ -1005,7 +1005,7 @@ def test_finer_inputs_beside_hidden_states_of_8_bits_cost_nothing():
 
     import numpy as np
     import stepwell
-    from conftest import random_dense, random_gru, random_sequences
+    from shapes import random_dense, random_gru, random_sequences
     from stepwell.graph import Graph
     from stepwell.layers import Concat
     from stepwell.stream import FloatStream
@@ -1052,7 +1052,7 @@ def info_of(model, path) -> tuple[dict, str]:
 def test_info_gives_the_range_of_each_channel(tmp_path):
     import numpy as np
     import stepwell
-    from conftest import random_dense, random_lstm, random_sequences
+    from shapes import random_dense, random_lstm, random_sequences
     from stepwell.graph import Graph
 
     rng = np.random.default_rng(12)

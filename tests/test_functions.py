@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import stepwell
-from conftest import random_dense, random_gru, random_lstm, random_rnn, random_sequences
+from shapes import random_dense, random_gru, random_lstm, random_rnn, random_sequences
 from stepwell.errors import ImportRefused, QuantizeError
 from stepwell.graph import Graph
 from stepwell.integer.fixed import lookup

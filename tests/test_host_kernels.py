@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import stepwell
-from conftest import random_dense, random_gru, random_lstm, random_sequences
+from shapes import random_dense, random_gru, random_lstm, random_sequences
 from stepwell import engine
 from stepwell.errors import SampleError
 from stepwell.graph import Graph

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import stepwell
-from conftest import random_dense, random_lstm, random_sequences
+from shapes import random_dense, random_lstm, random_sequences
 from stepwell.blob import MATCHED, NOTES, host_notes
 from stepwell.cli import main
 from stepwell.emit import emit

@@ -1,6 +1,6 @@
 """Every layer kind and variant: float semantics against other implementations, NumPy reference = C engine, accuracy, the blob.
 
-``SHAPES`` of conftest.py has every kind; what a kind means is checked against torch, onnxruntime, the onnx package's reference
+``SHAPES`` of shapes.py has every kind; what a kind means is checked against torch, onnxruntime, the onnx package's reference
 evaluator, or formulas and integer arithmetic written out here.
 """
 
@@ -17,7 +17,7 @@ from math import floor, isqrt
 import numpy as np
 import pytest
 import stepwell
-from conftest import (
+from shapes import (
     HARD,
     SHAPES,
     graph_of,

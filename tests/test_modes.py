@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 import stepwell
-from conftest import (
+from shapes import (
     SHAPES,
     graph_of,
     random_dense,

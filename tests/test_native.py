@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import stepwell
-from conftest import ROOT, full, need, random_dense, random_lstm, random_sequences
+from conftest import ROOT, full, need
+from shapes import random_dense, random_lstm, random_sequences
 from stepwell._engine import ffi, lib
 from stepwell.blob import HEADER, LAYER
 from stepwell.emit import C_KEYWORDS, INTERRUPTED, KNOBS, _marked, c_name, copy_engine, emit, lean_flags

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import stepwell
-from conftest import random_sequences
 from onnx import TensorProto, helper, numpy_helper
+from shapes import random_sequences
 from stepwell.errors import ImportRefused, QuantizeError
 from stepwell.importer import import_onnx
 from stepwell.layers import Attention, Embedding, LayerNorm, MaxPool, Recurrent, Window

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import stepwell
-from conftest import SHAPES, graph_of, random_dense, random_lstm, sequences_for
+from shapes import SHAPES, graph_of, random_dense, random_lstm, sequences_for
 from stepwell.errors import QuantizeError
 from stepwell.graph import Graph
 from stepwell.integer import proof

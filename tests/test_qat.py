@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 import stepwell
-from conftest import DEMO, graph_of, random_dense, random_lstm, sequences_for
+from conftest import DEMO
+from shapes import graph_of, random_dense, random_lstm, sequences_for
 from stepwell.errors import QuantizeError
 from stepwell.graph import Graph
 from stepwell.integer.fixed import softmax

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import stepwell
-from conftest import random_dense, random_lstm, random_sequences
+from shapes import random_dense, random_lstm, random_sequences
 from stepwell.errors import QuantizeError
 from stepwell.graph import Graph
 from stepwell.integer import proof

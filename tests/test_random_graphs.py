@@ -13,7 +13,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import stepwell
-from conftest import (
+from hypothesis import HealthCheck, assume, event, given, settings
+from hypothesis import strategies as st
+from shapes import (
     HARD,
     random_dense,
     random_gru,
@@ -23,8 +25,6 @@ from conftest import (
     random_rnn,
     random_sequences,
 )
-from hypothesis import HealthCheck, assume, event, given, settings
-from hypothesis import strategies as st
 from stepwell.errors import ImportRefused, QuantizeError, SampleError
 from stepwell.graph import Graph
 from stepwell.integer.functions import Function

@@ -13,7 +13,8 @@ from unittest import mock
 import numpy as np
 import pytest
 import stepwell
-from conftest import DEMO, graph_of, random_dense, random_lstm, random_sequences, sequences_for
+from conftest import DEMO
+from shapes import graph_of, random_dense, random_lstm, random_sequences, sequences_for
 from stepwell.cli import main
 from stepwell.graph import Graph
 from stepwell.layers import Lstm

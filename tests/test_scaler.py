@@ -12,9 +12,9 @@ from math import floor
 import numpy as np
 import pytest
 import stepwell
-from conftest import graph_of, random_dense, random_lstm, random_norm, random_sequences
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shapes import graph_of, random_dense, random_lstm, random_norm, random_sequences
 from stepwell._engine import ffi, lib
 from stepwell.check import compare
 from stepwell.errors import SampleError

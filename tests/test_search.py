@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 import stepwell
-from conftest import DEMO, graph_of, random_dense, random_lstm, random_sequences, sequences_for
+from conftest import DEMO
+from shapes import graph_of, random_dense, random_lstm, random_sequences, sequences_for
 from stepwell.errors import QuantizeError, SampleError
 from stepwell.graph import Graph
 from stepwell.metrics import sqnr_db

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import stepwell
-from conftest import ROOT, SIGNED, random_dense, random_lstm, random_sequences
+from conftest import ROOT, SIGNED
+from shapes import random_dense, random_lstm, random_sequences
 from stepwell.blob import pack
 from stepwell.errors import StepwellError
 from stepwell.graph import Graph

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 
 def new_models() -> None:
-    from conftest import SHAPES, graph_of, sequences_for
+    from shapes import SHAPES, graph_of, sequences_for
     from test_modes import BACKWARD
 
     wanted = [(name, graph_of(name, number), "carry") for number, name in enumerate(SHAPES) if name != "lstm dense"]

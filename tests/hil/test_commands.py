@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import stepwell
 from click.testing import CliRunner
-from conftest import ROOT, random_dense, random_lstm, random_sequences
+from conftest import ROOT
+from shapes import random_dense, random_lstm, random_sequences
 from stepwell.boards import board_names, load_board
 from stepwell.build import build
 from stepwell.cli.commands import cli

@@ -9,8 +9,9 @@ import zlib
 import numpy as np
 import pytest
 import stepwell
-from conftest import ROOT, random_sequences
+from conftest import ROOT
 from elftools.elf.elffile import ELFFile
+from shapes import random_sequences
 from stepwell.build import build
 from stepwell.hil import run_hil
 from stepwell.layers import LstmLayer

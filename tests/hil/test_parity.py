@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import stepwell
-from conftest import ROOT, full, random_dense, random_lstm, random_sequences
+from conftest import ROOT, full
+from shapes import random_dense, random_lstm, random_sequences
 from stepwell.boards import board_names, load_board
 from stepwell.build import COMPILERS, flash_bytes
 from stepwell.errors import LinkError
