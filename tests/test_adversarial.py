@@ -13,9 +13,9 @@ import pytest
 import stepwell
 from conftest import ROOT, full
 from stepwell.emit import copy_engine
-from stepwell.hil import SNAPSHOT_HEADER, snapshot_parts
 from stepwell.integer import proof
 from stepwell.layers import RecurrentLayer
+from stepwell.link.hil import SNAPSHOT_HEADER, snapshot_parts
 from stepwell.model import Model
 from stepwell.quantize.dequantize import gate_records
 from stepwell.reference import Reference

@@ -8,13 +8,13 @@ import stepwell
 from click.testing import CliRunner
 from conftest import skip_for
 from shapes import random_dense, random_gru, random_lstm, random_sequences
-from stepwell import bench, cost
 from stepwell.boards import load_board
-from stepwell.build import no_compiler
+from stepwell.boards.build import no_compiler
 from stepwell.cli.commands import cli
 from stepwell.errors import WrongUse
 from stepwell.graph import Graph
 from stepwell.link import qemu
+from stepwell.report import bench, cost
 
 EMULATED = {"cortex-m0": "microbit", "cortex-m3": "mps2-an385", "cortex-m4": "mps2-an386", "cortex-m7": "mps2-an500"}
 EMULATED |= {"cortex-m33": "mps2-an505", "cortex-m55": "mps3-an547", "rv32imac": "rv32-virt"}

@@ -10,7 +10,7 @@ from conftest import ROOT, skip_for
 sys.path.insert(0, str(ROOT / "tools"))
 import board_table
 from stepwell.boards import board_names, load_board
-from stepwell.build import Image, why_not
+from stepwell.boards.build import Image, why_not
 
 BOARD = "mps2-an385"
 

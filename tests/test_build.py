@@ -15,7 +15,7 @@ from elftools.elf.elffile import ELFFile
 from shapes import random_dense, random_lstm, random_sequences
 from stepwell import convert, load
 from stepwell.boards import LABELS, Board, board_names, flags, load_board, parse_facts
-from stepwell.build import NAME, build, flash_bytes, image_board, intel_hex, why_not
+from stepwell.boards.build import NAME, build, flash_bytes, image_board, intel_hex, why_not
 from stepwell.emit import emit, lean_flags
 from stepwell.errors import BuildError, UnknownBoard, WrongUse
 from stepwell.graph import Graph
@@ -284,7 +284,7 @@ def test_missing_compilers_are_named_with_the_install_line(small_model, tmp_path
 
 
 def test_snapshot_too_large_for_the_link(small_model, tmp_path, monkeypatch):
-    monkeypatch.setattr("stepwell.build.MOST_SNAPSHOT", small_model.info()["snapshot_bytes"] - 1)
+    monkeypatch.setattr("stepwell.boards.build.MOST_SNAPSHOT", small_model.info()["snapshot_bytes"] - 1)
     with pytest.raises(
         BuildError, match=r"the model's snapshot has \d+ bytes; the test program's link carries at most"
     ):

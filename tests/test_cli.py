@@ -17,7 +17,7 @@ import pytest
 import stepwell
 from conftest import DEMO, skip_for
 from stepwell.boards import load_board
-from stepwell.build import why_not
+from stepwell.boards.build import why_not
 from stepwell.files import TEMPORARIES, write_whole
 
 ONNX, CALIB, TEST = DEMO / "turbofan.onnx", DEMO / "turbofan_calib.npz", DEMO / "turbofan_test.npz"

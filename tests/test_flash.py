@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from bootloaders import Optiboot, Stm32
 from conftest import need, skip_for
-from stepwell import flash
-from stepwell.boards import Board, board_names, load_board
-from stepwell.build import build, no_compiler
+from stepwell.boards import Board, board_names, flash, load_board
+from stepwell.boards.build import build, no_compiler
 from stepwell.errors import BuildError, PortMissing, WrongUse
 
 FACTS = {
@@ -32,7 +31,7 @@ FACTS = {
     "AVRDUDE_BAUD": "115200",
 }
 ANY = Board(Path("any"), FACTS)
-COPY = f"{sys.executable} -m stepwell.flash"
+COPY = f"{sys.executable} -m stepwell.boards.flash"
 STM = "--family F4 --erase --write --verify --address 0x08000000 --go-address 0x08000000 a.bin"
 AVR = "avrdude -p m328p -c arduino -P"
 DFU = "--alt 0 --dfuse-address 0x08000000:leave --download a.bin"

@@ -1151,7 +1151,7 @@ def test_case_serial_newline_translation(tmp_path, monkeypatch):
     from hil.conftest import need
     from hil.test_line import Relay, dropping, replacing
     from stepwell.boards import load_board
-    from stepwell.build import build
+    from stepwell.boards.build import build
     from stepwell.cli.commands import cli
     from stepwell.link import Link, qemu
 
@@ -1280,7 +1280,7 @@ def case_csv_of_loggers(tmp_path):
 
 
 def case_info_of_wide_models(tmp_path):
-    from stepwell.build import why_not
+    from stepwell.boards.build import why_not
 
     if reason := why_not("netduinoplus2"):
         pytest.skip(reason)

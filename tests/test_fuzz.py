@@ -24,7 +24,7 @@ from stepwell.emit import emit
 from stepwell.link import messages
 from stepwell.link.frame import Frame, encode
 from stepwell.link.messages import Message
-from stepwell.update import make_update
+from stepwell.link.update import make_update
 
 pytestmark = pytest.mark.full
 SECONDS = int(os.environ.get("FUZZ_SECONDS", "4"))

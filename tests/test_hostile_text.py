@@ -24,7 +24,7 @@ from stepwell.cli import main
 from stepwell.emit import emit
 from stepwell.errors import LinkError, ModelError, StepwellError
 from stepwell.graph import Graph, Source
-from stepwell.hil_page import Run, run_of, write_page
+from stepwell.report.hil_page import Run, run_of, write_page
 from stepwell.text import c_text, html_text, markdown_text, printable, terminal_text
 from test_blob import forged
 

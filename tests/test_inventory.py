@@ -7,8 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
-from stepwell import flash, inventory
-from stepwell.boards import board_names, load_board
+from stepwell.boards import board_names, flash, inventory, load_board
 from stepwell.cli.commands import cli
 
 

@@ -13,7 +13,7 @@ import serial
 from conftest import full
 from hil.conftest import need
 from stepwell.boards import load_board
-from stepwell.build import build
+from stepwell.boards.build import build
 from stepwell.link.emulators import EMULATORS
 from test_service import SANITISED, host_program
 

@@ -11,16 +11,15 @@ import pytest
 import stepwell
 from click.testing import CliRunner
 from conftest import ROOT, need, skip_for
-from stepwell import stack
-from stepwell.boards import load_board
-from stepwell.build import NAME, build, call_graph, compile_image, graph_flags
-from stepwell.build import why_not as no_compiler
+from stepwell.boards import load_board, stack
+from stepwell.boards.build import NAME, build, call_graph, compile_image, graph_flags
+from stepwell.boards.build import why_not as no_compiler
 from stepwell.cli.commands import cli
 from stepwell.emit import emit
 from stepwell.errors import BuildError, LinkError
-from stepwell.hil import run_hil
 from stepwell.link import connect, qemu, sim
 from stepwell.link.emulators import EMULATORS
+from stepwell.link.hil import run_hil
 
 CALLED_BY_USERS = (
     "stw_init stw_init_shared stw_reset stw_step stw_step_raw stw_save stw_load stw_probe stw_blob_open".split()

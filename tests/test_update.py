@@ -21,8 +21,8 @@ from stepwell.graph import Graph
 from stepwell.link import messages
 from stepwell.link.frame import Frame, encode
 from stepwell.link.messages import Error, Message
+from stepwell.link.update import Update, make_update, sign_with
 from stepwell.model import Model
-from stepwell.update import Update, make_update, sign_with
 from test_service import SANITISED, Device, error_of, host_program
 
 AREA, PAGE, RAM = 4096, 256, 256

@@ -27,7 +27,7 @@ import numpy as np
 import stepwell
 from elftools.elf.elffile import ELFFile
 from stepwell.boards import Board, load_board
-from stepwell.build import NAME, compile_image, why_not
+from stepwell.boards.build import NAME, compile_image, why_not
 from stepwell.emit import emit, lean_flags
 from stepwell.graph import Graph
 from stepwell.integer.packing import packing_for

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from stepwell import convert
 from stepwell.boards import Board, board_names, load_board
-from stepwell.build import COMPILERS, Image, build, why_not
+from stepwell.boards.build import COMPILERS, Image, build, why_not
 from stepwell.errors import StepwellError
-from stepwell.hil import run_hil
 from stepwell.link import connect
 from stepwell.link.emulators import EMULATORS
+from stepwell.link.hil import run_hil
 from stepwell.model import Model
 from stepwell.samples import load_samples
 

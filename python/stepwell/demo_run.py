@@ -79,7 +79,7 @@ def _host(model: Model, samples: Samples, tell: Tell) -> float:
 def emulator_at_hand() -> str | None:
     """ "sim" (unicorn) or "qemu", whichever can run here together with a compiler for boards; None when neither can."""
     from stepwell.boards import load_board
-    from stepwell.build import no_compiler
+    from stepwell.boards.build import no_compiler
     from stepwell.link.emulators import EMULATORS
 
     if no_compiler():
@@ -96,9 +96,9 @@ def _board(
             '6. No emulated board here: pip install "stepwell[sim]" (from a checkout: pip install ".[sim]") brings one'
         )
         return None
-    from stepwell.build import build
-    from stepwell.hil import run_hil
+    from stepwell.boards.build import build
     from stepwell.link import connect
+    from stepwell.link.hil import run_hil
 
     image = build(model, BOARD, folder)
     sizes = image.sizes

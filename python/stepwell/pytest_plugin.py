@@ -24,10 +24,10 @@ import pytest
 if TYPE_CHECKING:
     import numpy as np
 
-    from stepwell.hil import HilReport
-    from stepwell.hil_page import Run
     from stepwell.link import HostLink, Link
+    from stepwell.link.hil import HilReport
     from stepwell.model import Model
+    from stepwell.report.hil_page import Run
 
 NO_PORT = (
     "no board: give --hil-port URL, qemu:BOARD, sim:BOARD, simavr:BOARD, rp2040js:BOARD or host: (or set HIL_PORT)"
@@ -100,7 +100,7 @@ def _check_files(config: pytest.Config) -> None:
 def _check_port(config: pytest.Config) -> None:
     """UsageError when the options for the port cannot be right; whether a board is there is seen later."""
     from stepwell.boards import load_board
-    from stepwell.flash import choose
+    from stepwell.boards.flash import choose
     from stepwell.link.urls import check_image, check_url
 
     option, port = config.getoption, _port(config)
@@ -133,12 +133,12 @@ class _Page:
             self._tests.setdefault(report.nodeid, []).append(report)
 
     def pytest_sessionfinish(self) -> None:
-        from stepwell.hil_page import write_page
+        from stepwell.report.hil_page import write_page
 
         write_page(self._path, self._title, [self._run(name, phases) for name, phases in self._tests.items()])
 
     def _run(self, name: str, phases: list[pytest.TestReport]) -> Run:
-        from stepwell.hil_page import Run
+        from stepwell.report.hil_page import Run
 
         bad = next((phase for phase in phases if phase.failed), None)
         skipped = next((phase for phase in phases if phase.skipped), None)
@@ -201,9 +201,9 @@ def _flash(model: Model | None, board: str, runner: str, port: str, flash_port: 
     import tempfile
 
     from stepwell.boards import load_board
-    from stepwell.build import build
+    from stepwell.boards.build import build
+    from stepwell.boards.flash import NEED_PORT, Files, choose, flash
     from stepwell.errors import WrongUse
-    from stepwell.flash import NEED_PORT, Files, choose, flash
 
     if model is None:
         raise WrongUse("--hil-flash needs --hil-model")
@@ -277,7 +277,7 @@ class Dut:
 
         The test fails on a difference.
         """
-        from stepwell.hil import run_hil
+        from stepwell.link.hil import run_hil
         from stepwell.text import printable
 
         report = run_hil(self.link, self.model, sequences)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import DEMO, skip_for
 from stepwell.boards import load_board
-from stepwell.build import Image, build, no_compiler, why_not
+from stepwell.boards.build import Image, build, no_compiler, why_not
 from stepwell.link import messages, sim
 from stepwell.link.emulator import Emulator
 from stepwell.link.emulators import EMULATORS

@@ -14,12 +14,12 @@ from click.testing import CliRunner
 from conftest import ROOT
 from shapes import random_dense, random_lstm, random_sequences
 from stepwell.boards import board_names, load_board
-from stepwell.build import build
+from stepwell.boards.build import build
 from stepwell.cli.commands import cli
 from stepwell.errors import BuildError, LinkError, SampleError, StepwellError, WrongUse
 from stepwell.graph import Graph
-from stepwell.hil import run_side_by_side
 from stepwell.link import sim, urls
+from stepwell.link.hil import run_side_by_side
 
 from .conftest import need
 from .test_faults import with_bit_flipped

@@ -12,10 +12,10 @@ import stepwell
 from conftest import ROOT
 from elftools.elf.elffile import ELFFile
 from shapes import random_sequences
-from stepwell.build import build
-from stepwell.hil import run_hil
+from stepwell.boards.build import build
 from stepwell.layers import LstmLayer
 from stepwell.link import HostLink, connect
+from stepwell.link.hil import run_hil
 from stepwell.reference import Reference
 
 from .conftest import need

@@ -18,14 +18,14 @@ import stepwell
 from conftest import ROOT, full
 from shapes import random_dense, random_lstm, random_sequences
 from stepwell.boards import board_names, load_board
-from stepwell.build import COMPILERS, flash_bytes
+from stepwell.boards.build import COMPILERS, flash_bytes
 from stepwell.errors import LinkError
 from stepwell.graph import Graph
-from stepwell.hil import run_hil, snapshot_parts
 from stepwell.layers import LstmLayer, RecurrentLayer
 from stepwell.link import connect, messages
 from stepwell.link.emulator import wait_until
 from stepwell.link.emulators import EMULATORS
+from stepwell.link.hil import run_hil, snapshot_parts
 from stepwell.link.messages import Error, Message
 from stepwell.reference import Reference
 

@@ -9,8 +9,8 @@ import pytest
 import serial
 from serial import rfc2217
 from stepwell.boards import load_board
-from stepwell.hil import run_hil
 from stepwell.link import connect, sim
+from stepwell.link.hil import run_hil
 
 from .conftest import need
 

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from conftest import ROOT, SIGNED, full
 from stepwell.boards import load_board
-from stepwell.build import build
+from stepwell.boards.build import build
 from stepwell.errors import BuildError, LinkError
-from stepwell.hil import run_hil
 from stepwell.link import HostLink, connect, qemu
 from stepwell.link.emulator import wait_until
 from stepwell.link.emulators import EMULATORS
+from stepwell.link.hil import run_hil
 
 from .conftest import need
 from .test_commands import run

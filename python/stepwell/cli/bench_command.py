@@ -47,8 +47,8 @@ def bench(model_file: str, core: str | None, deadline: str | None, clock: str | 
 
     Exit code 1 when a deadline is missed even at one cycle an instruction.
     """
-    from stepwell.bench import LIKELY_CPI, Deadline
-    from stepwell.bench import bench as run
+    from stepwell.report.bench import LIKELY_CPI, Deadline
+    from stepwell.report.bench import bench as run
 
     if (deadline is None) != (clock is None):
         raise WrongUse("--deadline and --clock go together: 5ms at 64MHz, say")

@@ -27,7 +27,7 @@ from stepwell.errors import StepwellError, WrongUse
 if TYPE_CHECKING:
     import numpy as np
 
-    from stepwell.hil import HilReport
+    from stepwell.link.hil import HilReport
 
 MISMATCH = 1
 
@@ -46,7 +46,7 @@ no_reset_option = click.option(
 @json_option
 def boards(as_json: bool) -> None:
     """List the boards, the serial ports that are plugged in, and the tools that are installed or missing."""
-    from stepwell.inventory import inventory
+    from stepwell.boards.inventory import inventory
 
     found = inventory()
     if as_json:
@@ -88,7 +88,7 @@ def build(
 ) -> None:
     """Build the test program with MODEL for a board."""
     from stepwell.boards import load_board
-    from stepwell.build import build as build_image
+    from stepwell.boards.build import build as build_image
 
     if mlperf and updates:
         raise WrongUse("--mlperf and --updates do not go together: MLPerf's text interface takes no updates")
@@ -125,8 +125,8 @@ def build(
 def flash(board: str, image: str | None, runner: str | None, port: str | None, dry_run: bool, as_json: bool) -> None:
     """Write an image to a board with the program that can."""
     from stepwell.boards import load_board
-    from stepwell.flash import RUNNERS, Files, check_image, choose, runners
-    from stepwell.flash import flash as run_runner
+    from stepwell.boards.flash import RUNNERS, Files, check_image, choose, runners
+    from stepwell.boards.flash import flash as run_runner
 
     facts = load_board(board)
     files = Files(Path(image or f"{facts.name}.elf"))
@@ -200,9 +200,9 @@ def hil(
     On a difference: the first wrong step, layer, gate and unit, and exit code 1.
     """
     from stepwell.files import check_can_write
-    from stepwell.hil import run_hil, run_side_by_side
-    from stepwell.hil_page import run_of, write_page
     from stepwell.link import connect
+    from stepwell.link.hil import run_hil, run_side_by_side
+    from stepwell.report.hil_page import run_of, write_page
     from stepwell.samples import samples_for
 
     _check_ports(ports, image)
@@ -353,7 +353,7 @@ def update(
     """
     from stepwell.link import connect
     from stepwell.link.emulators import EMULATORS
-    from stepwell.update import sign_with
+    from stepwell.link.update import sign_with
 
     if image is None and port.partition(":")[0] in EMULATORS:
         raise click.UsageError(f"--port {port} needs --image, an image from `stepwell build --updates`")

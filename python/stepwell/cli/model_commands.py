@@ -41,7 +41,7 @@ from stepwell.windowing import CARRY, Mode, parse_mode
 from stepwell.windowing import HELP as MODE_HELP
 
 if TYPE_CHECKING:
-    from stepwell.build import Image
+    from stepwell.boards.build import Image
     from stepwell.samples import RowReader
 
 MAX_DROP = "0.5%"
@@ -315,7 +315,7 @@ def _print_input(facts: dict[str, Any]) -> None:
 
 def _trial_build(model: stepwell.Model, board: str) -> Image:
     """The image, for its figures alone: its files are gone."""
-    from stepwell.build import build
+    from stepwell.boards.build import build
 
     with tempfile.TemporaryDirectory(prefix="stepwell-info-") as folder:
         return build(model, board, folder)

@@ -16,7 +16,7 @@ from stepwell.memory import at_most
 from stepwell.text import printable
 
 if TYPE_CHECKING:
-    from stepwell.build import Image
+    from stepwell.boards.build import Image
     from stepwell.model import Model
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")

@@ -20,9 +20,9 @@ from stepwell.link.frame import Frame, FrameReader, check_bytes, encode
 from stepwell.link.info import Info, read_info, status_words
 from stepwell.link.line import XON, Echo, Search, info_seqs, readable, what_is_missing
 from stepwell.link.messages import PAYLOAD_BYTES, Error, Message
+from stepwell.link.update import Sign, Update, Updated, make_update
 from stepwell.model import Model
 from stepwell.text import printable
-from stepwell.update import Sign, Update, Updated, make_update
 
 WAIT_FIRST = 0.3  # seconds for an answer when nothing is known about the line yet
 WAIT_MOST = 2.0
@@ -330,7 +330,7 @@ class Link:
     ) -> Updated:
         """Make the board run ``model``; its state starts anew, so call ``reset`` before the next ``step``.
 
-        ``version``: higher than that of the running model (default: by one). ``sign``: see stepwell.update.make_update.
+        ``version``: higher than that of the running model (default: by one). ``sign``: see stepwell.link.update.make_update.
         ``progress(done, total)`` counts bytes. Until the last message is answered the old model runs, also after a power cut;
         an update that was interrupted goes on where it was when the same one is sent again and the board was not reset.
         Raises LinkError when the board takes no update or refuses this one.

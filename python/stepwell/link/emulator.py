@@ -91,7 +91,7 @@ def module_command(module: str, *arguments: str | Path) -> list[str]:
 @contextlib.contextmanager
 def flash_file(image: Path) -> Iterator[Path]:
     """What an ELF puts into flash, as a file for an emulator that reads it when it starts; then the file goes, with its folder."""
-    from stepwell.build import flash_bytes
+    from stepwell.boards.build import flash_bytes
 
     with tempfile.TemporaryDirectory(prefix="stepwell-flash-") as folder:
         flash = Path(folder) / "flash.bin"

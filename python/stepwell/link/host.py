@@ -11,8 +11,8 @@ from stepwell.errors import LinkError, ModelError, SampleError
 from stepwell.info import ram_bytes
 from stepwell.link.board import CAUSES, Bench, Info, Memory, Stat, Unit, UpdateStatus, wrong_model
 from stepwell.link.messages import MTU, PROTOCOL, Error
+from stepwell.link.update import Sign, Updated
 from stepwell.model import Model
-from stepwell.update import Sign, Updated
 
 
 class HostLink:

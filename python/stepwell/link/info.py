@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from stepwell.errors import LinkError
 from stepwell.link import messages
-from stepwell.update import MOST_VERSION
+from stepwell.link.update import MOST_VERSION
 
 MOST_NAME = 64  # characters of a board's name
 MOST_MEMORY = 2**30  # bytes of RAM or flash that a board may claim

@@ -92,7 +92,7 @@ def _check_address(url: str) -> None:
 
 def check_image(board: Board, image: Path) -> None:
     """LinkError, or BuildError, unless ``image`` is one that ``board`` can run and the link can talk to."""
-    from stepwell.build import image_board, speaks_mlperf
+    from stepwell.boards.build import image_board, speaks_mlperf
 
     if not image.is_file():
         raise LinkError(f"no image {image}")
@@ -107,7 +107,7 @@ def check_image(board: Board, image: Path) -> None:
 
 def _image(board: Board, image: str | Path | None, model: Model | None, folder: str) -> Path:
     """The image to run: as given, or built from the model into ``folder``."""
-    from stepwell.build import build
+    from stepwell.boards.build import build
 
     if image is not None:
         check_image(board, Path(image))

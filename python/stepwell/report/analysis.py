@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from stepwell import cost
 from stepwell.check import compare, float_outputs, warm_up
 from stepwell.graph import Graph
 from stepwell.layers import RecurrentLayer
@@ -18,6 +17,7 @@ from stepwell.quantize.calibrate import Progress
 from stepwell.quantize.dequantize import float_layer
 from stepwell.quantize.fidelity import texts
 from stepwell.quantize.folding import float_side
+from stepwell.report import cost
 from stepwell.report.long_run import long_run
 from stepwell.report.places import C_LIMIT, GATE, measured
 from stepwell.samples import Samples

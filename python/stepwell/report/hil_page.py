@@ -9,7 +9,7 @@ from pathlib import Path
 from stepwell._version import __version__
 from stepwell.errors import StepwellError
 from stepwell.files import write_whole
-from stepwell.hil import HilReport
+from stepwell.link.hil import HilReport
 from stepwell.text import render
 
 OUTCOMES = ("passed", "failed", "error", "skipped")

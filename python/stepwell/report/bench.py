@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from stepwell import cost
 from stepwell.boards import Board, board_names, load_board
-from stepwell.build import no_compiler
+from stepwell.boards.build import no_compiler
 from stepwell.errors import BuildError, LinkError, WrongUse
 from stepwell.link import connect
 from stepwell.link.emulators import EMULATORS, instruction_counter_for
 from stepwell.model import Model
+from stepwell.report import cost
 
 LIKELY_CPI = 1.5  # cycles for an instruction: cores differ, and flash with wait states makes it more
 STEPS = 5

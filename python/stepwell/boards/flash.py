@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stepwell.boards import Board
-from stepwell.build import image_board, image_files
+from stepwell.boards.build import image_board, image_files
 from stepwell.errors import BuildError, PortMissing, WrongUse
 
 
@@ -108,7 +108,13 @@ def uf2(board: Board, files: Files, port: str | None) -> list[str]:
 
 def _copy(image: Path, board: Board, place: str | None) -> list[str]:
     """This module is the program."""
-    return [sys.executable, "-m", "stepwell.flash", str(image), place or str(mounted_drive(board.text("DRIVE_LABEL")))]
+    return [
+        sys.executable,
+        "-m",
+        "stepwell.boards.flash",
+        str(image),
+        place or str(mounted_drive(board.text("DRIVE_LABEL"))),
+    ]
 
 
 def mounted_drive(label: str) -> Path:

@@ -20,8 +20,7 @@ from typing import Any
 from elftools.elf.elffile import ELFFile
 from intelhex import IntelHex
 
-from stepwell import stack
-from stepwell.boards import Board, flags, load_board
+from stepwell.boards import Board, flags, load_board, stack
 from stepwell.emit import emit, lean_flags
 from stepwell.errors import BuildError, WrongUse
 from stepwell.files import check_can_make, folder_for, write_all

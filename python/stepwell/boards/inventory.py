@@ -9,8 +9,7 @@ from typing import Any
 
 from serial.tools import list_ports
 
-from stepwell import build, flash
-from stepwell.boards import Board, board_names, load_board
+from stepwell.boards import Board, board_names, build, flash, load_board
 from stepwell.link import qemu, rp2040js, sim, simavr
 
 
