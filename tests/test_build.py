@@ -257,6 +257,34 @@ def test_a_board_is_a_folder(tmp_path):
         load_board(f"{tmp_path}/board.mk")
 
 
+def own_board(folder: Path, *facts: str) -> Board:
+    (folder / "board.mk").write_text("\n".join(facts) + "\n")
+    return load_board(f"{folder}/")
+
+
+def test_a_board_says_what_differs_from_its_core_and_its_relative(tmp_path):
+    relative = load_board("nucleo-f446re")
+    board = own_board(tmp_path, "LIKE = nucleo-f446re", "CORE = cortex-m7f", "FLASH_BYTES = 4096", "USB_IDS =")
+    assert board.core == "cortex-m7" and board.number("FLASH_BYTES") == 4096 and board.words("USB_IDS") == []
+    assert board.text("UART_BASE") == relative.text("UART_BASE") and board.port == relative.port
+    assert own_board(tmp_path, "LIKE = nucleo-g071rb").port == load_board("nucleo-g071rb").port  # its board.c
+
+
+@pytest.mark.parametrize(
+    ("fact", "words"),
+    [
+        ("CORE = cortex-m9", "CORE = cortex-m9: there are: avr, cortex-m0"),
+        ("LIKE = nucleo", "LIKE = nucleo: there are: arduino-mega"),
+        ("LIKE = ../../etc", "there are: arduino-mega"),
+        ("LIKE = microbit", "microbit is itself LIKE nrf52840dk: name that one"),
+    ],
+)
+def test_a_core_or_relative_that_is_none(fact, words, tmp_path):
+    with pytest.raises(BuildError, match=re.escape(words)) as error:
+        own_board(tmp_path, fact)
+    assert str(tmp_path / "board.mk") in str(error.value)
+
+
 def test_the_environment_chooses_the_compiler(small_model, tmp_path, monkeypatch):
     monkeypatch.setenv("STEPWELL_COMPILER", "tcc")
     with pytest.raises(WrongUse, match="unknown compiler 'tcc'; there are: gcc, zig"):

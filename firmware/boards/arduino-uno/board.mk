@@ -1,8 +1,7 @@
 # Arduino Uno, ATmega328P. Facts: make includes this file, Python parses it.
 TITLE         = Arduino Uno, ATmega328P
+CORE          = avr
 LABEL         = emulated
-CPU           = avr
-GCC           = avr-gcc
 CPU_GCC       = -mmcu=atmega328p
 # a third of the flash less than with -O2, for 9 % more cycles
 GCC_FLAGS     = -fno-common -std=gnu99 -Os -mrelax -maccumulate-args -Wno-conversion

@@ -1,16 +1,10 @@
 # BBC micro:bit version 1: nRF51822, Cortex-M0. Facts: make includes this file, Python parses it.
 TITLE         = BBC micro:bit v1, nRF51822, Cortex-M0
-LABEL         = emulated
-CPU           = cortex_m
-CPU_GCC       = -mcpu=cortex-m0 -mthumb -mfloat-abi=soft
-CPU_ZIG       = -target thumb-freestanding-eabi -mcpu=cortex_m0
+LIKE          = nrf52840dk
+CORE          = cortex-m0
 CPU_HZ        = 16000000
-PORT          = nrf5
-PORT_FACTS    = UART_TX_PIN UART_RX_PIN
 
-FLASH_ORIGIN  = 0x00000000
 FLASH_BYTES   = 0x00040000
-RAM_ORIGIN    = 0x20000000
 RAM_BYTES     = 0x00004000
 STACK_BYTES   = 2048
 
@@ -19,14 +13,9 @@ UPDATE_BYTES      = 0x00010000
 UPDATE_PAGE_BYTES = 1024
 UPDATE_RAM_BYTES  = 2048
 
-UART          = nrf5
-UART_BASE     = 0x40002000
-UART_BAUD     = 115200
 UART_TX_PIN   = 24
 UART_RX_PIN   = 25
 TIMER         = nrf5
-TIMER_BASE    = 0x40008000
-TIMER_HZ      = 16000000
 
 QEMU          = qemu-system-arm -M microbit
 QEMU_TIMER_HZ = 16000000

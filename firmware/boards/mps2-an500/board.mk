@@ -1,9 +1,7 @@
 # Arm MPS2 with the AN500 image: Cortex-M7 on an FPGA. Facts: make includes this file, Python parses it.
 TITLE         = Arm MPS2 AN500, Cortex-M7
+CORE          = cortex-m7f
 LABEL         = emulated
-CPU           = cortex_m
-CPU_GCC       = -mcpu=cortex-m7 -mthumb -mfpu=fpv5-sp-d16 -mfloat-abi=hard
-CPU_ZIG       = -target thumb-freestanding-eabihf -mcpu=cortex_m7
 CPU_HZ        = 25000000
 PORT          = cmsdk
 

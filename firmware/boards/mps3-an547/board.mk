@@ -1,9 +1,7 @@
 # Arm MPS3 with the AN547 image: Cortex-M55 with MVE on an FPGA, in the secure state. Facts: make includes this file, Python parses it.
 TITLE         = Arm MPS3 AN547, Cortex-M55
+CORE          = cortex-m55
 LABEL         = emulated
-CPU           = cortex_m
-CPU_GCC       = -mcpu=cortex-m55 -mthumb -mfloat-abi=hard
-CPU_ZIG       = -target thumb-freestanding-eabihf -mcpu=cortex_m55+mve_fp
 CPU_HZ        = 32000000
 PORT          = cmsdk
 PORT_FACTS    = COUNTER_BASE

@@ -1,9 +1,7 @@
 # nRF52840-DK: nRF52840, Cortex-M4F. Facts: make includes this file, Python parses it.
 TITLE         = nRF52840-DK, nRF52840, Cortex-M4F
+CORE          = cortex-m4f
 LABEL         = emulated
-CPU           = cortex_m
-CPU_GCC       = -mcpu=cortex-m4 -mthumb -mfpu=fpv4-sp-d16 -mfloat-abi=hard
-CPU_ZIG       = -target thumb-freestanding-eabihf -mcpu=cortex_m4
 CPU_HZ        = 64000000
 PORT          = nrf5
 PORT_FACTS    = UART_TX_PIN UART_RX_PIN

@@ -1,9 +1,7 @@
 # Nucleo-F446RE: STM32F446RE, Cortex-M4F. Facts: make includes this file, Python parses it.
 TITLE         = Nucleo-F446RE, STM32F446RE, Cortex-M4F
+CORE          = cortex-m4f
 LABEL         = emulated
-CPU           = cortex_m
-CPU_GCC       = -mcpu=cortex-m4 -mthumb -mfpu=fpv4-sp-d16 -mfloat-abi=hard
-CPU_ZIG       = -target thumb-freestanding-eabihf -mcpu=cortex_m4
 # 180 MHz would need the over-drive mode (RM0390 5.1.4)
 CPU_HZ        = 168000000
 PORT          = stm32f4

@@ -1,9 +1,7 @@
 # Nucleo-G071RB: STM32G071RB, Cortex-M0+. Facts: make includes this file, Python parses it.
 TITLE         = Nucleo-G071RB, STM32G071RB, Cortex-M0+
+CORE          = cortex-m0plus
 LABEL         = emulated
-CPU           = cortex_m
-CPU_GCC       = -mcpu=cortex-m0plus -mthumb -mfloat-abi=soft
-CPU_ZIG       = -target thumb-freestanding-eabi -mcpu=cortex_m0plus
 CPU_HZ        = 64000000
 
 FLASH_ORIGIN  = 0x08000000

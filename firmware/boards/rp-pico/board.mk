@@ -1,9 +1,7 @@
 # Raspberry Pi Pico: RP2040, Cortex-M0+. Facts: make includes this file, Python parses it.
 TITLE         = Raspberry Pi Pico, RP2040, Cortex-M0+
+CORE          = cortex-m0plus
 LABEL         = emulated
-CPU           = cortex_m
-CPU_GCC       = -mcpu=cortex-m0plus -mthumb -mfloat-abi=soft
-CPU_ZIG       = -target thumb-freestanding-eabi -mcpu=cortex_m0plus
 CPU_HZ        = 125000000
 
 FLASH_ORIGIN  = 0x10000000

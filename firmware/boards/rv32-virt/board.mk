@@ -1,10 +1,7 @@
 # QEMU's RISC-V machine "virt" with RV32IMAC, the instruction set of an ESP32-C3. Facts: make includes this file, Python parses it.
 TITLE         = QEMU virt, RV32IMAC
+CORE          = rv32imac
 LABEL         = emulated
-CPU           = riscv
-GCC           = riscv64-unknown-elf-gcc
-CPU_GCC       = -march=rv32imac_zicsr -mabi=ilp32
-CPU_ZIG       = -target riscv32-freestanding-none -mcpu=generic_rv32+m+a+c+zicsr
 CPU_HZ        = 100000000
 PORT          = virt
 

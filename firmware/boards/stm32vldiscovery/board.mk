@@ -1,9 +1,7 @@
 # STM32VLDISCOVERY: STM32F100RB, Cortex-M3. Facts: make includes this file, Python parses it.
 TITLE         = STM32VLDISCOVERY, STM32F100RB, Cortex-M3
+CORE          = cortex-m3
 LABEL         = emulated
-CPU           = cortex_m
-CPU_GCC       = -mcpu=cortex-m3 -mthumb -mfloat-abi=soft
-CPU_ZIG       = -target thumb-freestanding-eabi -mcpu=cortex_m3
 CPU_HZ        = 24000000
 
 FLASH_ORIGIN  = 0x08000000

@@ -1,4 +1,8 @@
-"""Board facts: board.mk of firmware/boards/NAME/ or of a folder of your own, and firmware/flags.mk: ``KEY = value`` lines."""
+"""Board facts: ``KEY = value`` lines of board.mk, in firmware/boards/NAME/ or a folder of your own.
+
+``CORE`` names a file of firmware/cores, ``LIKE`` a relative: a board says what differs. What all
+boards share is in firmware/flags.mk.
+"""
 
 from __future__ import annotations
 
@@ -120,6 +124,8 @@ class Board:
         """The C file with the board's functions: its own, or one that several boards share. BuildError when there is none."""
         shared = self.facts.get("PORT")
         path = firmware() / "ports" / f"{shared}.c" if shared else self.folder / "board.c"
+        if not shared and not path.is_file() and "LIKE" in self.facts:
+            path = _folder_of(self.facts["LIKE"]) / "board.c"
         if not path.is_file():
             raise BuildError(
                 f"board {self.name}: no {path}; write it, or name a file of {firmware() / 'ports'} by PORT"
@@ -145,15 +151,41 @@ def load_board(name: str) -> Board:
 
     UnknownBoard lists the boards; BuildError when its facts make no sense.
     """
-    folder = Path(name).resolve() if "/" in name else firmware() / "boards" / name
+    folder = Path(name).resolve() if "/" in name else _folder_of(name)
     if not name or not (folder / "board.mk").is_file():
         raise UnknownBoard(
             f"{_why_unknown(name, folder)}; there are: {', '.join(board_names())}, or a folder of your own, written with a slash: "
             "./myboard"
         )
-    board = Board(folder, {"NAME": folder.name} | parse_facts(folder / "board.mk"))
+    board = Board(folder, {"NAME": folder.name} | _all_facts(folder / "board.mk"))
     board.check()
     return board
+
+
+def _all_facts(path: Path) -> dict[str, str]:
+    """A board's own facts, over those of its core, over those of its relative."""
+    own = parse_facts(path)
+    relative: dict[str, str] = {}
+    if "LIKE" in own:
+        if own["LIKE"] not in board_names():
+            raise BuildError(f"{path}: LIKE = {own['LIKE']}: there are: {', '.join(board_names())}")
+        relative = parse_facts(_folder_of(own["LIKE"]) / "board.mk")
+        if "LIKE" in relative:
+            raise BuildError(f"{path}: {own['LIKE']} is itself LIKE {relative['LIKE']}: name that one")
+    name = own.get("CORE", relative.get("CORE"))
+    core = {} if name is None else _core_facts(path, name)
+    return relative | core | own
+
+
+def _core_facts(path: Path, name: str) -> dict[str, str]:
+    cores = sorted(core.stem for core in (firmware() / "cores").glob("*.mk"))
+    if name not in cores:
+        raise BuildError(f"{path}: CORE = {name}: there are: {', '.join(cores)}")
+    return parse_facts(firmware() / "cores" / f"{name}.mk")
+
+
+def _folder_of(name: str) -> Path:
+    return firmware() / "boards" / name
 
 
 def _why_unknown(name: str, folder: Path) -> str:
