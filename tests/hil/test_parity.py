@@ -111,10 +111,20 @@ GOLDEN = sorted(path.stem for path in (ROOT / "tests" / "golden").glob("*.stw"))
 OFTEN = ("attention_dot_product", "gru_before_tables", "layer_norm", "projection_w4a16", "two_lstm_three_dense")
 
 
-@pytest.mark.parametrize("compiler", BY_BOTH)
 @pytest.mark.parametrize("golden", full(GOLDEN, *OFTEN))
-def test_every_golden_model_on_the_smallest_core(golden, compiler, images):
-    """Every kind of layer, every cell variant and every mode: outputs and the whole state."""
+def test_every_golden_model_on_the_smallest_core(golden, images):
+    """Every kind of layer, every cell variant and every mode. `.ci/run zig` builds them by zig."""
+    golden_on_the_smallest_core(golden, None, images)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("golden", OFTEN)
+def test_golden_models_by_zig(golden, images):
+    golden_on_the_smallest_core(golden, "zig", images)
+
+
+def golden_on_the_smallest_core(golden, compiler, images):
+    """Outputs and the whole state are equal."""
     need("sim:microbit", compiler)
     model = stepwell.load(ROOT / "tests" / "golden" / f"{golden}.stw")
     rng = np.random.default_rng(4)

@@ -444,7 +444,7 @@ def _is_recurrent(w: Walk, y: Signal) -> bool:
 def _head(name: str, y: Signal | np.ndarray) -> Head:
     if isinstance(y, Signal):
         return Head(name, y.value, y.n_features, y.last)
-    rows = y.reshape(-1, y.shape[-1] if y.ndim else 1)
-    if y.dtype.kind != "f" or not rows.size or (rows != rows[0]).any():
+    rows = y.reshape(-1, y.shape[-1] if y.ndim else 1) if y.size else y
+    if y.dtype.kind != "f" or not y.size or (rows != rows[0]).any():
         raise ImportRefused(f"output '{name}' is a constant that is no row of numbers: it does not depend on the input")
     return Head(name, 0, rows.shape[1], False, rows[0].astype(np.float64))
