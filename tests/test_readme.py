@@ -1,4 +1,4 @@
-"""The README's examples are run as they stand."""
+"""The examples of README.md and docs/accuracy.md are run as they stand."""
 
 import re
 import shutil
@@ -14,10 +14,11 @@ from stepwell.importer.walk import HANDLERS
 from test_report import invoke
 
 README = (ROOT / "README.md").read_text()
+ACCURACY = (ROOT / "docs" / "accuracy.md").read_text()
 
 
-def example(name: str) -> str:
-    return re.search(rf"<!-- example: {name} -->\n```\w+\n(.*?)```", README, re.DOTALL).group(1)
+def example(name: str, page: str = README) -> str:
+    return re.search(rf"<!-- example: {name} -->\n```\w+\n(.*?)```", page, re.DOTALL).group(1)
 
 
 def test_python_example(tmp_path):
@@ -34,7 +35,7 @@ def test_fine_tuning_example(tmp_path, monkeypatch):
     shutil.copytree(DEMO, tmp_path / "stepwell-demo")
     monkeypatch.chdir(tmp_path)
     x = torch.from_numpy(np.load("stepwell-demo/turbofan_calib.npz")["x"][:8])
-    exec(example("qat"), {"batches": [(x, torch.full((8, 1), 0.5, dtype=torch.float64))] * 2})
+    exec(example("qat", ACCURACY), {"batches": [(x, torch.full((8, 1), 0.5, dtype=torch.float64))] * 2})
     model = stepwell.load("turbofan.stw")
     assert model.info()["precision"] == "w4a16" and model.notes["fine_tuned"]
 
@@ -45,7 +46,7 @@ def test_commands_of_the_precision_section(tmp_path, monkeypatch):
     data = np.load(DEMO / "turbofan_test.npz")
     np.savez(tmp_path / "test.npz", **{name: data[name][:10] for name in ("x", "lengths", "y")})
     monkeypatch.chdir(tmp_path)
-    section = README.split("## Which precision")[1].split("\n## ")[0]
+    section = ACCURACY.split("## Which precision")[1].split("\n## ")[0]
     commands = re.findall(r"^    stepwell (.*)$", section, re.MULTILINE)
     assert [command.split()[0] for command in commands] == ["convert", "convert", "report"]
     for command in commands:
@@ -61,11 +62,17 @@ def test_c_example(turbofan, tmp_path):
         "int main(void)\n{\n    int16_t x[MOTOR_N_IN] = {0};\n    if (setup()) return 1;\n"
         '    printf("%ld\\n", (long)on_sample(x));\n    return 0;\n}\n'
     )
-    sources = re.search(r"Compile it with `(.*?)`", README).group(1).split()
-    command = ["cc", "-std=c99", "-Wall", "-Wextra", "-Werror", "-o", "example", "main.c", *sources]
-    subprocess.run(command, cwd=tmp_path, check=True)
+    command = re.search(r"Compile it with `(.*?)`", README).group(1)
+    subprocess.run(f"{command} -Wall -Wextra -Werror -o example", cwd=tmp_path, shell=True, check=True)
     printed = subprocess.run([tmp_path / "example"], capture_output=True, text=True, check=True).stdout
     assert int(printed) == turbofan.stream().step_q([0] * turbofan.n_in)[0]
+
+
+def test_the_readme_is_two_screens_and_links():
+    lines = README.splitlines()
+    assert len(lines) <= 135
+    long = [line for line in lines if len(line) > 100 and not line.startswith("|")]
+    assert not long, "Markdown has 100 columns at most"
 
 
 def test_links_lead_somewhere():
