@@ -1,7 +1,9 @@
-"""Bootloaders in software, for tests of flash programs: a TCP port that answers as the chip's own bootloader would.
+"""Bootloaders in software, for tests of flash programs: a TCP port that answers as the chip's own
+bootloader would.
 
-Written from ST's AN3155 (USART protocol of STM32 bootloaders) and Atmel's AVR061 (STK500 protocol, version 1, of which optiboot
-answers a part). Both keep what was written in ``flash``, so that a test compares bytes.
+Written from ST's AN3155 (USART protocol of STM32 bootloaders) and Atmel's AVR061 (STK500 protocol,
+version 1, of which optiboot answers a part). Both keep what was written in ``flash``, so that a
+test compares bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ QUICK_ACK = getattr(socket, "TCP_QUICKACK", None)  # Linux
 
 
 class Bootloader:
-    """One client after the other, until ``close``. ``refuse``: the command that is answered as the chip answers a failure."""
+    """One client after the other, until ``close``. ``refuse``: the command that is answered as the
+    chip answers a failure.
+    """
 
     FLASH_BYTES = 1 << 20
 
@@ -75,7 +79,9 @@ class Stm32(Bootloader):
         if code == self.SYNC:
             return self.put(self.ACK)
         known = {
-            self.GET: lambda: self.put(bytes([6, 0x31, 0x00, 0x02, 0x11, 0x21, 0x31, 0x44]) + self.ACK),
+            self.GET: lambda: self.put(
+                bytes([6, 0x31, 0x00, 0x02, 0x11, 0x21, 0x31, 0x44]) + self.ACK
+            ),
             self.GET_ID: lambda: self.put(b"\x01\x04\x13" + self.ACK),  # STM32F405
             self.READ: self._read,
             self.GO: self._go,
@@ -130,7 +136,9 @@ KNOWN = {0x30, 0x50, 0x51, 0x64, 0x74, 0x75, *ARGUMENTS}
 
 
 class Optiboot(Bootloader):
-    """STK500 version 1. ``signature``: of the chip, an ATmega328P unless told. Its own place at the end of flash is locked."""
+    """STK500 version 1. ``signature``: of the chip, an ATmega328P unless told. Its own place at the
+    end of flash is locked.
+    """
 
     FLASH_BYTES, PROGRAM_BYTES = 32 << 10, (32 << 10) - 512
     OK, FAILED, IN_SYNC, NO_SYNC, END = b"\x10", b"\x11", b"\x14", b"\x15", 0x20

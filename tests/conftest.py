@@ -15,7 +15,8 @@ from stepwell.graph import Graph
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_SKIP = bool(os.environ.get("STEPWELL_NO_SKIP"))
-# What may be missing all the same: packages without a build for some Python, and files that stand outside of the repository.
+# What may be missing all the same: packages without a build for some Python, and files that stand
+# outside of the repository.
 MAY_BE_MISSING = (
     "torch",
     "keras",
@@ -45,7 +46,9 @@ int board_verify_signature(const uint8_t *message, size_t n, const uint8_t *sign
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--all", action="store_true", help="with the tests marked `full`: matrices, fuzzers, the long soak"
+        "--all",
+        action="store_true",
+        help="with the tests marked `full`: matrices, fuzzers, the long soak",
     )
 
 
@@ -54,7 +57,11 @@ LEFT_OUT = pytest.StashKey[int]()  # tests marked `full` that this run leaves ou
 
 def pytest_collection_modifyitems(config, items):
     """Without --all the tests marked `full` are left out."""
-    left_out = [] if config.getoption("--all") else [item for item in items if item.get_closest_marker("full")]
+    left_out = (
+        []
+        if config.getoption("--all")
+        else [item for item in items if item.get_closest_marker("full")]
+    )
     config.stash[LEFT_OUT] = len(left_out)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
@@ -78,7 +85,8 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 def full(values: Iterable, *kept) -> list:
-    """Values of a matrix for parametrize, a tuple for several arguments: each run takes ``kept``, `pytest --all` all.
+    """Values of a matrix for parametrize, a tuple for several arguments: each run takes ``kept``,
+    `pytest --all` all.
 
     ValueError: a kept value is not among them.
     """
@@ -88,7 +96,9 @@ def full(values: Iterable, *kept) -> list:
     return [
         value
         if value in kept
-        else pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.full)
+        else pytest.param(
+            *(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.full
+        )
         for value in values
     ]
 
@@ -110,9 +120,13 @@ def _missing(reason: str) -> bool:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
-    """With STEPWELL_NO_SKIP=1 a skip is a failure: where every tool is installed it would be a proof that is missing."""
+    """With STEPWELL_NO_SKIP=1 a skip is a failure: where every tool is installed it would be a
+    proof that is missing.
+    """
     report = (yield).get_result()
-    is_skip = report.skipped and call.excinfo and isinstance(call.excinfo.value, pytest.skip.Exception)
+    is_skip = (
+        report.skipped and call.excinfo and isinstance(call.excinfo.value, pytest.skip.Exception)
+    )
     reason = str(call.excinfo.value) if is_skip else ""
     if _missing(reason):
         report.outcome, report.longrepr = "failed", f"STEPWELL_NO_SKIP is set, but: {reason}"
@@ -150,5 +164,7 @@ def turbofan() -> stepwell.Model:
 @pytest.fixture(scope="session")
 def small_model() -> stepwell.Model:
     """A model of a few hundred bytes: for tests that touch every bit."""
-    graph = Graph((random_lstm(np.random.default_rng(1), 2, 3), random_dense(np.random.default_rng(2), 3, 2)))
+    graph = Graph(
+        (random_lstm(np.random.default_rng(1), 2, 3), random_dense(np.random.default_rng(2), 3, 2))
+    )
     return stepwell.convert(graph, random_sequences(np.random.default_rng(3), 8, 20, 2))

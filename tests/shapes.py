@@ -32,7 +32,12 @@ def random_lstm(rng: np.random.Generator, n_in: int, n_out: int, gain: float = 2
     def uniform(*shape: int) -> np.ndarray:
         return rng.uniform(-bound, bound, shape)
 
-    return Lstm(f"lstm{n_in}x{n_out}", uniform(4 * n_out, n_in), uniform(4 * n_out, n_out), uniform(4 * n_out))
+    return Lstm(
+        f"lstm{n_in}x{n_out}",
+        uniform(4 * n_out, n_in),
+        uniform(4 * n_out, n_out),
+        uniform(4 * n_out),
+    )
 
 
 def random_gru(rng: np.random.Generator, n_in: int, n_out: int, gain: float = 2.0) -> Gru:
@@ -46,13 +51,19 @@ def random_gru(rng: np.random.Generator, n_in: int, n_out: int, gain: float = 2.
 
 
 def random_rnn(rng: np.random.Generator, n_in: int, n_out: int) -> Rnn:
-    bound = 1 / np.sqrt(n_out)  # a larger gain makes an Elman network chaotic: no two arithmetics agree for long
+    bound = 1 / np.sqrt(
+        n_out
+    )  # a larger gain makes an Elman network chaotic: no two arithmetics agree for long
     weights = rng.uniform(-bound, bound, (n_out, n_in)), rng.uniform(-bound, bound, (n_out, n_out))
     return Rnn(f"rnn{n_in}x{n_out}", *weights, rng.uniform(-bound, bound, n_out))
 
 
 def random_dense(
-    rng: np.random.Generator, n_in: int, n_out: int, activation: str | Function = "none", groups: int = 1
+    rng: np.random.Generator,
+    n_in: int,
+    n_out: int,
+    activation: str | Function = "none",
+    groups: int = 1,
 ) -> Dense:
     columns = n_in // groups
     weight = rng.normal(size=(n_out, columns)) / np.sqrt(columns)
@@ -66,12 +77,15 @@ def random_norm(rng: np.random.Generator, n: int) -> LayerNorm:
 def random_projected(rng: np.random.Generator, n_in: int, n_units: int, n_out: int) -> Lstm:
     plain = random_lstm(rng, n_in, n_units)
     w_h = rng.normal(size=(4 * n_units, n_out)) * 0.6
-    return Lstm("projected", plain.w_x, w_h, plain.bias, projection=rng.normal(size=(n_out, n_units)) * 0.5)
+    return Lstm(
+        "projected", plain.w_x, w_h, plain.bias, projection=rng.normal(size=(n_out, n_units)) * 0.5
+    )
 
 
 HARD = Function("hard_sigmoid", 0.2, 0.5)
 
-# every layer kind, every activation, inside a chain and at its end; a maker gives layers of a chain or a Graph
+# every layer kind, every activation, inside a chain and at its end; a maker gives layers of a chain
+# or a Graph
 SHAPES = {
     "lstm": lambda r: (random_lstm(r, 3, 5),),
     "one unit": lambda r: (random_lstm(r, 1, 1),),
@@ -89,7 +103,11 @@ SHAPES = {
         random_dense(r, 6, 3, "sigmoid"),
     ),
     "softmax": lambda r: (random_lstm(r, 6, 16), random_dense(r, 16, 10, "softmax")),
-    "relu between": lambda r: (random_lstm(r, 4, 8), Activation("act", "relu", 8), random_dense(r, 8, 2, "relu")),
+    "relu between": lambda r: (
+        random_lstm(r, 4, 8),
+        Activation("act", "relu", 8),
+        random_dense(r, 8, 2, "relu"),
+    ),
     "tanh, sigmoid after lstm": lambda r: (
         random_lstm(r, 4, 8),
         Activation("act1", "tanh", 8),
@@ -122,7 +140,9 @@ SHAPES = {
         random_dense(r, 6, 2),
     ),
     "lstm tables": lambda r: (
-        replace(random_lstm(r, 3, 6, 1.0), functions=(HARD, Function("softsign"), Function("softplus"))),
+        replace(
+            random_lstm(r, 3, 6, 1.0), functions=(HARD, Function("softsign"), Function("softplus"))
+        ),
         random_dense(r, 6, 2),
     ),
     "lstm relu out": lambda r: (
@@ -144,7 +164,10 @@ SHAPES = {
         replace(random_lstm(r, 3, 6), h0=r.uniform(-1, 1, 6), c0=r.normal(size=6) * 2),
         random_dense(r, 6, 2),
     ),
-    "gru before": lambda r: (replace(random_gru(r, 3, 6), reset_after=False), random_dense(r, 6, 2)),
+    "gru before": lambda r: (
+        replace(random_gru(r, 3, 6), reset_after=False),
+        random_dense(r, 6, 2),
+    ),
     "gru before variants": lambda r: (
         replace(
             random_gru(r, 3, 6),
@@ -156,12 +179,22 @@ SHAPES = {
         random_dense(r, 6, 2),
     ),
     "gru variants": lambda r: (
-        replace(random_gru(r, 3, 6), functions=(HARD, Function("elu", 1.0)), clip=3.0, h0=r.uniform(-1, 1, 6)),
+        replace(
+            random_gru(r, 3, 6),
+            functions=(HARD, Function("elu", 1.0)),
+            clip=3.0,
+            h0=r.uniform(-1, 1, 6),
+        ),
         random_dense(r, 6, 2),
     ),
-    "rnn relu": lambda r: (replace(random_rnn(r, 3, 6), functions=("relu",)), random_dense(r, 6, 2)),
+    "rnn relu": lambda r: (
+        replace(random_rnn(r, 3, 6), functions=("relu",)),
+        random_dense(r, 6, 2),
+    ),
     "rnn variants": lambda r: (
-        replace(random_rnn(r, 3, 6), functions=(Function("softsign"),), clip=2.0, h0=r.uniform(-1, 1, 6)),
+        replace(
+            random_rnn(r, 3, 6), functions=(Function("softsign"),), clip=2.0, h0=r.uniform(-1, 1, 6)
+        ),
         random_dense(r, 6, 2),
     ),
     # ---- layers without memory ----
@@ -170,14 +203,24 @@ SHAPES = {
         random_dense(r, 6, 5, Function("leaky_relu", 0.1)),
         random_dense(r, 5, 2),
     ),
-    "table at the end": lambda r: (random_lstm(r, 3, 6), random_dense(r, 6, 5, Function("elu", 1.0))),
+    "table at the end": lambda r: (
+        random_lstm(r, 3, 6),
+        random_dense(r, 6, 5, Function("elu", 1.0)),
+    ),
     "table after lstm": lambda r: (
         random_lstm(r, 3, 6),
         Activation("act", Function("softplus"), 6),
         random_dense(r, 6, 2),
     ),
-    "table alone at the end": lambda r: (random_lstm(r, 3, 6), Activation("act", Function("softplus"), 6)),
-    "groups": lambda r: (random_lstm(r, 3, 6), random_dense(r, 6, 4, "relu", 2), random_dense(r, 4, 4, "none", 4)),
+    "table alone at the end": lambda r: (
+        random_lstm(r, 3, 6),
+        Activation("act", Function("softplus"), 6),
+    ),
+    "groups": lambda r: (
+        random_lstm(r, 3, 6),
+        random_dense(r, 6, 4, "relu", 2),
+        random_dense(r, 4, 4, "none", 4),
+    ),
     "scale of the input": lambda r: (
         random_dense(r, 3, 3, "none", 3),
         random_lstm(r, 3, 6),
@@ -209,22 +252,37 @@ SHAPES = {
         sources=((0,), (1,), (1, 2), (3,)),
     ),
     "gate": lambda r: Graph(
-        (random_lstm(r, 3, 6), random_dense(r, 6, 6, "sigmoid"), Mul("gate", 6), random_dense(r, 6, 2)),
+        (
+            random_lstm(r, 3, 6),
+            random_dense(r, 6, 6, "sigmoid"),
+            Mul("gate", 6),
+            random_dense(r, 6, 2),
+        ),
         sources=((0,), (1,), (1, 2), (3,)),
     ),
     "product at the end": lambda r: Graph(
-        (random_lstm(r, 3, 6), random_dense(r, 6, 6), Mul("gate", 6, "tanh")), sources=((0,), (1,), (1, 2))
+        (random_lstm(r, 3, 6), random_dense(r, 6, 6), Mul("gate", 6, "tanh")),
+        sources=((0,), (1,), (1, 2)),
     ),
     "concat": lambda r: Graph(
         (random_lstm(r, 3, 6), random_gru(r, 3, 4), Concat("both", (6, 4)), random_dense(r, 10, 2)),
         sources=((0,), (0,), (1, 2), (3,)),
     ),
     "concat at the end": lambda r: Graph(
-        (random_lstm(r, 3, 5), random_dense(r, 5, 4), Concat("both", (5, 4))), sources=((0,), (1,), (1, 2))
+        (random_lstm(r, 3, 5), random_dense(r, 5, 4), Concat("both", (5, 4))),
+        sources=((0,), (1,), (1, 2)),
     ),
     "slice": lambda r: (random_lstm(r, 3, 6), Slice("some", 6, 2, 3), random_dense(r, 3, 2)),
-    "slice at the end": lambda r: (random_lstm(r, 3, 6), random_dense(r, 6, 5, "relu"), Slice("some", 5, 1, 3)),
-    "embedding": lambda r: (Embedding("tokens", r.normal(size=(11, 4)), 2), random_gru(r, 8, 6), random_dense(r, 6, 3)),
+    "slice at the end": lambda r: (
+        random_lstm(r, 3, 6),
+        random_dense(r, 6, 5, "relu"),
+        Slice("some", 5, 1, 3),
+    ),
+    "embedding": lambda r: (
+        Embedding("tokens", r.normal(size=(11, 4)), 2),
+        random_gru(r, 8, 6),
+        random_dense(r, 6, 3),
+    ),
     "arg max": lambda r: (random_lstm(r, 3, 6), random_dense(r, 6, 4), ArgMax("class", 4)),
     # ---- layers that look back ----
     "causal conv": lambda r: (
@@ -254,7 +312,11 @@ SHAPES = {
         random_dense(r, 6, 2),
     ),
     "window at the end": lambda r: (random_lstm(r, 3, 5), Window("window", 5, 2, 3)),
-    "max pool at the end": lambda r: (random_lstm(r, 3, 5), Window("window", 5, 3), MaxPool("max", 15, 3)),
+    "max pool at the end": lambda r: (
+        random_lstm(r, 3, 5),
+        Window("window", 5, 3),
+        MaxPool("max", 15, 3),
+    ),
     "strided conv and residual": lambda r: Graph(
         (
             Window("window", 4, 2, stride=2, padding=1),
@@ -269,7 +331,12 @@ SHAPES = {
         sources=((0,), (1,), (2,), (2, 3), (4,), (5,), (6,), (7,)),
     ),
     "attention, scores given": lambda r: Graph(
-        (random_lstm(r, 3, 6), random_dense(r, 6, 1), Attention("mean", "score", 8, 1, 6), random_dense(r, 6, 2)),
+        (
+            random_lstm(r, 3, 6),
+            random_dense(r, 6, 1),
+            Attention("mean", "score", 8, 1, 6),
+            random_dense(r, 6, 2),
+        ),
         sources=((0,), (1,), (2, 1), (3,)),
     ),
     "attention, dot product": lambda r: Graph(
@@ -296,7 +363,8 @@ SHAPES = {
     ),
 }
 
-# what the fixture `graph` gives to tests that take rows in every layer, and outputs that are numbers, for granted
+# what the fixture `graph` gives to tests that take rows in every layer, and outputs that are
+# numbers, for granted
 WITHOUT_ROWS = (Window, Slice, MaxPool, Embedding, ArgMax)
 
 
@@ -315,10 +383,14 @@ def takes_tokens(graph: Graph) -> bool:
 
 
 def sequences_for(graph: Graph, seed: int, n: int, steps: int) -> np.ndarray:
-    """Sequences that look like real input of the graph, [n, steps, n_in]: numbers, or tokens for an embedding."""
+    """Sequences that look like real input of the graph, [n, steps, n_in]: numbers, or tokens for an
+    embedding.
+    """
     rng = np.random.default_rng(seed)
     if takes_tokens(graph):
-        return rng.integers(0, len(graph.layers[0].table), (n, steps, graph.n_in)).astype(np.float64)
+        return rng.integers(0, len(graph.layers[0].table), (n, steps, graph.n_in)).astype(
+            np.float64
+        )
     return random_sequences(rng, n, steps, graph.n_in)
 
 

@@ -1,6 +1,8 @@
-"""Inputs and states made to overflow: they come close to the proven bound of a row, never past it, and the checked C is silent.
+"""Inputs and states made to overflow: they come close to the proven bound of a row, never past it,
+and the checked C is silent.
 
-What the proof says of a row holds for any x and h in -32768..32767. The worst ones have the signs of its weights.
+What the proof says of a row holds for any x and h in -32768..32767. The worst ones have the signs
+of its weights.
 """
 
 import struct
@@ -36,7 +38,9 @@ NAMES = [path.stem for path in GOLDEN if can_be_attacked(stepwell.load(path))]
 @pytest.fixture(params=full(["turbofan", *NAMES], "turbofan", *NAMES[::9]))
 def attacked(request, turbofan) -> Model:
     return (
-        turbofan if request.param == "turbofan" else stepwell.load(ROOT / "tests" / "golden" / f"{request.param}.stw")
+        turbofan
+        if request.param == "turbofan"
+        else stepwell.load(ROOT / "tests" / "golden" / f"{request.param}.stw")
     )
 
 
@@ -48,7 +52,11 @@ def attacks(model: Model) -> list[tuple[int, np.ndarray, np.ndarray]]:
     of_x, of_h = gate_records(layer)
     w_x[of_x], w_h[of_h] = layer.w_x, layer.w_h
     return [
-        (record, np.where(sign * w_x[record] > 0, HIGH, LOW), np.where(sign * w_h[record] > 0, HIGH, LOW))
+        (
+            record,
+            np.where(sign * w_x[record] > 0, HIGH, LOW),
+            np.where(sign * w_h[record] > 0, HIGH, LOW),
+        )
         for record in range(n_records)
         for sign in (1, -1)
     ]
@@ -59,15 +67,22 @@ def with_hidden(model: Model, h: np.ndarray) -> bytes:
     snapshot = bytearray(model.stream().save()[:-4])
     parts = snapshot_parts(model, bytes(snapshot) + bytes(4))
     before = next(k for k, part in enumerate(parts) if part.index == 0)
-    cells, hidden = sum(part.n_cells for part in parts), sum(part.n_hidden for part in parts[:before])
-    struct.pack_into(f"<{len(h)}h", snapshot, SNAPSHOT_HEADER + 4 * cells + 2 * hidden, *map(int, h))
+    cells, hidden = (
+        sum(part.n_cells for part in parts),
+        sum(part.n_hidden for part in parts[:before]),
+    )
+    struct.pack_into(
+        f"<{len(h)}h", snapshot, SNAPSHOT_HEADER + 4 * cells + 2 * hidden, *map(int, h)
+    )
     return bytes(snapshot) + struct.pack("<I", zlib.crc32(snapshot))
 
 
 def test_the_bound_is_nearly_reached_and_never_passed(attacked):
     bound = proof.bounds(*attacked.layers[0].weight_sums(), attacked.layers[0].rows)[1]
     seen: list[np.ndarray] = []
-    reference = Reference(attacked, lambda k, name, v: seen.append(v.ravel()) if (k, name) == (0, "acc") else None)
+    reference = Reference(
+        attacked, lambda k, name, v: seen.append(v.ravel()) if (k, name) == (0, "acc") else None
+    )
     reached = np.zeros(len(bound))
     for record, x, h in attacks(attacked):
         reference.restore(snapshot_parts(attacked, with_hidden(attacked, h)))
@@ -89,7 +104,11 @@ def program(request, tmp_path_factory) -> Path:
 @pytest.mark.skipif(not COMPILERS, reason="no C compiler: apt-get install gcc")
 def test_checks_and_sanitisers_are_silent(attacked, program):
     pairs = [(with_hidden(attacked, h), x.astype("<i2")) for _, x, h in attacks(attacked)]
-    pack = struct.pack("<I", len(attacked.blob)) + attacked.blob + b"".join(s + x.tobytes() for s, x in pairs)
+    pack = (
+        struct.pack("<I", len(attacked.blob))
+        + attacked.blob
+        + b"".join(s + x.tobytes() for s, x in pairs)
+    )
     done = subprocess.run([program], input=pack, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     y = np.frombuffer(done.stdout, "<i4").reshape(-1, attacked.n_out)

@@ -1,4 +1,6 @@
-"""What reads the C without running it: cppcheck, clang-tidy, and gcc's own figures of stack and calls."""
+"""What reads the C without running it: cppcheck, clang-tidy, and gcc's own figures of stack and
+calls.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,14 @@ CSRC, FIRMWARE = csrc(), firmware()  # as installed: boards name their files the
 APP, CPU = FIRMWARE / "app", FIRMWARE / "cpu"
 SIMAVR = FIRMWARE / "emulators" / "simavr.c"
 SOURCES = [*sorted(CSRC.glob("*.c")), *sorted(APP.glob("*.c"))]
-# >> of a negative value is implementation-defined: stw_fix.h refuses compilers that do not shift arithmetically;
-# start.c and ram.h walk from one symbol of the linker script to another
-SUPPRESSED = ("shiftTooManyBitsSigned", "shiftNegativeLHS", "toomanyconfigs", f"comparePointers:{CPU}/*")
+# >> of a negative value is implementation-defined: stw_fix.h refuses compilers that do not shift
+# arithmetically; start.c and ram.h walk from one symbol of the linker script to another
+SUPPRESSED = (
+    "shiftTooManyBitsSigned",
+    "shiftNegativeLHS",
+    "toomanyconfigs",
+    f"comparePointers:{CPU}/*",
+)
 TARGETS = {
     "cortex_m": "arm-none-eabi",
     "riscv": "riscv32-unknown-elf",
@@ -39,22 +46,35 @@ def includes(tmp_path_factory) -> list[str]:
     for path in folder.iterdir():
         if path.name != "app_model.h":
             path.unlink()
-    return [f"-I{path}" for path in (CSRC, folder, APP, APP.parent, ROOT / "tests" / "c" / "service")]
+    return [
+        f"-I{path}" for path in (CSRC, folder, APP, APP.parent, ROOT / "tests" / "c" / "service")
+    ]
 
 
 # what of the device's program is for boards that take updates
-UPDATES = ["-DBOARD_UPDATE_BYTES=8192", "-DBOARD_UPDATE_PAGE_BYTES=256", "-DBOARD_UPDATE_RAM_BYTES=4096"]
+UPDATES = [
+    "-DBOARD_UPDATE_BYTES=8192",
+    "-DBOARD_UPDATE_PAGE_BYTES=256",
+    "-DBOARD_UPDATE_RAM_BYTES=4096",
+]
 
 
 def assert_clean(*command: str | Path) -> None:
-    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(word) for word in command], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 def cppcheck(*words: str | Path) -> None:
     need("cppcheck", "apt-get install cppcheck")
-    checks = ["--enable=warning,performance,portability", *(f"--suppress={name}" for name in SUPPRESSED)]
-    assert_clean("cppcheck", *checks, "--std=c99", "-q", "--error-exitcode=1", "-DBOARD_NAME=host", *words)
+    checks = [
+        "--enable=warning,performance,portability",
+        *(f"--suppress={name}" for name in SUPPRESSED),
+    ]
+    assert_clean(
+        "cppcheck", *checks, "--std=c99", "-q", "--error-exitcode=1", "-DBOARD_NAME=host", *words
+    )
 
 
 def clang_tidy(sources: list[Path], *flags: str | Path) -> None:
@@ -76,7 +96,9 @@ def test_clang_tidy(half, includes):
 
 
 def sources_of(board: Board) -> list[Path]:
-    """What a board's image has beside the program and the model: the port, the reset code, and what a C library would have."""
+    """What a board's image has beside the program and the model: the port, the reset code, and what
+    a C library would have.
+    """
     folders = (CPU / board.text("CPU"), CPU / "freestanding")
     return [board.port, *(path for folder in folders for path in sorted(folder.glob("*.c")))]
 
@@ -86,7 +108,9 @@ def flags_of(board: Board) -> list[str]:
     facts = flags() | board.facts
     keys = [*facts["C_FACTS"].split(), *board.words("PORT_FACTS")]
     folders = (CPU / board.text("CPU"), CPU / "freestanding", FIRMWARE, FIRMWARE / "ports", CSRC)
-    return [f"-DBOARD_{key}={facts[key]}" for key in keys if key != "NAME"] + [f"-I{folder}" for folder in folders]
+    return [f"-DBOARD_{key}={facts[key]}" for key in keys if key != "NAME"] + [
+        f"-I{folder}" for folder in folders
+    ]
 
 
 @pytest.mark.parametrize("name", full(board_names(), "microbit"))
@@ -99,7 +123,9 @@ def test_cppcheck_of_ports(name):
 @pytest.mark.parametrize("name", full(board_names(), "microbit"))
 def test_clang_tidy_of_ports(name):
     board = load_board(name)
-    core = [word.replace("_zicsr", "") for word in board.words("CPU_GCC")]  # clang 14 has it in every RISC-V
+    core = [
+        word.replace("_zicsr", "") for word in board.words("CPU_GCC")
+    ]  # clang 14 has it in every RISC-V
     target = f"--target={TARGETS[board.text('CPU')]}"
     clang_tidy(sources_of(board), target, "-ffreestanding", *core, *flags_of(board))
 
@@ -107,7 +133,9 @@ def test_clang_tidy_of_ports(name):
 def test_every_port_belongs_to_a_board():
     """What no board names would not be checked."""
     checked = {path for name in board_names() for path in sources_of(load_board(name))}
-    there = [path for folder in ("ports", "boards", "cpu") for path in (FIRMWARE / folder).rglob("*.c")]
+    there = [
+        path for folder in ("ports", "boards", "cpu") for path in (FIRMWARE / folder).rglob("*.c")
+    ]
     assert len(there) > 10 and set(there) <= checked
 
 
@@ -128,10 +156,14 @@ def test_every_recorded_deviation_from_misra_has_its_reason():
 @pytest.mark.full
 def test_a_new_deviation_from_misra_is_seen(tmp_path):
     need("cppcheck", "apt-get install cppcheck")
-    (tmp_path / "bad.c").write_text("int f(int n);\nint f(int n)\n{\n    goto end;\nend:\n    return n;\n}\n")
+    (tmp_path / "bad.c").write_text(
+        "int f(int n);\nint f(int n)\n{\n    goto end;\nend:\n    return n;\n}\n"
+    )
     found = misra.deviations(tmp_path)
     assert found["15.1"]["bad.c"] == 1
-    assert "rule 15.1: bad.c has 1, 0 are written down" in misra.risen(found, misra.recorded(misra.DOC.read_text()))
+    assert "rule 15.1: bad.c has 1, 0 are written down" in misra.risen(
+        found, misra.recorded(misra.DOC.read_text())
+    )
 
 
 def test_what_eva_reads_by_definition_is_there():

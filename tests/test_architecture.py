@@ -24,9 +24,13 @@ TITLES = {  # of docs/numerics.md, where a kind's is not its name
     "gru_before": "One GRU step",
     "rnn": "One RNN step",
     "layer_norm": "LayerNorm",
-    **dict.fromkeys(("add", "mul", "concat"), "Add, Mul, Concat, Slice, MaxPool, Embedding, ArgMax"),
+    **dict.fromkeys(
+        ("add", "mul", "concat"), "Add, Mul, Concat, Slice, MaxPool, Embedding, ArgMax"
+    ),
     **dict.fromkeys(("slice", "max_pool"), "Add, Mul, Concat, Slice, MaxPool, Embedding, ArgMax"),
-    **dict.fromkeys(("embedding", "arg_max"), "Add, Mul, Concat, Slice, MaxPool, Embedding, ArgMax"),
+    **dict.fromkeys(
+        ("embedding", "arg_max"), "Add, Mul, Concat, Slice, MaxPool, Embedding, ArgMax"
+    ),
 }
 
 
@@ -79,7 +83,9 @@ def test_there_are_kinds():
     assert {"Lstm", "LstmLayer", "Attention"} <= kind_classes() and len(layers.KINDS) >= 16
 
 
-@pytest.mark.parametrize("name", [n for n in modules() if n.split(".")[1:2] and n.split(".")[1] not in MAY_NAME_KINDS])
+@pytest.mark.parametrize(
+    "name", [n for n in modules() if n.split(".")[1:2] and n.split(".")[1] not in MAY_NAME_KINDS]
+)
 def test_no_kind_is_named_outside_its_places(name):
     tree, kinds = modules()[name], kind_classes()
     words = {kind.kind for kind in layers.KINDS}

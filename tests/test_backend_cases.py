@@ -1,7 +1,8 @@
-"""The LSTM, GRU and RNN node cases of onnx's own backend test suite, float and integer; docs/onnx-cases.md is their table.
+"""The LSTM, GRU and RNN node cases of onnx's own backend test suite, float and integer;
+docs/onnx-cases.md is their table.
 
-The cases give weights as inputs: they become initialisers. A case that gives initial states or lengths as constants keeps them.
-Run ``python tests/test_backend_cases.py`` to write the table anew.
+The cases give weights as inputs: they become initialisers. A case that gives initial states or
+lengths as constants keeps them. Run ``python tests/test_backend_cases.py`` to write the table anew.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from stepwell.stream import FloatStream
 TABLE = Path(__file__).resolve().parent.parent / "docs" / "onnx-cases.md"
 PREFIXES = ("test_lstm", "test_gru", "test_simple_rnn", "test_rnn")
 FLOAT_TOLERANCE = 1e-5
-# largest difference of a hidden state, of magnitude at most 1: rounding of weights to 8 bits over these few steps
+# largest difference of a hidden state, of magnitude at most 1: rounding of weights to 8 bits over
+# these few steps
 INTEGER_TOLERANCE = 1e-2
 
 with warnings.catch_warnings():  # the suite builds its cases of all operators, some with overflows
@@ -34,7 +36,9 @@ with warnings.catch_warnings():  # the suite builds its cases of all operators, 
 
 @dataclass(frozen=True)
 class Outcome:
-    """``refused``: the sentence, or empty; errors are the largest absolute differences from the case's expected output."""
+    """``refused``: the sentence, or empty; errors are the largest absolute differences from the
+    case's expected output.
+    """
 
     refused: str = ""
     float_error: float = 0.0
@@ -47,7 +51,9 @@ class Outcome:
 
 
 def with_initialisers(name: str, folder: Path) -> tuple[Path, np.ndarray, np.ndarray, str]:
-    """The case as a file with its weights stored, its input, its first output, and that output's name."""
+    """The case as a file with its weights stored, its input, its first output, and that output's
+    name.
+    """
     case = CASES[name]
     model, (inputs, outputs) = onnx.ModelProto(), case.data_sets[0]
     model.CopyFrom(case.model)
@@ -68,7 +74,9 @@ def arranged(x: np.ndarray, layout: int) -> np.ndarray:
 
 
 def expected_in_stream_order(y: np.ndarray, main: str, layout: int) -> np.ndarray:
-    """Y [T, D, B, H] (layout 1: [B, T, D, H]) or Y_h [D, B, H] ([B, D, H]) -> [B, T, D * H] or [B, D * H], D directions."""
+    """Y [T, D, B, H] (layout 1: [B, T, D, H]) or Y_h [D, B, H] ([B, D, H]) -> [B, T, D * H] or [B,
+    D * H], D directions.
+    """
     if main == "Y_h":
         y = y if layout else y.swapaxes(0, 1)
         return y.reshape(len(y), -1)
@@ -84,9 +92,14 @@ def outcome(name: str, folder: Path) -> Outcome:
         graph = import_onnx(path).graph
     except ImportRefused as error:
         return Outcome(refused=str(error).split(": ", 1)[1])
-    x, expected = arranged(x, layout).astype(np.float64), expected_in_stream_order(expected, main, layout)
+    x, expected = (
+        arranged(x, layout).astype(np.float64),
+        expected_in_stream_order(expected, main, layout),
+    )
 
-    model = stepwell.convert(graph, x, mode=f"slide:{x.shape[1]}" if graph.needs_window else "carry")
+    model = stepwell.convert(
+        graph, x, mode=f"slide:{x.shape[1]}" if graph.needs_window else "carry"
+    )
     integer = model.reference().run(x)
     for sequence, y in zip(x, integer, strict=True):
         assert np.array_equal(model.stream().run(sequence), y)
@@ -105,11 +118,14 @@ def table(folder: Path) -> str:
         [
             "# onnx's backend test cases",
             "",
-            "The LSTM, GRU and RNN node cases of the onnx package. Float: the stream equals the expected output",
+            "The LSTM, GRU and RNN node cases of the onnx package. Float: the stream equals the "
+            "expected output",
             f"within {FLOAT_TOLERANCE:g}.",
-            f"Integer: the int8 model, calibrated on the case's own input, is within {INTEGER_TOLERANCE:g} of it (hidden states",
+            f"Integer: the int8 model, calibrated on the case's own input, is within "
+            f"{INTEGER_TOLERANCE:g} of it (hidden states",
             "are at most 1),",
-            "and the C engine equals the NumPy reference in every bit. Written by `python tests/test_backend_cases.py`.",
+            "and the C engine equals the NumPy reference in every bit. Written by `python "
+            "tests/test_backend_cases.py`.",
             "",
             "| case | float | integer |",
             "|---|---|---|",

@@ -1,4 +1,6 @@
-"""stepwell bench: counted where an emulator is, estimated and said so elsewhere; deadlines; the fitted cost model."""
+"""stepwell bench: counted where an emulator is, estimated and said so elsewhere; deadlines; the
+fitted cost model.
+"""
 
 import json
 
@@ -16,7 +18,12 @@ from stepwell.graph import Graph
 from stepwell.link import qemu
 from stepwell.report import bench, cost
 
-EMULATED = {"cortex-m0": "microbit", "cortex-m3": "mps2-an385", "cortex-m4": "mps2-an386", "cortex-m7": "mps2-an500"}
+EMULATED = {
+    "cortex-m0": "microbit",
+    "cortex-m3": "mps2-an385",
+    "cortex-m4": "mps2-an386",
+    "cortex-m7": "mps2-an500",
+}
 EMULATED |= {"cortex-m33": "mps2-an505", "cortex-m55": "mps3-an547", "rv32imac": "rv32-virt"}
 
 
@@ -26,7 +33,9 @@ def need(core: str) -> None:
 
 
 def test_layers_behind_an_odd_one_keep_the_dual_multiplies():
-    """The kernel of Cortex-M4 reads two int16 at once: each layer's hidden states begin at a multiple of 4 bytes."""
+    """The kernel of Cortex-M4 reads two int16 at once: each layer's hidden states begin at a
+    multiple of 4 bytes.
+    """
     need("cortex-m4")
     rng, counts = np.random.default_rng(1), []
     for n in (33, 34):
@@ -38,7 +47,9 @@ def test_layers_behind_an_odd_one_keep_the_dual_multiplies():
 def model_of(*layers, precision: str = "w8a16") -> stepwell.Model:
     graph = Graph(layers)
     return stepwell.convert(
-        graph, random_sequences(np.random.default_rng(1), 2, 20, layers[0].n_in), precision=precision
+        graph,
+        random_sequences(np.random.default_rng(1), 2, 20, layers[0].n_in),
+        precision=precision,
     )
 
 
@@ -61,10 +72,17 @@ def test_counted_and_estimated_agree(core):
     rng = np.random.default_rng(5)
     models = [model_of(random_lstm(rng, 8, 24), random_dense(rng, 24, 1))]
     if core in ("cortex-m0", "cortex-m4"):
-        models += [model_of(random_gru(rng, 5, 12)), model_of(random_lstm(rng, 5, 12), precision="w4a16")]
+        models += [
+            model_of(random_gru(rng, 5, 12)),
+            model_of(random_lstm(rng, 5, 12), precision="w4a16"),
+        ]
     for model in models:
         (figure,) = bench.bench(model, [core])
-        assert figure.is_measured and figure.how == f"qemu:{figure.how.partition(':')[2]}" and figure.error == 0
+        assert (
+            figure.is_measured
+            and figure.how == f"qemu:{figure.how.partition(':')[2]}"
+            and figure.error == 0
+        )
         assert 100 < figure.stack_bytes < 1200
         estimate = cost.instructions_per_step(model, core)
         assert estimate == pytest.approx(figure.instructions_per_step, rel=cost.error(core) + 0.08)
@@ -83,7 +101,9 @@ def test_without_emulators_it_is_an_estimate_with_the_reason(lstm, monkeypatch):
 def test_a_model_too_wide_for_the_link_is_estimated():
     rng = np.random.default_rng(1)
     (figure,) = bench.bench(model_of(random_lstm(rng, 2, 61)), ["cortex-m0"])
-    assert not figure.is_measured and ("61 outputs" in figure.note or "not installed" in figure.note)
+    assert not figure.is_measured and (
+        "61 outputs" in figure.note or "not installed" in figure.note
+    )
 
 
 def test_estimates_count_modes_and_strides():
@@ -96,7 +116,12 @@ def test_estimates_count_modes_and_strides():
 
 def test_verdicts():
     limit = bench.Deadline(seconds=1e-3, hertz=10e6)  # 10,000 cycles
-    assert [limit.verdict(n)[0] for n in (6000, 6700, 10_000, 10_001)] == ["meets", "may miss", "may miss", "misses"]
+    assert [limit.verdict(n)[0] for n in (6000, 6700, 10_000, 10_001)] == [
+        "meets",
+        "may miss",
+        "may miss",
+        "misses",
+    ]
     assert limit.verdict(5000)[1:] == pytest.approx((0.5e-3, 0.75e-3))
 
 

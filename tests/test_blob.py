@@ -65,7 +65,9 @@ def forged(content: bytes) -> bytes:
 @settings(max_examples=400, deadline=None)
 @given(st.data())
 def test_forged_blobs_are_refused_or_run(small_model, data):
-    """Whatever passes the checks must run without a fault and equal the reference: the proof holds for hostile weights too."""
+    """Whatever passes the checks must run without a fault and equal the reference: the proof holds
+    for hostile weights too.
+    """
     content = bytearray(small_model.blob)
     device_bytes = struct.unpack_from("<I", content, 12)[0]
     for _ in range(data.draw(st.integers(1, 6))):
@@ -96,12 +98,23 @@ def test_offsets_out_of_bounds(small_model, field, offset):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("shift", 0), ("shift", 47), ("mult", 0), ("mult", -1), ("kx", 16), ("kx", -16), ("kx", 15), ("bias", 2**31 - 1)],
+    [
+        ("shift", 0),
+        ("shift", 47),
+        ("mult", 0),
+        ("mult", -1),
+        ("kx", 16),
+        ("kx", -16),
+        ("kx", 15),
+        ("bias", 2**31 - 1),
+    ],
 )
 def test_rows_that_could_overflow(small_model, name, value):
     content = bytearray(small_model.blob)
     at = layer_offset(content, 0, "rows") + ROW.fields[name][1]
-    struct.pack_into({"bias": "<i", "mult": "<h", "kx": "<b", "shift": "<b"}[name], content, at, value)
+    struct.pack_into(
+        {"bias": "<i", "mult": "<h", "kx": "<b", "shift": "<b"}[name], content, at, value
+    )
     with pytest.raises(stepwell.ModelError, match="overflow"):
         stepwell.loads(forged(bytes(content)))
 
@@ -114,7 +127,8 @@ def test_weight_of_minus_128_is_refused(small_model):
 
 
 @pytest.mark.parametrize(
-    ("at", "value"), [(6, 0), (6, 3), (20, 0), (20, 5), (22, 7), (24, 31), (25, 1), (33, 4), (38, 1)]
+    ("at", "value"),
+    [(6, 0), (6, 3), (20, 0), (20, 5), (22, 7), (24, 31), (25, 1), (33, 4), (38, 1)],
 )
 def test_headers_that_make_no_sense(small_model, at, value):
     content = bytearray(small_model.blob)
@@ -158,7 +172,9 @@ def test_scales_are_hostile_too(small_model, scale):
 
 
 def test_loading_keeps_the_very_bytes(small_model):
-    """A blob that is sound but not as we would write it keeps its id: boards and snapshots go by that."""
+    """A blob that is sound but not as we would write it keeps its id: boards and snapshots go by
+    that.
+    """
     device_bytes = struct.unpack_from("<I", small_model.blob, 12)[0]
     content = bytearray(small_model.blob)
     struct.pack_into("<I", content, 12, device_bytes + 4)

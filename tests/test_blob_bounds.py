@@ -1,7 +1,8 @@
-"""Every check of stw_blob_open at its exact bound, and the refusals of the stream calls, by the C functions themselves.
+"""Every check of stw_blob_open at its exact bound, and the refusals of the stream calls, by the C
+functions themselves.
 
-The proof of C (row_is_safe) and the proof of Python (stepwell.integer.proof) accept exactly the same models: thousands of random
-ones, every row exactly at its bound or one above it.
+The proof of C (row_is_safe) and the proof of Python (stepwell.integer.proof) accept exactly the
+same models: thousands of random ones, every row exactly at its bound or one above it.
 """
 
 import itertools
@@ -54,7 +55,11 @@ def aligned(content: bytes):
 
 def opened(content: bytes, max_layers: int = 8) -> int:
     """The status of stw_blob_open; a refusal must leave the model as it was."""
-    memory, model, layers = aligned(content), ffi.new("stw_model *"), ffi.new("stw_layer[]", max_layers)
+    memory, model, layers = (
+        aligned(content),
+        ffi.new("stw_model *"),
+        ffi.new("stw_layer[]", max_layers),
+    )
     ffi.memmove(model, b"\xa5" * ffi.sizeof("stw_model"), ffi.sizeof("stw_model"))
     status = lib.stw_blob_open(model, layers, max_layers, memory, len(content))
     if status != lib.STW_OK:
@@ -66,10 +71,14 @@ def rows(n: int, bias=0, mult=16384, kx=0, shift=30) -> Rows:
     def column(value, dtype):
         return np.broadcast_to(np.asarray(value, dtype), (n,)).copy()
 
-    return Rows(column(bias, np.int32), column(mult, np.int16), column(kx, np.int8), column(shift, np.int8))
+    return Rows(
+        column(bias, np.int32), column(mult, np.int16), column(kx, np.int8), column(shift, np.int8)
+    )
 
 
-def recurrent(kind, w_x: np.ndarray, w_h: np.ndarray, records: Rows | None = None, bits: int = 8) -> RecurrentLayer:
+def recurrent(
+    kind, w_x: np.ndarray, w_h: np.ndarray, records: Rows | None = None, bits: int = 8
+) -> RecurrentLayer:
     n_records = len(kind.records) * w_h.shape[1]
     records = rows(n_records) if records is None else records
     return kind("r", w_x.astype(np.int8), w_h.astype(np.int8), records, 1.0, weight_bits=bits)
@@ -82,11 +91,17 @@ def of_ones(kind, n_in: int, n_out: int, records: Rows | None = None) -> Recurre
 
 def dense(weight: np.ndarray, activation: str = "none", records: Rows | None = None) -> DenseLayer:
     weight = np.asarray(weight, np.int16)
-    return DenseLayer("d", weight, rows(len(weight)) if records is None else records, activation, 1.0, 1.0)
+    return DenseLayer(
+        "d", weight, rows(len(weight)) if records is None else records, activation, 1.0, 1.0
+    )
 
 
-def activation_layer(n: int, activation: str = "relu", records: Rows | None = None) -> ActivationLayer:
-    return ActivationLayer("a", n, rows(1, shift=14) if records is None else records, activation, 1.0, 1.0)
+def activation_layer(
+    n: int, activation: str = "relu", records: Rows | None = None
+) -> ActivationLayer:
+    return ActivationLayer(
+        "a", n, rows(1, shift=14) if records is None else records, activation, 1.0, 1.0
+    )
 
 
 def packed(*layers, y_frac: int = 10) -> bytes:
@@ -125,8 +140,12 @@ def array_bytes(layer) -> dict[str, int]:
     return {"rows": 8}
 
 
-def moved_to_the_end(content: bytes, field: str, n_bytes: int, short: int = 0, shift: int = 0) -> bytes:
-    """The array of layer 0 copied behind all others, ``shift`` bytes after an aligned offset; device_bytes ``short`` of its end."""
+def moved_to_the_end(
+    content: bytes, field: str, n_bytes: int, short: int = 0, shift: int = 0
+) -> bytes:
+    """The array of layer 0 copied behind all others, ``shift`` bytes after an aligned offset;
+    device_bytes ``short`` of its end.
+    """
     device = bytearray(content[: struct.unpack_from("<I", content, DEVICE_BYTES)[0]])
     start = layer_offset(content, 0, field)
     device += bytes(-len(device) % 4 + shift)
@@ -150,15 +169,21 @@ ARRAYS = [
 ]
 
 
-@pytest.mark.parametrize(("layer", "field"), ARRAYS, ids=lambda v: v if isinstance(v, str) else v.kind)
+@pytest.mark.parametrize(
+    ("layer", "field"), ARRAYS, ids=lambda v: v if isinstance(v, str) else v.kind
+)
 def test_arrays_end_where_the_constants_end(layer, field):
     content, n_bytes = packed(layer), array_bytes(layer)[field]
     assert opened(moved_to_the_end(content, field, n_bytes)) == lib.STW_OK
     for short in range(1, min(5, n_bytes + 1)):
-        assert opened(moved_to_the_end(content, field, n_bytes, short=short)) == lib.STW_E_SHAPE, short
+        assert opened(moved_to_the_end(content, field, n_bytes, short=short)) == lib.STW_E_SHAPE, (
+            short
+        )
 
 
-@pytest.mark.parametrize(("layer", "field"), ARRAYS, ids=lambda v: v if isinstance(v, str) else v.kind)
+@pytest.mark.parametrize(
+    ("layer", "field"), ARRAYS, ids=lambda v: v if isinstance(v, str) else v.kind
+)
 def test_arrays_are_aligned_and_begin_after_the_layers(layer, field):
     content, n_bytes = packed(layer), array_bytes(layer)[field]
     for shift in range(8):
@@ -169,12 +194,19 @@ def test_arrays_are_aligned_and_begin_after_the_layers(layer, field):
         assert opened(patched(content, descriptor(0, field), "<I", first)) == lib.STW_OK
     end = struct.unpack_from("<I", content, DEVICE_BYTES)[0]
     for offset in (0, 4, first - 4, end, end + 4, 0x7FFFFFFC, 0x80000000, 0xFFFFFFFC):
-        assert opened(patched(content, descriptor(0, field), "<I", offset)) == lib.STW_E_SHAPE, offset
+        assert opened(patched(content, descriptor(0, field), "<I", offset)) == lib.STW_E_SHAPE, (
+            offset
+        )
 
 
 def test_layer_table_leaves_the_constants():
     content = packed(dense(np.ones((1, 1))))
-    table = patched(patched(content, descriptor(0, "kind"), "<B", 99), DEVICE_BYTES, "<I", HEADER.size + LAYER.size - 1)
+    table = patched(
+        patched(content, descriptor(0, "kind"), "<B", 99),
+        DEVICE_BYTES,
+        "<I",
+        HEADER.size + LAYER.size - 1,
+    )
     assert opened(table) == lib.STW_E_SHAPE, "refused before the layer of kind 99 is read"
     assert opened(patched(content, N_LAYERS, "<H", 2)) != lib.STW_OK
 
@@ -186,7 +218,9 @@ def test_header_lengths():
     content = packed(of_ones(RnnLayer, 2, 1))
     body = len(content) - 4
     for device_bytes in (0, 19, 20, 39, body + 1, body + 4, 0xFFFFFFFF):
-        assert opened(patched(content, DEVICE_BYTES, "<I", device_bytes)) == lib.STW_E_SHAPE, device_bytes
+        assert opened(patched(content, DEVICE_BYTES, "<I", device_bytes)) == lib.STW_E_SHAPE, (
+            device_bytes
+        )
     assert opened(patched(content, DEVICE_BYTES, "<I", body)) == lib.STW_OK, "without notes"
     for n_bytes in range(44):
         short = bytearray(content[: max(16, n_bytes - 4)] + bytes(4))[:n_bytes]
@@ -199,7 +233,11 @@ def test_header_lengths():
     struct.pack_into("<I", other, 8, len(content) + 4)
     struct.pack_into("<I", other, body, zlib.crc32(other[:body]))
     assert opened(bytes(other)) == lib.STW_E_CHECKSUM, "total_bytes of another file"
-    for at in (body - 1, body, body + 3):  # the notes' last byte and the checksum itself: no constants
+    for at in (
+        body - 1,
+        body,
+        body + 3,
+    ):  # the notes' last byte and the checksum itself: no constants
         damaged = bytearray(content)
         damaged[at] ^= 1
         assert opened(bytes(damaged)) == lib.STW_E_CHECKSUM
@@ -208,11 +246,32 @@ def test_header_lengths():
 @pytest.mark.parametrize(
     ("at", "form", "value", "status"),
     [(0, "<B", 0, "FORMAT"), (4, "<H", 1, "FORMAT"), (4, "<H", 3, "FORMAT"), (4, "<H", 0, "FORMAT")]
-    + [(24, "<B", 31, "FORMAT"), (26, "<B", 3, "FORMAT"), *((at, "<B", 1, "FORMAT") for at in (27, *range(36, 40)))]
-    + [(25, "<B", mode, "SHAPE") for mode in (1, 2, 3, 4, 255)]  # modes of a window of no steps, and no mode
-    + [(28, "<H", 1, "SHAPE"), (30, "<H", 0, "SHAPE"), (30, "<H", 2, "SHAPE"), (32, "<I", 4, "SHAPE")]
-    + [(N_LAYERS, "<H", 0, "SHAPE"), (N_LAYERS, "<H", 9, "SPACE"), (N_IN, "<H", 0, "SHAPE"), (N_IN, "<H", 3, "SHAPE")]
-    + [(N_OUT, "<H", 2, "SHAPE"), (40, "<B", 0, "LAYER"), (40, "<B", 17, "LAYER"), (41, "<B", 6, "LAYER")],
+    + [
+        (24, "<B", 31, "FORMAT"),
+        (26, "<B", 3, "FORMAT"),
+        *((at, "<B", 1, "FORMAT") for at in (27, *range(36, 40))),
+    ]
+    + [
+        (25, "<B", mode, "SHAPE") for mode in (1, 2, 3, 4, 255)
+    ]  # modes of a window of no steps, and no mode
+    + [
+        (28, "<H", 1, "SHAPE"),
+        (30, "<H", 0, "SHAPE"),
+        (30, "<H", 2, "SHAPE"),
+        (32, "<I", 4, "SHAPE"),
+    ]
+    + [
+        (N_LAYERS, "<H", 0, "SHAPE"),
+        (N_LAYERS, "<H", 9, "SPACE"),
+        (N_IN, "<H", 0, "SHAPE"),
+        (N_IN, "<H", 3, "SHAPE"),
+    ]
+    + [
+        (N_OUT, "<H", 2, "SHAPE"),
+        (40, "<B", 0, "LAYER"),
+        (40, "<B", 17, "LAYER"),
+        (41, "<B", 6, "LAYER"),
+    ],
 )
 def test_header_fields(at, form, value, status):
     content = packed(dense(np.ones((1, 2))), y_frac=30)
@@ -223,7 +282,9 @@ def test_header_fields(at, form, value, status):
 def test_a_model_of_no_layers():
     content = packed(dense(np.ones((2, 2))))
     assert opened(content) == lib.STW_OK
-    assert opened(patched(content, N_LAYERS, "<H", 0)) == lib.STW_E_SHAPE, "n_in = n_out alone makes no model"
+    assert opened(patched(content, N_LAYERS, "<H", 0)) == lib.STW_E_SHAPE, (
+        "n_in = n_out alone makes no model"
+    )
 
 
 def test_unknown_kind_is_named_before_its_arrays():
@@ -275,18 +336,26 @@ def sound(layer) -> bool:
 
 
 def test_bound_of_the_input_sum():
-    """(1): 65535 units of weight pass, 65536 do not. kx = -1 halves the sum, so that (2) does not hide (1)."""
+    """(1): 65535 units of weight pass, 65536 do not. kx = -1 halves the sum, so that (2) does not
+    hide (1).
+    """
     for kind in RECURRENT:
         for total, expected in ((65535, lib.STW_OK), (65536, lib.STW_E_OVERFLOW)):
             for sign in (1, -1):
                 w_x = np.zeros((len(kind.gates), 517))
                 w_x[0, :516], w_x[0, 516] = 127, total - 516 * 127
                 w_x[:, ::2] *= sign
-                layer = recurrent(kind, w_x, 0 * np.ones((len(kind.gates), 1)), rows(len(kind.records)))
+                layer = recurrent(
+                    kind, w_x, 0 * np.ones((len(kind.gates), 1)), rows(len(kind.records))
+                )
                 layer.rows.kx[0] = -1
                 assert sound(layer) == (expected == lib.STW_OK)
                 assert opened(packed(layer)) == expected, (kind, total)
-    for weight, expected in (([-32768, 0], True), ([-32768, -32767], True), ([-32768, -32768], False)):
+    for weight, expected in (
+        ([-32768, 0], True),
+        ([-32768, -32767], True),
+        ([-32768, -32768], False),
+    ):
         assert opened(packed(dense([weight]))) == (lib.STW_OK if expected else lib.STW_E_OVERFLOW)
 
 
@@ -343,7 +412,10 @@ def test_minus_128_is_refused_everywhere(kind):
         start = layer_offset(content, 0, field)
         for at in range(start, start + array_bytes(layer)[field]):
             assert opened(patched(content, at, "<b", -127)) == lib.STW_OK
-            assert opened(patched(content, at, "<b", -128)) == lib.STW_E_OVERFLOW, (field, at - start)
+            assert opened(patched(content, at, "<b", -128)) == lib.STW_E_OVERFLOW, (
+                field,
+                at - start,
+            )
 
 
 @pytest.mark.parametrize("n_in", [1, 2, 3])
@@ -351,7 +423,13 @@ def test_minus_128_is_refused_everywhere(kind):
 def test_minus_8_is_refused_everywhere(kind, n_in):
     """Of weights of 4 bits; what fills up the last byte of a row is not looked at."""
     n = len(kind.gates) * 2
-    layer = recurrent(kind, np.ones((n, n_in)), np.ones((n, 2)), rows(2 * len(kind.records), mult=1, shift=46), bits=4)
+    layer = recurrent(
+        kind,
+        np.ones((n, n_in)),
+        np.ones((n, 2)),
+        rows(2 * len(kind.records), mult=1, shift=46),
+        bits=4,
+    )
     content = packed(layer)
     assert opened(content) == lib.STW_OK
     for field, columns in (("w", n_in), ("r", 2)):
@@ -362,7 +440,11 @@ def test_minus_8_is_refused_everywhere(kind, n_in):
             used = column < columns
             assert opened(patched(content, at, "<B", byte | 9 << half)) == lib.STW_OK  # -7
             refused = lib.STW_E_OVERFLOW if used else lib.STW_OK
-            assert opened(patched(content, at, "<B", byte | 8 << half)) == refused, (field, row, column)
+            assert opened(patched(content, at, "<B", byte | 8 << half)) == refused, (
+                field,
+                row,
+                column,
+            )
 
 
 @pytest.mark.parametrize("kind", RECURRENT)
@@ -382,14 +464,18 @@ def random_layer(rng: np.random.Generator, kind: str, n_in: int, n_out: int):
     classes = {cls.kind: cls for cls in RECURRENT}
     if kind == "activation":
         mult, shift = rng.integers(1, 32768), rng.integers(1, 47)
-        return activation_layer(n_in, str(rng.choice(["none", "relu", "tanh", "sigmoid"])), rows(1, 0, mult, 0, shift))
+        return activation_layer(
+            n_in, str(rng.choice(["none", "relu", "tanh", "sigmoid"])), rows(1, 0, mult, 0, shift)
+        )
     n_records = n_out if kind == "dense" else len(classes[kind].records) * n_out
     kx = np.zeros(n_records, np.int64)
     if kind != "dense":
         n_joined = 2 * n_out if kind == "gru" else n_records
         kx[:n_joined] = rng.integers(-15, 16, n_joined)
     # a shift below 15 makes room for bound (3), one above for bound (2)
-    shift = np.where(rng.random(n_records) < 0.5, rng.integers(1, 15, n_records), rng.integers(15, 47, n_records))
+    shift = np.where(
+        rng.random(n_records) < 0.5, rng.integers(1, 15, n_records), rng.integers(15, 47, n_records)
+    )
     records = rows(n_records, 0, rng.integers(1, 32768, n_records), kx, shift)
     if kind == "dense":
         name = str(rng.choice(["none", "relu", "tanh", "sigmoid", "softmax"]))
@@ -427,7 +513,9 @@ def test_c_accepts_what_the_proof_accepts(kind):
     for _ in range(800 if kind != "activation" else 200):
         n_in, n_out = (int(n) for n in rng.integers(1, 5, 2))
         layers = [random_layer(rng, kind, n_in, n_out)]
-        if kind != "dense" and rng.random() < 0.3:  # the bound may be met in the first or the last layer
+        if (
+            kind != "dense" and rng.random() < 0.3
+        ):  # the bound may be met in the first or the last layer
             layers.append(dense(rng.integers(-9, 10, (2, layers[0].n_out))))
         elif rng.random() < 0.3:
             layers.insert(0, of_ones(RnnLayer, 1, n_in))
@@ -442,7 +530,9 @@ def test_c_accepts_what_the_proof_accepts(kind):
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn", "dense"])
 def test_c_accepts_what_the_proof_accepts_without_aim(kind):
-    """Rows as they come: any bias, mult, kx and shift, which fail (1), (2) and (3) alone and together."""
+    """Rows as they come: any bias, mult, kx and shift, which fail (1), (2) and (3) alone and
+    together.
+    """
     rng = np.random.default_rng(list(kind.encode()))
     classes = {cls.kind: cls for cls in RECURRENT}
     seen = {True: 0, False: 0}
@@ -454,7 +544,9 @@ def test_c_accepts_what_the_proof_accepts_without_aim(kind):
             n_records,
             rng.integers(-(2**31) + 1, 2**31, n_records) >> rng.integers(0, 31, n_records),
             rng.integers(1, 32768, n_records),
-            np.zeros(n_records) if kind == "dense" else rng.integers(-15, 16, n_records) // int(rng.choice([1, 4])),
+            np.zeros(n_records)
+            if kind == "dense"
+            else rng.integers(-15, 16, n_records) // int(rng.choice([1, 4])),
             rng.integers(1, 47, n_records),
         )
         if kind == "dense":
@@ -462,7 +554,10 @@ def test_c_accepts_what_the_proof_accepts_without_aim(kind):
         else:
             n_gates = len(classes[kind].gates)
             records.kx[2:] *= kind != "gru"
-            w_x, w_h = rng.integers(-size, size + 1, (n_gates, n_in)), rng.integers(-size, size + 1, (n_gates, 1))
+            w_x, w_h = (
+                rng.integers(-size, size + 1, (n_gates, n_in)),
+                rng.integers(-size, size + 1, (n_gates, 1)),
+            )
             layer = recurrent(classes[kind], w_x, w_h, records)
         seen[sound(layer)] += 1
         assert opened(packed(layer)) == (lib.STW_OK if sound(layer) else lib.STW_E_OVERFLOW)
@@ -483,7 +578,9 @@ def test_only_joined_rows_have_a_scale_of_their_own(kx):
     assert status(activation_layer(3), 0) == lib.STW_E_OVERFLOW
     for kind in RECURRENT:
         n = len(kind.records)
-        layer = recurrent(kind, np.zeros((2 * len(kind.gates), 1)), np.zeros((2 * len(kind.gates), 2)))
+        layer = recurrent(
+            kind, np.zeros((2 * len(kind.gates), 1)), np.zeros((2 * len(kind.gates), 2))
+        )
         for row in range(2 * n):
             free = kind is not GruLayer or row % 4 < 2
             assert status(layer, row) == (lib.STW_OK if free else lib.STW_E_OVERFLOW), (kind, row)
@@ -500,17 +597,27 @@ def test_shapes_that_do_not_fit():
     assert opened(content) == lib.STW_OK
     for width in (2, 4):
         narrower = patched(content, descriptor(1, "n_out"), "<H", width)
-        assert opened(patched(narrower, N_OUT, "<H", width)) == lib.STW_E_SHAPE, "an activation of another width"
+        assert opened(patched(narrower, N_OUT, "<H", width)) == lib.STW_E_SHAPE, (
+            "an activation of another width"
+        )
         other = patched(content, descriptor(1, "n_in"), "<H", width)
         assert opened(other) == lib.STW_E_SHAPE
         both = patched(patched(other, descriptor(1, "n_out"), "<H", width), N_OUT, "<H", width)
-        assert opened(both) == lib.STW_E_SHAPE, "an activation that does not fit the layer before it"
+        assert opened(both) == lib.STW_E_SHAPE, (
+            "an activation that does not fit the layer before it"
+        )
     assert opened(patched(content, N_OUT, "<H", 2)) == lib.STW_E_SHAPE
     assert opened(patched(content, N_IN, "<H", 3)) == lib.STW_E_SHAPE
     last = packed(of_ones(RnnLayer, 2, 3), dense(np.ones((1, 3))))
-    assert opened(patched(patched(last, descriptor(1, "n_out"), "<H", 0), N_OUT, "<H", 0)) == lib.STW_E_SHAPE
+    assert (
+        opened(patched(patched(last, descriptor(1, "n_out"), "<H", 0), N_OUT, "<H", 0))
+        == lib.STW_E_SHAPE
+    )
     first = packed(dense(np.ones((1, 3))))
-    assert opened(patched(patched(first, descriptor(0, "n_in"), "<H", 0), N_IN, "<H", 0)) == lib.STW_E_SHAPE
+    assert (
+        opened(patched(patched(first, descriptor(0, "n_in"), "<H", 0), N_IN, "<H", 0))
+        == lib.STW_E_SHAPE
+    )
 
 
 @pytest.mark.parametrize("activation", range(6))
@@ -523,18 +630,27 @@ def test_activations_of_each_kind(activation):
     for kind in RECURRENT:
         assert last(of_ones(kind, 2, 2)) == (lib.STW_OK if activation == 0 else lib.STW_E_LAYER)
     assert last(activation_layer(2)) == (lib.STW_OK if elementwise else lib.STW_E_LAYER)
-    assert last(dense(np.ones((2, 2)))) == (lib.STW_OK if elementwise or softmax else lib.STW_E_LAYER)
+    assert last(dense(np.ones((2, 2)))) == (
+        lib.STW_OK if elementwise or softmax else lib.STW_E_LAYER
+    )
 
 
 def test_softmax_is_last_and_has_512_rows_at_most():
-    assert opened(packed(dense(np.ones((2, 2)), "softmax"), dense(np.ones((2, 2))))) == lib.STW_E_LAYER
-    assert opened(packed(dense(np.ones((2, 2)), "relu"), dense(np.ones((2, 2)), "softmax"))) == lib.STW_OK
+    assert (
+        opened(packed(dense(np.ones((2, 2)), "softmax"), dense(np.ones((2, 2))))) == lib.STW_E_LAYER
+    )
+    assert (
+        opened(packed(dense(np.ones((2, 2)), "relu"), dense(np.ones((2, 2)), "softmax")))
+        == lib.STW_OK
+    )
     assert opened(packed(dense(np.ones((512, 1)), "softmax"))) == lib.STW_OK
     assert opened(packed(dense(np.ones((513, 1)), "softmax"))) == lib.STW_E_LAYER
     assert opened(packed(dense(np.ones((513, 1)), "sigmoid"))) == lib.STW_OK
 
 
-@pytest.mark.parametrize("name", ["table_in_a_dense", "table_alone_at_the_end", "lstm_tables", "gru_before_tables"])
+@pytest.mark.parametrize(
+    "name", ["table_in_a_dense", "table_alone_at_the_end", "lstm_tables", "gru_before_tables"]
+)
 def test_no_entry_of_a_table_is_minus_32768(name):
     """At no place of it, and in none of a cell's tables."""
     content = (GOLDEN / f"{name}.stw").read_bytes()
@@ -542,7 +658,11 @@ def test_no_entry_of_a_table_is_minus_32768(name):
     assert opened(content) == lib.STW_OK
     n_tables = 0
     for index, layer in enumerate(model.layers):
-        parts = [layer.cell.gate, layer.cell.candidate, layer.cell.output] if isinstance(layer, RecurrentLayer) else []
+        parts = (
+            [layer.cell.gate, layer.cell.candidate, layer.cell.output]
+            if isinstance(layer, RecurrentLayer)
+            else []
+        )
         tables = len([part for part in parts if part is not None]) + (layer.activation == "table")
         header = 2 * CELL_HEADER if parts else 0
         for k in range(tables):
@@ -550,7 +670,11 @@ def test_no_entry_of_a_table_is_minus_32768(name):
             for entry in (0, 1, 255, 256, 511, 512):
                 at = start + 2 * entry
                 assert opened(patched(content, at, "<h", -32767)) == lib.STW_OK
-                assert opened(patched(content, at, "<h", -32768)) == lib.STW_E_OVERFLOW, (index, k, entry)
+                assert opened(patched(content, at, "<h", -32768)) == lib.STW_E_OVERFLOW, (
+                    index,
+                    k,
+                    entry,
+                )
             n_tables += 1
     assert n_tables > 0
 
@@ -562,7 +686,9 @@ def windows(*timing: Timing) -> bytes:
 
 
 def test_a_window_runs_when_its_source_does():
-    """every is a multiple of the source's, and first so many of them later; the last layer's alone would allow more."""
+    """every is a multiple of the source's, and first so many of them later; the last layer's alone
+    would allow more.
+    """
     for every in range(1, 13):
         expected = lib.STW_OK if every % 2 == 0 and 12 % every == 0 else lib.STW_E_SHAPE
         assert opened(windows(Timing(0, 2), Timing(0, every), Timing(0, 12))) == expected, every
@@ -592,8 +718,12 @@ def test_the_largest_weight_of_a_layer_norm(sign):
 
 @pytest.mark.parametrize("e", [2, 4, 10, 20])
 def test_a_layer_norm_whose_sum_is_a_power_of_four(e):
-    """w = 2^30 is the one value whose root r is 2^16: a root of 16 bits, 2^16 - 1, would round the other way."""
-    d = 2 ** (e // 2 - 1) * 121  # the deviations are d and -d, and q_0 = d * r / 2^shift is half an integer
+    """w = 2^30 is the one value whose root r is 2^16: a root of 16 bits, 2^16 - 1, would round the
+    other way.
+    """
+    d = (
+        2 ** (e // 2 - 1) * 121
+    )  # the deviations are d and -d, and q_0 = d * r / 2^shift is half an integer
     shift, epsilon = 16 + e // 2, 2 ** (30 + e) - 2 * d * d
     model = Model((norm(epsilon, 2, mult=1, shift=1),), 1.0, 10)
     x_q = np.array([[d - d // 2, -(d // 2)]], np.int16)
@@ -612,7 +742,9 @@ def fields(content: bytes, mode: int, window: int, stride: int) -> bytes:
     return forged(bytes(changed))
 
 
-@pytest.mark.parametrize("name", ["strided_conv_and_residual", "valid_conv_max_pool", "window_at_the_end"])
+@pytest.mark.parametrize(
+    "name", ["strided_conv_and_residual", "valid_conv_max_pool", "window_at_the_end"]
+)
 def test_windows_that_never_meet_an_output_are_refused(name):
     """By C and Python alike; what opens gives outputs, those of the reference."""
     content = (GOLDEN / f"{name}.stw").read_bytes()
@@ -624,7 +756,11 @@ def test_windows_that_never_meet_an_output_are_refused(name):
             never, changed = model.mode.never(timing), model.blob
         except StepwellError:  # no mode at all
             never, changed = None, fields(content, mode, window, stride)
-        assert opened(changed) == (lib.STW_OK if never == "" else lib.STW_E_SHAPE), (mode, window, stride)
+        assert opened(changed) == (lib.STW_OK if never == "" else lib.STW_E_SHAPE), (
+            mode,
+            window,
+            stride,
+        )
         if never:
             with pytest.raises(stepwell.ModelError, match=re.escape(never)):
                 stepwell.loads(changed)
@@ -640,8 +776,19 @@ def test_windows_that_never_meet_an_output_are_refused(name):
     assert min(seen.values()) > 5 or timing == Timing()
 
 
-SHARING = ["residual", "attention_additive", "gate", "bidirectional", "attention_over_both", "gru_before_tables"]
-SHARING += ["strided_conv_and_residual", "strided_conv_and_residual_slide_9_2", "attention_scores_given"]
+SHARING = [
+    "residual",
+    "attention_additive",
+    "gate",
+    "bidirectional",
+    "attention_over_both",
+    "gru_before_tables",
+]
+SHARING += [
+    "strided_conv_and_residual",
+    "strided_conv_and_residual_slide_9_2",
+    "attention_scores_given",
+]
 
 
 @pytest.mark.parametrize("name", SHARING)
@@ -677,16 +824,26 @@ class Bound:
     def __init__(self, model: Model):
         self.open = OpenModel(model.blob)
         self.model = self.open.model
-        self.state_bytes, self.scratch_bytes = lib.stw_state_bytes(self.model), lib.stw_scratch_bytes(self.model)
+        self.state_bytes, self.scratch_bytes = (
+            lib.stw_state_bytes(self.model),
+            lib.stw_scratch_bytes(self.model),
+        )
         self.state = ffi.new("int32_t[]", self.state_bytes // 4 + 2)
         self.scratch = ffi.new("int32_t[]", self.scratch_bytes // 4 + 2)
         self.stream = ffi.new("stw_stream *")
         assert self.init() == lib.STW_OK
 
-    def init(self, state_shift=0, scratch_shift=0, state_short=0, scratch_short=0, stream=None) -> int:
-        state, scratch = ffi.cast("char *", self.state) + state_shift, ffi.cast("char *", self.scratch) + scratch_shift
+    def init(
+        self, state_shift=0, scratch_shift=0, state_short=0, scratch_short=0, stream=None
+    ) -> int:
+        state, scratch = (
+            ffi.cast("char *", self.state) + state_shift,
+            ffi.cast("char *", self.scratch) + scratch_shift,
+        )
         n_state, n_scratch = self.state_bytes - state_short, self.scratch_bytes - scratch_short
-        return lib.stw_init_shared(stream or self.stream, self.model, state, n_state, scratch, n_scratch)
+        return lib.stw_init_shared(
+            stream or self.stream, self.model, state, n_state, scratch, n_scratch
+        )
 
     def step(self, x_q: np.ndarray) -> list[int]:
         y = ffi.new("int32_t[]", self.model.n_out)
@@ -702,7 +859,12 @@ def converted(*layers) -> Model:
 @pytest.fixture(scope="module")
 def stack() -> Model:
     rng = np.random.default_rng(11)
-    kinds = random_gru(rng, 3, 5), random_lstm(rng, 5, 4), random_rnn(rng, 4, 3), random_gru(rng, 3, 6)
+    kinds = (
+        random_gru(rng, 3, 5),
+        random_lstm(rng, 5, 4),
+        random_rnn(rng, 4, 3),
+        random_gru(rng, 3, 6),
+    )
     return converted(*kinds, random_lstm(rng, 6, 3), random_dense(rng, 3, 2))
 
 
@@ -722,10 +884,22 @@ def test_areas_of_a_shared_stream(stack):
     assert bound.init(state_shift=4, scratch_shift=4) == lib.STW_OK
     sizes = bound.state_bytes, bound.scratch_bytes
     shared = lib.stw_init_shared
-    assert shared(ffi.NULL, bound.model, bound.state, sizes[0], bound.scratch, sizes[1]) == lib.STW_E_ARG
-    assert shared(bound.stream, ffi.NULL, bound.state, sizes[0], bound.scratch, sizes[1]) == lib.STW_E_ARG
-    assert shared(bound.stream, bound.model, ffi.NULL, sizes[0], bound.scratch, sizes[1]) == lib.STW_E_ARG
-    assert shared(bound.stream, bound.model, bound.state, sizes[0], ffi.NULL, sizes[1]) == lib.STW_E_ARG
+    assert (
+        shared(ffi.NULL, bound.model, bound.state, sizes[0], bound.scratch, sizes[1])
+        == lib.STW_E_ARG
+    )
+    assert (
+        shared(bound.stream, ffi.NULL, bound.state, sizes[0], bound.scratch, sizes[1])
+        == lib.STW_E_ARG
+    )
+    assert (
+        shared(bound.stream, bound.model, ffi.NULL, sizes[0], bound.scratch, sizes[1])
+        == lib.STW_E_ARG
+    )
+    assert (
+        shared(bound.stream, bound.model, bound.state, sizes[0], ffi.NULL, sizes[1])
+        == lib.STW_E_ARG
+    )
 
 
 def test_one_area_of_a_stream(stack):
@@ -734,8 +908,18 @@ def test_one_area_of_a_stream(stack):
     assert n_bytes == bound.state_bytes + bound.scratch_bytes
     ram, stream = ffi.new("int32_t[]", n_bytes // 4 + 2), ffi.new("stw_stream *")
     for shift in (1, 2, 3):
-        assert lib.stw_init(stream, bound.model, ffi.cast("char *", ram) + shift, n_bytes) == lib.STW_E_ALIGN
-    for short in (0, 1, bound.state_bytes - 1, bound.state_bytes, bound.state_bytes + 1, n_bytes - 1):
+        assert (
+            lib.stw_init(stream, bound.model, ffi.cast("char *", ram) + shift, n_bytes)
+            == lib.STW_E_ALIGN
+        )
+    for short in (
+        0,
+        1,
+        bound.state_bytes - 1,
+        bound.state_bytes,
+        bound.state_bytes + 1,
+        n_bytes - 1,
+    ):
         assert lib.stw_init(stream, bound.model, ram, short) == lib.STW_E_SPACE, short
     assert stream.model == ffi.NULL
     assert lib.stw_init(stream, bound.model, ram, n_bytes) == lib.STW_OK
@@ -749,9 +933,15 @@ def test_a_model_without_state_needs_no_state():
 
 
 def test_snapshot_of_a_model_of_the_same_shape(small_model):
-    layers = random_lstm(np.random.default_rng(91), 2, 3), random_dense(np.random.default_rng(92), 3, 2)
+    layers = (
+        random_lstm(np.random.default_rng(91), 2, 3),
+        random_dense(np.random.default_rng(92), 3, 2),
+    )
     other = converted(*layers)
-    assert len(other.stream().save()) == len(small_model.stream().save()) and other.id != small_model.id
+    assert (
+        len(other.stream().save()) == len(small_model.stream().save())
+        and other.id != small_model.id
+    )
     mine, theirs = small_model.stream(), other.stream()
     mine.run_q(codes(5, 2))
     theirs.run_q(codes(9, 2))
@@ -802,7 +992,9 @@ def test_save_and_load_by_hand(stack):
     for length in range(12):
         assert load(snapshot[:length]) == lib.STW_E_FORMAT
     for length in range(4, 8):
-        assert load(resealed(snapshot[:length] + bytes(4))) == lib.STW_E_FORMAT, "sound, but too short to name a model"
+        assert load(resealed(snapshot[:length] + bytes(4))) == lib.STW_E_FORMAT, (
+            "sound, but too short to name a model"
+        )
     n_cells, n_hidden = 5 + 4 + 6 + 3, 5 + 4 + 3 + 6 + 3
     assert size == 12 + 4 * n_cells + 2 * n_hidden
     for u in range(n_hidden):
@@ -835,7 +1027,10 @@ def test_probe_outside_the_model(stack):
 
 def test_probe_behind_the_last_layer():
     """The layer that follows in memory belongs to no model."""
-    bound, out = Bound(Model((of_ones(RnnLayer, 2, 2), of_ones(RnnLayer, 2, 2)), 1.0, 15)), ffi.new("stw_unit *")
+    bound, out = (
+        Bound(Model((of_ones(RnnLayer, 2, 2), of_ones(RnnLayer, 2, 2)), 1.0, 15)),
+        ffi.new("stw_unit *"),
+    )
     x = ffi.new("int16_t[2]")
     assert lib.stw_probe(bound.stream, 1, x, 0, out) == lib.STW_OK
     bound.model.n_layers = 1
@@ -845,7 +1040,9 @@ def test_probe_behind_the_last_layer():
 
 def test_probe_of_every_layer_of_a_stack(stack):
     seen = {}
-    reference = Reference(stack, lambda index, name, values: seen.update({(index, name): values[-1]}))
+    reference = Reference(
+        stack, lambda index, name, values: seen.update({(index, name): values[-1]})
+    )
     bound = Bound(stack)
     x_q = codes(9, stack.n_in)
     for x in x_q[:8]:

@@ -26,7 +26,9 @@ def page(tmp_path, monkeypatch):
     def write(**cells: str) -> None:
         row = dict.fromkeys(board_table.COLUMNS, "") | cells
         head = f"| {' | '.join(row)} |\n{'|---' * len(row)}|\n"
-        file.write_text(f"{board_table.BEGIN}{head}| {' | '.join(row.values())} |\n{board_table.END}\n")
+        file.write_text(
+            f"{board_table.BEGIN}{head}| {' | '.join(row.values())} |\n{board_table.END}\n"
+        )
 
     return write
 
@@ -80,14 +82,19 @@ def test_rows_without_a_board_and_boards_without_a_row(page, turbofan, capsys):
     page(board="gone")
     assert board_table.check(turbofan) == 1
     out = capsys.readouterr().out
-    assert "gone: STALE: there is no such board" in out and f"{BOARD}: STALE: the table has no such row" in out
+    assert (
+        "gone: STALE: there is no such board" in out
+        and f"{BOARD}: STALE: the table has no such row" in out
+    )
 
 
 def test_without_a_compiler_a_row_is_not_checked(page, turbofan, capsys, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda program: None)
     page(board=BOARD)
     assert board_table.check(turbofan) == 0
-    assert capsys.readouterr().out.startswith(f"{BOARD}: not checked: arm-none-eabi-gcc is not installed")
+    assert capsys.readouterr().out.startswith(
+        f"{BOARD}: not checked: arm-none-eabi-gcc is not installed"
+    )
 
 
 def test_the_page_has_the_columns_and_boards_that_the_tool_writes():

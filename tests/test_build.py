@@ -43,14 +43,27 @@ def test_board_facts_are_complete(name):
     assert board.label in LABELS
     for key in (flags()["C_FACTS"] + " " + flags()["LD_FACTS"]).split():
         assert (flags() | board.facts)[key]
-    for key in ("FLASH_ORIGIN", "FLASH_BYTES", "RAM_ORIGIN", "RAM_BYTES", "STACK_BYTES", "CPU_HZ", "UART_BASE"):
+    for key in (
+        "FLASH_ORIGIN",
+        "FLASH_BYTES",
+        "RAM_ORIGIN",
+        "RAM_BYTES",
+        "STACK_BYTES",
+        "CPU_HZ",
+        "UART_BASE",
+    ):
         assert board.number(key) >= 0
     assert bool(board.emulators) == (board.label == "emulated")
     if board.words("SIMAVR_MCU"):
         assert board.text("SIMAVR_MCU") == board.text("CPU_GCC").removeprefix("-mmcu=")
     if board.words("QEMU"):
-        assert board.words("QEMU")[1:3] == ["-M", name if board.text("CPU") == "cortex_m" else "virt"]
-        assert (board.number("QEMU_TIMER_HZ") << ICOUNT_SHIFT) * 1e-9 > 1  # an instruction moves the counter
+        assert board.words("QEMU")[1:3] == [
+            "-M",
+            name if board.text("CPU") == "cortex_m" else "virt",
+        ]
+        assert (
+            board.number("QEMU_TIMER_HZ") << ICOUNT_SHIFT
+        ) * 1e-9 > 1  # an instruction moves the counter
     assert board.port.is_file() and board.target in TARGETS
 
 
@@ -63,18 +76,23 @@ def test_facts_are_refused_with_file_and_line(tmp_path):
     assert parse_facts(path) == {"CPU": "m0", "EMPTY": ""}
     with pytest.raises(BuildError, match=r"board x: its board\.mk gives no UART"):
         Board(Path("x"), {}).text("UART")
-    with pytest.raises(BuildError, match=f"no board 'uno'; there are: {', '.join(NAMES)}, or a folder of your own"):
+    with pytest.raises(
+        BuildError, match=f"no board 'uno'; there are: {', '.join(NAMES)}, or a folder of your own"
+    ):
         load_board("uno")
 
 
-# zig on one board of each kind of core: the boards of the parity tests are built by both elsewhere, too
+# zig on one board of each kind of core: the boards of the parity tests are built by both elsewhere,
+# too
 BY_ZIG = ("microbit", "netduinoplus2", "mps3-an547", "rv32-virt")
 
 
 @pytest.mark.parametrize(
     ("name", "compiler"),
     [
-        *full([(name, "gcc") for name in NAMES], *((name, "gcc") for name in (*BY_ZIG, "arduino-uno"))),
+        *full(
+            [(name, "gcc") for name in NAMES], *((name, "gcc") for name in (*BY_ZIG, "arduino-uno"))
+        ),
         *((name, "zig") for name in BY_ZIG),
     ],
 )
@@ -85,7 +103,10 @@ def test_image(name, compiler, small_model, tmp_path):
     kinds = ["bin", "elf", "hex", *(["uf2"] if "UF2_FAMILY" in board.facts else [])]
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.{kind}" for kind in kinds]
     assert image_board(image.elf) == name
-    assert binary == flash_bytes(image.elf) and image.sizes.flash <= len(binary) < image.sizes.flash + 16
+    assert (
+        binary == flash_bytes(image.elf)
+        and image.sizes.flash <= len(binary) < image.sizes.flash + 16
+    )
     assert from_hex(image.hex.read_text()) == (board.number("FLASH_ORIGIN"), binary)
     info = describe(small_model, packing_for(board.target))
     narrow = board.text("CPU") == "avr"  # pointers of 16 bits in the model's structs
@@ -93,7 +114,9 @@ def test_image(name, compiler, small_model, tmp_path):
     assert image.sizes.stream_ram == info["ram_bytes"]
     assert image.sizes.ram < 3500 and image.sizes.flash < 28 * 1024
     if board.text("CPU") == "cortex_m":
-        stack, reset = struct.unpack_from("<II", binary, 256 if name == "rp-pico" else 0)  # behind the boot block
+        stack, reset = struct.unpack_from(
+            "<II", binary, 256 if name == "rp-pico" else 0
+        )  # behind the boot block
         assert stack == board.number("RAM_ORIGIN") + board.number("RAM_BYTES") and reset & 1
     assert not [name for name in symbols(image.elf) if FORBIDDEN.fullmatch(name)]
 
@@ -105,12 +128,23 @@ def pico(small_model, tmp_path_factory):
 
 
 def test_uf2_holds_the_image(pico):
-    """Blocks of 512 bytes, as https://github.com/microsoft/uf2 describes them; the RP2040's ROM wants 256 bytes in each."""
+    """Blocks of 512 bytes, as https://github.com/microsoft/uf2 describes them; the RP2040's ROM
+    wants 256 bytes in each.
+    """
     blocks = [pico.uf2.read_bytes()[at : at + 512] for at in range(0, pico.uf2.stat().st_size, 512)]
     data = b""
     for number, block in enumerate(blocks):
         head = struct.unpack_from("<8I", block)
-        assert head == (0x0A324655, 0x9E5D5157, 0x2000, 0x10000000 + len(data), 256, number, len(blocks), 0xE48BFF56)
+        assert head == (
+            0x0A324655,
+            0x9E5D5157,
+            0x2000,
+            0x10000000 + len(data),
+            256,
+            number,
+            len(blocks),
+            0xE48BFF56,
+        )
         assert block[508:] == struct.pack("<I", 0x0AB16F30)
         data += block[32:288]
     binary = pico.bin.read_bytes()
@@ -118,7 +152,9 @@ def test_uf2_holds_the_image(pico):
 
 
 def test_boot_block_of_the_pico(pico):
-    """The check sum that the ROM computes, and what the code does: flash interface, VTOR, stack, then the reset handler."""
+    """The check sum that the ROM computes, and what the code does: flash interface, VTOR, stack,
+    then the reset handler.
+    """
     unicorn = pytest.importorskip("unicorn")
     binary, crc = pico.bin.read_bytes(), 0xFFFFFFFF
     for byte in binary[:252]:
@@ -129,11 +165,19 @@ def test_boot_block_of_the_pico(pico):
 
     cpu, written = unicorn.Uc(unicorn.UC_ARCH_ARM, unicorn.UC_MODE_THUMB), []
     cpu.ctl_set_cpu_model(unicorn.arm_const.UC_CPU_ARM_CORTEX_M0)
-    for origin, size in ((0x10000000, 0x200000), (0x20000000, 0x42000), (0x18000000, 0x1000), (0xE000E000, 0x1000)):
+    for origin, size in (
+        (0x10000000, 0x200000),
+        (0x20000000, 0x42000),
+        (0x18000000, 0x1000),
+        (0xE000E000, 0x1000),
+    ):
         cpu.mem_map(origin, size)
     cpu.mem_write(0x10000000, binary)
     cpu.mem_write(0x20041F00, binary[:256])  # where the ROM copies it
-    cpu.hook_add(unicorn.UC_HOOK_MEM_WRITE, lambda uc, access, at, size, value, data: written.append((at, value)))
+    cpu.hook_add(
+        unicorn.UC_HOOK_MEM_WRITE,
+        lambda uc, access, at, size, value, data: written.append((at, value)),
+    )
     stack, reset = struct.unpack_from("<II", binary, 256)
     cpu.emu_start(0x20041F01, reset & ~1, count=100)
     assert cpu.reg_read(unicorn.arm_const.UC_ARM_REG_PC) == reset & ~1
@@ -145,7 +189,9 @@ def test_boot_block_of_the_pico(pico):
 
 def symbols(elf: Path) -> list[str]:
     with elf.open("rb") as file:
-        return [symbol.name for symbol in ELFFile(file).get_section_by_name(".symtab").iter_symbols()]
+        return [
+            symbol.name for symbol in ELFFile(file).get_section_by_name(".symtab").iter_symbols()
+        ]
 
 
 def test_forbidden_names_are_recognised():
@@ -175,17 +221,23 @@ def test_hex_over_a_64k_border():
     assert from_hex(intel_hex(data, 0x0800FF00)) == (0x0800FF00, data)
 
 
-@pytest.mark.parametrize("name", full([name for name in NAMES if load_board(name).has_update_area], "microbit"))
+@pytest.mark.parametrize(
+    "name", full([name for name in NAMES if load_board(name).has_update_area], "microbit")
+)
 def test_image_that_takes_updates(name, small_model, tmp_path):
     need_compiler("gcc", name)
     board = load_board(name)
     image = build(small_model, name, tmp_path, "gcc", updates=True)
     assert {"board_flash_erase", "board_flash_write", "stw_gru_unit"} <= set(symbols(image.elf))
-    assert image.sizes.stream_ram == board.number("UPDATE_RAM_BYTES") > small_model.info()["ram_bytes"]
+    assert (
+        image.sizes.stream_ram == board.number("UPDATE_RAM_BYTES") > small_model.info()["ram_bytes"]
+    )
     area = board.number("FLASH_ORIGIN") + board.number("FLASH_BYTES") - board.number("UPDATE_BYTES")
     assert len(image.bin.read_bytes()) <= area - board.number("FLASH_ORIGIN")
     plain = build(small_model, name, tmp_path, "gcc")
-    assert plain.sizes.flash < image.sizes.flash / 2 and "board_flash_erase" not in symbols(plain.elf)
+    assert plain.sizes.flash < image.sizes.flash / 2 and "board_flash_erase" not in symbols(
+        plain.elf
+    )
 
 
 def test_updates_need_a_place(small_model, tmp_path):
@@ -200,17 +252,30 @@ def test_updates_need_a_place(small_model, tmp_path):
     ("name", "compiler"),
     [
         ("microbit", "zig"),
-        *full([(name, "gcc") for name in ("mps2-an386", "microbit", "rv32-virt")], ("microbit", "gcc")),
+        *full(
+            [(name, "gcc") for name in ("mps2-an386", "microbit", "rv32-virt")], ("microbit", "gcc")
+        ),
     ],
 )
 def test_makefile_builds_the_same_image_without_warnings(name, compiler, small_model, tmp_path):
     need("make", "apt-get install make")
     need_compiler(compiler, name)
     emit(small_model, tmp_path / "model", NAME, load_board(name).target)
-    place = load_board(name).folder if compiler == "zig" else name  # a board may be a folder anywhere
-    settings = [f"BOARD={place}", f"MODEL={tmp_path / 'model'}", f"OUT={tmp_path}", f"COMPILER={compiler}"]
+    place = (
+        load_board(name).folder if compiler == "zig" else name
+    )  # a board may be a folder anywhere
+    settings = [
+        f"BOARD={place}",
+        f"MODEL={tmp_path / 'model'}",
+        f"OUT={tmp_path}",
+        f"COMPILER={compiler}",
+    ]
     updates = name == "mps2-an386"
-    settings += ["UPDATES=1"] if updates else [f"KNOBS={' '.join(lean_flags(small_model, load_board(name).target))}"]
+    settings += (
+        ["UPDATES=1"]
+        if updates
+        else [f"KNOBS={' '.join(lean_flags(small_model, load_board(name).target))}"]
+    )
     settings += [f"WARNINGS={flags()['WARNINGS']} -Werror", f"ZIG={sys.executable} -m ziglang cc"]
     subprocess.run(["make", "-s", "-C", ROOT / "firmware", *settings], check=True)
     image = build(small_model, name, tmp_path / "py", compiler, updates=updates)
@@ -252,7 +317,8 @@ def test_wrong_facts_of_a_board_are_named(line, said, small_model, tmp_path):
 def test_a_board_is_a_folder(tmp_path):
     (tmp_path / "board.mk").touch()
     with pytest.raises(
-        UnknownBoard, match=rf"{tmp_path}/board\.mk is a file: a board is the folder that it is in, {tmp_path}/;"
+        UnknownBoard,
+        match=rf"{tmp_path}/board\.mk is a file: a board is the folder that it is in, {tmp_path}/;",
     ):
         load_board(f"{tmp_path}/board.mk")
 
@@ -264,10 +330,18 @@ def own_board(folder: Path, *facts: str) -> Board:
 
 def test_a_board_says_what_differs_from_its_core_and_its_relative(tmp_path):
     relative = load_board("nucleo-f446re")
-    board = own_board(tmp_path, "LIKE = nucleo-f446re", "CORE = cortex-m7f", "FLASH_BYTES = 4096", "USB_IDS =")
-    assert board.core == "cortex-m7" and board.number("FLASH_BYTES") == 4096 and board.words("USB_IDS") == []
+    board = own_board(
+        tmp_path, "LIKE = nucleo-f446re", "CORE = cortex-m7f", "FLASH_BYTES = 4096", "USB_IDS ="
+    )
+    assert (
+        board.core == "cortex-m7"
+        and board.number("FLASH_BYTES") == 4096
+        and board.words("USB_IDS") == []
+    )
     assert board.text("UART_BASE") == relative.text("UART_BASE") and board.port == relative.port
-    assert own_board(tmp_path, "LIKE = nucleo-g071rb").port == load_board("nucleo-g071rb").port  # its board.c
+    assert (
+        own_board(tmp_path, "LIKE = nucleo-g071rb").port == load_board("nucleo-g071rb").port
+    )  # its board.c
 
 
 @pytest.mark.parametrize(
@@ -290,7 +364,9 @@ def test_the_environment_chooses_the_compiler(small_model, tmp_path, monkeypatch
     with pytest.raises(WrongUse, match="unknown compiler 'tcc'; there are: gcc, zig"):
         build(small_model, "microbit", tmp_path)
     monkeypatch.setenv("STEPWELL_COMPILER", "zig")
-    with pytest.raises(BuildError, match="zig does not compile for arduino-uno: apt-get install gcc-avr"):
+    with pytest.raises(
+        BuildError, match="zig does not compile for arduino-uno: apt-get install gcc-avr"
+    ):
         build(small_model, "arduino-uno", tmp_path)
     assert not list(tmp_path.iterdir())
     need_compiler("zig")
@@ -301,7 +377,8 @@ def test_missing_compilers_are_named_with_the_install_line(small_model, tmp_path
     monkeypatch.setattr("shutil.which", lambda program: None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(
-        BuildError, match="no compiler for microbit: apt-get install gcc-arm-none-eabi, or pip install zig"
+        BuildError,
+        match="no compiler for microbit: apt-get install gcc-arm-none-eabi, or pip install zig",
     ):
         build(small_model, "microbit", tmp_path)
     with pytest.raises(BuildError, match="ziglang is not installed: pip install ziglang"):
@@ -312,9 +389,12 @@ def test_missing_compilers_are_named_with_the_install_line(small_model, tmp_path
 
 
 def test_snapshot_too_large_for_the_link(small_model, tmp_path, monkeypatch):
-    monkeypatch.setattr("stepwell.boards.build.MOST_SNAPSHOT", small_model.info()["snapshot_bytes"] - 1)
+    monkeypatch.setattr(
+        "stepwell.boards.build.MOST_SNAPSHOT", small_model.info()["snapshot_bytes"] - 1
+    )
     with pytest.raises(
-        BuildError, match=r"the model's snapshot has \d+ bytes; the test program's link carries at most"
+        BuildError,
+        match=r"the model's snapshot has \d+ bytes; the test program's link carries at most",
     ):
         build(small_model, "microbit", tmp_path)
 
@@ -338,7 +418,8 @@ def test_damaged_elf_files_are_refused(seed, small_model, tmp_path):
 def test_model_that_does_not_fit_leaves_no_files(tmp_path, rng_model):
     need_compiler("gcc")
     with pytest.raises(
-        BuildError, match=r"region .*FLASH.* overflowed by (\d+) bytes: the image is \1 bytes larger than"
+        BuildError,
+        match=r"region .*FLASH.* overflowed by (\d+) bytes: the image is \1 bytes larger than",
     ):
         build(rng_model(30, 240, 2), "microbit", tmp_path / "out", "gcc")
     assert not (tmp_path / "out").exists()
@@ -346,14 +427,16 @@ def test_model_that_does_not_fit_leaves_no_files(tmp_path, rng_model):
 
 def test_array_too_large_for_avr_gcc(tmp_path, rng_model):
     with pytest.raises(
-        BuildError, match=r"layer 0 \(lstm\) has 36864 bytes of weights in one array, and avr-gcc takes 32767"
+        BuildError,
+        match=r"layer 0 \(lstm\) has 36864 bytes of weights in one array, and avr-gcc takes 32767",
     ):
         build(rng_model(4, 96, 2), "arduino-mega", tmp_path)
 
 
 def test_model_too_wide_for_the_link(tmp_path, rng_model):
     with pytest.raises(
-        BuildError, match="122 inputs and 2 outputs; the test program's link carries at most 121 and 60"
+        BuildError,
+        match="122 inputs and 2 outputs; the test program's link carries at most 121 and 60",
     ):
         build(rng_model(122, 2), "microbit", tmp_path)
 
@@ -378,7 +461,14 @@ def test_makefile_builds_anew_for_another_model(tmp_path, small_model):
     for name in ("a", "b"):
         model = small_model if name == "a" else load(ROOT / "tests" / "golden" / "softmax.stw")
         emit(model, tmp_path / name, NAME)
-        command = ["make", "-C", ROOT / "firmware", "BOARD=microbit", f"MODEL={tmp_path / name}", f"OUT={tmp_path}"]
+        command = [
+            "make",
+            "-C",
+            ROOT / "firmware",
+            "BOARD=microbit",
+            f"MODEL={tmp_path / name}",
+            f"OUT={tmp_path}",
+        ]
         subprocess.run(command, check=True, capture_output=True)
         images.append((tmp_path / "microbit.elf").read_bytes())
         subprocess.run(["touch", "-d", "1 hour ago", *(tmp_path / name).iterdir()], check=True)

@@ -1,4 +1,6 @@
-"""The command line as a person or a script uses it: output, --json, exit codes, bad input, whole files."""
+"""The command line as a person or a script uses it: output, --json, exit codes, bad input, whole
+files.
+"""
 
 import fcntl
 import json
@@ -46,7 +48,19 @@ def csv_of(rows: np.ndarray) -> str:
     return "\n".join(",".join(repr(float(v)) for v in row) for row in rows) + "\n"
 
 
-COMMANDS = ["convert", "check", "report", "info", "emit", "run", "boards", "build", "flash", "hil", "demo"]
+COMMANDS = [
+    "convert",
+    "check",
+    "report",
+    "info",
+    "emit",
+    "run",
+    "boards",
+    "build",
+    "flash",
+    "hil",
+    "demo",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -70,22 +84,45 @@ CONVERT = ["convert", ONNX, "--calib", CALIB]
     ("args", "said"),
     [
         ([*CONVERT, "--precision", "w9a16"], "precision 'w9a16' is not one of w8a16"),
-        ([*CONVERT, "--precision", "w8a16,nope:w4a16"], "'nope' is no recurrent layer of the model"),
+        (
+            [*CONVERT, "--precision", "w8a16,nope:w4a16"],
+            "'nope' is no recurrent layer of the model",
+        ),
         ([*CONVERT, "--mode", "slid:30"], "mode 'slid:30' is not one of carry"),
-        ([*CONVERT, "--calibration", "percentile:200"], "calibration 'percentile:200' is not one of"),
+        (
+            [*CONVERT, "--calibration", "percentile:200"],
+            "calibration 'percentile:200' is not one of",
+        ),
         ([*CONVERT, "--precision", "auto"], "--precision auto needs test sequences: --data FILE"),
         (
             [*CONVERT, "--precision", "auto", "--data", TEST, "--max-drop", "lots"],
             "--max-drop lots: expected a percentage",
         ),
-        ([*CONVERT, "--precision", "auto", "--data", TEST, "--metric", "blah"], "metric 'blah' is not one of accuracy"),
+        (
+            [*CONVERT, "--precision", "auto", "--data", TEST, "--metric", "blah"],
+            "metric 'blah' is not one of accuracy",
+        ),
         *(
             ([*CONVERT, option, value], f"{option} does something with --precision auto only")
-            for option, value in (("--data", TEST), ("--max-drop", "1%"), ("--max-flash", "9"), ("--metric", "mae"))
+            for option, value in (
+                ("--data", TEST),
+                ("--max-drop", "1%"),
+                ("--max-flash", "9"),
+                ("--metric", "mae"),
+            )
         ),
-        (["check", "MODEL", "--data", TEST, "--metric", "blah"], "metric 'blah' is not one of accuracy"),
-        (["check", "MODEL", "--data", TEST, "--float", ONNX, "--modes", "carry,x"], "mode 'x' is not one of carry"),
-        (["report", "MODEL", "--data", TEST, "--metric", "blah", "--json"], "metric 'blah' is not one of accuracy"),
+        (
+            ["check", "MODEL", "--data", TEST, "--metric", "blah"],
+            "metric 'blah' is not one of accuracy",
+        ),
+        (
+            ["check", "MODEL", "--data", TEST, "--float", ONNX, "--modes", "carry,x"],
+            "mode 'x' is not one of carry",
+        ),
+        (
+            ["report", "MODEL", "--data", TEST, "--metric", "blah", "--json"],
+            "metric 'blah' is not one of accuracy",
+        ),
         (
             ["build", "MODEL", "--board", "microbit", "--mlperf", "--updates"],
             "--mlperf and --updates do not go together",
@@ -94,7 +131,9 @@ CONVERT = ["convert", ONNX, "--calib", CALIB]
 )
 def test_words_that_are_wrong_use(stw, tmp_path, args, said):
     done = run(*(stw if arg == "MODEL" else arg for arg in args), cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.startswith("stepwell: ") and said in done.stderr, done.stderr
+    assert done.returncode == 2 and done.stderr.startswith("stepwell: ") and said in done.stderr, (
+        done.stderr
+    )
     assert len(done.stderr.splitlines()) == 1 and not done.stdout and not list(tmp_path.iterdir())
 
 
@@ -107,8 +146,12 @@ def test_info_json(stw):
 
 def test_the_ram_of_a_stream_is_one_figure_everywhere(stw, tmp_path):
     """256 B for stw_init; the struct of 16 B is said to come on top."""
-    line = "  RAM         256 B a stream (192 state + 64 scratch), 272 B with its struct stw_stream\n"
-    assert line in run("info", stw).stdout and line in run("emit", stw, "-o", tmp_path / "out").stdout
+    line = (
+        "  RAM         256 B a stream (192 state + 64 scratch), 272 B with its struct stw_stream\n"
+    )
+    assert (
+        line in run("info", stw).stdout and line in run("emit", stw, "-o", tmp_path / "out").stdout
+    )
     modes = run("check", stw, "--data", TEST, "--float", ONNX, "--modes", "carry").stdout
     assert re.search(r"  mode carry .* RAM 256 B a stream\n", modes)
     skip_for(why_not("gcc", load_board("microbit")))
@@ -138,7 +181,9 @@ def test_check_counts_saturation(stw, tmp_path):
     x = np.load(TEST)["x"][:2].astype(np.float64)
     x[0, 3, 5] = 1000
     np.savez(tmp_path / "wild.npz", x=x)
-    result = json.loads(run("check", stw, "--data", tmp_path / "wild.npz", "--float", ONNX, "--json").stdout)
+    result = json.loads(
+        run("check", stw, "--data", tmp_path / "wild.npz", "--float", ONNX, "--json").stdout
+    )
     assert result["saturation"]["input"]["saturated"] == 1
 
 
@@ -146,7 +191,11 @@ def test_emit(stw, tmp_path):
     result = json.loads(run("emit", stw, "-o", tmp_path / "out", "--name", "pump", "--json").stdout)
     assert {"pump.h", "pump.c", "stepwell.c", "README.md"} <= set(result["files"])
     done = run("emit", stw, "-o", tmp_path / "bad", "--name", "1pump")
-    assert done.returncode == 2 and "cannot name a C object" in done.stderr and not (tmp_path / "bad").exists()
+    assert (
+        done.returncode == 2
+        and "cannot name a C object" in done.stderr
+        and not (tmp_path / "bad").exists()
+    )
 
 
 def test_run_file_and_stdin(stw, rows, tmp_path):
@@ -163,7 +212,9 @@ def test_run_file_and_stdin(stw, rows, tmp_path):
     assert [json.loads(line)["y"][0] for line in lines] == expected.tolist()
     codes = run("run", stw, "--codes", stdin=csv_of(rows)).stdout.split()
     model = stepwell.load(stw)
-    assert [int(code) for code in codes] == model.stream().run_q(model.quantize(rows))[:, 0].tolist()
+    assert [int(code) for code in codes] == model.stream().run_q(model.quantize(rows))[
+        :, 0
+    ].tolist()
 
 
 def test_run_names_the_row_that_is_no_text(stw, rows, tmp_path):
@@ -197,7 +248,9 @@ def test_convert_does_not_overwrite_its_source(tmp_path):
 def test_run_answers_every_line_at_once(stw, rows):
     """What `tail -f sensor.csv | stepwell run m.stw -` needs."""
     command = [sys.executable, "-m", "stepwell", "run", str(stw), "-"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
         for line in csv_of(rows[:3]).splitlines():
             process.stdin.write(line + "\n")
             process.stdin.flush()
@@ -252,7 +305,9 @@ def test_bad_calibration_files(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_text(content)
     done = run("convert", ONNX, "--calib", tmp_path / name, "-o", tmp_path / "out.stw")
-    assert (done.returncode == 1 and message in done.stderr) or "values, the model takes 14" in done.stderr
+    assert (
+        done.returncode == 1 and message in done.stderr
+    ) or "values, the model takes 14" in done.stderr
     assert name in done.stderr and not (tmp_path / "out.stw").exists()
     assert "Traceback" not in done.stderr
 
@@ -275,7 +330,9 @@ def files_below(folder) -> dict:
 
 
 def test_a_full_disk_is_named_and_leaves_what_was_there(stw, tmp_path):
-    """A limit of the size of files stands for it: the write fails in the middle, and the system's error names no file."""
+    """A limit of the size of files stands for it: the write fails in the middle, and the system's
+    error names no file.
+    """
     resource = pytest.importorskip("resource")
 
     def with_room_for(n_bytes: int, *args) -> subprocess.CompletedProcess:
@@ -287,11 +344,22 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(stw, tmp_path):
     before = files_below(tmp_path)
     (tmp_path / "was_empty").mkdir()
     for folder in ("old", "new/and/deep", "was_empty"):
-        done = with_room_for(10000, "emit", stw, "-o", tmp_path / folder, "--name", "m", "--target", "cortex-m4")
-        assert done.returncode == 1 and f"stepwell: {tmp_path / folder}/m.c: File too large\n" == done.stderr
-        assert files_below(tmp_path) == before and not (tmp_path / "new").exists() and (tmp_path / "was_empty").is_dir()
+        done = with_room_for(
+            10000, "emit", stw, "-o", tmp_path / folder, "--name", "m", "--target", "cortex-m4"
+        )
+        assert (
+            done.returncode == 1
+            and f"stepwell: {tmp_path / folder}/m.c: File too large\n" == done.stderr
+        )
+        assert (
+            files_below(tmp_path) == before
+            and not (tmp_path / "new").exists()
+            and (tmp_path / "was_empty").is_dir()
+        )
     done = with_room_for(100, *CONVERT, "-o", tmp_path / "m.stw")
-    assert done.returncode == 1 and done.stderr == f"stepwell: {tmp_path / 'm.stw'}: File too large\n"
+    assert (
+        done.returncode == 1 and done.stderr == f"stepwell: {tmp_path / 'm.stw'}: File too large\n"
+    )
     assert files_below(tmp_path) == before
 
 
@@ -322,7 +390,9 @@ def test_an_output_that_is_no_regular_file_is_refused_before_any_work(command, k
     place = special(kind, tmp_path / "out")
     done = run(*(str(stw) if a == "MODEL" else place if a == "@" else a for a in OUTPUTS[command]))
     assert done.returncode == 1 and f"{place}: is a {kind}" in done.stderr and done.stdout == ""
-    assert [path.name for path in tmp_path.iterdir()] == ["out"] and not stat.S_ISREG(place.stat().st_mode)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"] and not stat.S_ISREG(
+        place.stat().st_mode
+    )
 
 
 @pytest.mark.parametrize("kind", ["FIFO", "device"])
@@ -332,7 +402,11 @@ def test_an_output_folder_that_is_none_is_refused_before_any_work(command, kind,
     model = [] if command == "demo" else [stw]
     for there in (place, place / "below"):
         done = run(*command.split(), *model, "-o", there)
-        assert done.returncode == 1 and f"is a {kind}: give a folder" in done.stderr and done.stdout == ""
+        assert (
+            done.returncode == 1
+            and f"is a {kind}: give a folder" in done.stderr
+            and done.stdout == ""
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -371,7 +445,9 @@ def test_emit_keeps_files_that_were_changed_and_replaces_them_with_force(stw, tm
     assert run(*emit).returncode == 0
     (tmp_path / "main.c").write_text('/* mine */\n#include "stepwell.h"\n')
     done = run(*emit, "--target", "cortex-m4")
-    assert done.returncode == 1 and f"{tmp_path / 'main.c'} exists and was not written" in done.stderr
+    assert (
+        done.returncode == 1 and f"{tmp_path / 'main.c'} exists and was not written" in done.stderr
+    )
     assert (tmp_path / "main.c").read_text().startswith("/* mine */")
     assert run(*emit, "--force").returncode == 0
     assert "mine" not in (tmp_path / "main.c").read_text()
@@ -400,7 +476,10 @@ def test_what_killed_writers_leave_is_taken_away(tmp_path):
         (["run", "MODEL", "absent.csv"], "absent.csv: No such file"),
         (["emit", "MODEL", "-o", "a_file"], "a_file is a file"),
         (["demo", "-o", "a_file"], "a_file: File exists"),
-        (["hil", "--port", "sim:microbit", "MODEL", "--data", TEST, "--image", "a_file"], "a_file is no ELF file"),
+        (
+            ["hil", "--port", "sim:microbit", "MODEL", "--data", TEST, "--image", "a_file"],
+            "a_file is no ELF file",
+        ),
         (["hil", "--port", "/dev/absent", "MODEL", "--data", TEST], "cannot be opened"),
     ],
 )
@@ -435,11 +514,26 @@ main()
 """
 
 
-@pytest.mark.parametrize("module", ["click", "numpy", "stepwell.graph", "stepwell.cli.model_commands", "onnx"])
+@pytest.mark.parametrize(
+    "module", ["click", "numpy", "stepwell.graph", "stepwell.cli.model_commands", "onnx"]
+)
 def test_an_interrupt_is_a_message_from_the_first_import_on(tmp_path, module):
-    command = [sys.executable, "-c", INTERRUPT, module, "convert", ONNX, "--calib", CALIB, "-o", tmp_path / "m.stw"]
+    command = [
+        sys.executable,
+        "-c",
+        INTERRUPT,
+        module,
+        "convert",
+        ONNX,
+        "--calib",
+        CALIB,
+        "-o",
+        tmp_path / "m.stw",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stderr.strip()) == (130, "stepwell: interrupted") and not list(tmp_path.iterdir())
+    assert (done.returncode, done.stderr.strip()) == (130, "stepwell: interrupted") and not list(
+        tmp_path.iterdir()
+    )
 
 
 def test_the_package_shows_its_names_before_they_are_imported():

@@ -1,6 +1,8 @@
-"""The engine compiled for other CPUs and run under qemu-user: the same bits, in every packing and at every odd size.
+"""The engine compiled for other CPUs and run under qemu-user: the same bits, in every packing and
+at every odd size.
 
-The Thumb-2 build runs the very code of Cortex-M4, M7 and M33: those instructions are the same on the A profile.
+The Thumb-2 build runs the very code of Cortex-M4, M7 and M33: those instructions are the same on
+the A profile.
 """
 
 from __future__ import annotations
@@ -54,13 +56,22 @@ class Cpu:
 
     def why_not(self) -> str | None:
         missing = [name for name in (self.compiler, self.runner) if name and not shutil.which(name)]
-        return f"{' and '.join(missing)} not installed: apt-get install {self.package}" if missing else None
+        return (
+            f"{' and '.join(missing)} not installed: apt-get install {self.package}"
+            if missing
+            else None
+        )
 
 
 CPUS = {
     "host": Cpu("gcc", "-O2 -fsanitize=address,undefined -fno-sanitize-recover=all", "", "gcc"),
     "host checked": Cpu("gcc", "-O1 -DSTW_CHECKED", "", "gcc"),
-    "host avx2": Cpu("gcc", "-O2 -DSTW_WITH_AVX2=1 -fsanitize=address,undefined -fno-sanitize-recover=all", "", "gcc"),
+    "host avx2": Cpu(
+        "gcc",
+        "-O2 -DSTW_WITH_AVX2=1 -fsanitize=address,undefined -fno-sanitize-recover=all",
+        "",
+        "gcc",
+    ),
     "thumb dsp": Cpu(
         "arm-linux-gnueabihf-gcc",
         "-O2 -static -mthumb -march=armv7-a+fp",
@@ -68,7 +79,10 @@ CPUS = {
         "gcc-arm-linux-gnueabihf libc6-dev-armhf-cross qemu-user",
     ),
     "aarch64 neon": Cpu(
-        "aarch64-linux-gnu-gcc", "-O2 -static", "qemu-aarch64", "gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user"
+        "aarch64-linux-gnu-gcc",
+        "-O2 -static",
+        "qemu-aarch64",
+        "gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user",
     ),
     "riscv64": Cpu(
         "riscv64-linux-gnu-gcc",
@@ -105,7 +119,10 @@ def compiled(cpu: Cpu, folder: Path, main: str) -> Path:
     skip_for(cpu.why_not())
     sources = [path for path in copy_engine(folder) if path.suffix == ".c"]
     program, files = folder / "program", [*sources, ROOT / "tests" / "c" / main]
-    subprocess.run([cpu.compiler, *WARNINGS, *cpu.flags.split(), f"-I{folder}", *files, "-o", program], check=True)
+    subprocess.run(
+        [cpu.compiler, *WARNINGS, *cpu.flags.split(), f"-I{folder}", *files, "-o", program],
+        check=True,
+    )
     return program
 
 
@@ -113,8 +130,13 @@ def replay_on(cpu: Cpu, tmp_path_factory):
     """Runs models: (blob, codes, odd) of each -> outputs of each, and the CRC of its snapshot."""
     program = compiled(cpu, tmp_path_factory.mktemp("cpu"), "replay_blobs.c")
 
-    def run(cases: list[tuple[bytes, np.ndarray, int]], n_out: list[int]) -> list[tuple[np.ndarray, int]]:
-        fed = b"".join(struct.pack("<III", len(b), len(x), odd) + b + x.astype("<i2").tobytes() for b, x, odd in cases)
+    def run(
+        cases: list[tuple[bytes, np.ndarray, int]], n_out: list[int]
+    ) -> list[tuple[np.ndarray, int]]:
+        fed = b"".join(
+            struct.pack("<III", len(b), len(x), odd) + b + x.astype("<i2").tobytes()
+            for b, x, odd in cases
+        )
         done = subprocess.run([*cpu.runner.split(), program], input=fed, capture_output=True)
         assert done.returncode == 0, done.stderr.decode()[-2000:]
         words = np.frombuffer(done.stdout, "<i4")
@@ -140,20 +162,26 @@ def assert_same(replay, models: list[Model], packing: str, odd: int = 0) -> None
     rng = np.random.default_rng(4)
     inputs = [codes(rng, model) for model in models]
     cases = [(pack(model, packing), x, odd) for model, x in zip(models, inputs, strict=True)]
-    for model, x, (y, snapshot) in zip(models, inputs, replay(cases, [m.n_out for m in models]), strict=True):
+    for model, x, (y, snapshot) in zip(
+        models, inputs, replay(cases, [m.n_out for m in models]), strict=True
+    ):
         stream = model.stream()
         assert np.array_equal(y, stream.run_q(x)), model
         assert snapshot == zlib.crc32(stream.save()), model
 
 
-def sized(n_in: int, n_units: int, precision: str = "w8a16", gain: float = 2.0, cell=random_lstm) -> Model:
+def sized(
+    n_in: int, n_units: int, precision: str = "w8a16", gain: float = 2.0, cell=random_lstm
+) -> Model:
     rng = np.random.default_rng(1000 * n_in + n_units)
     layers = (cell(rng, n_in, n_units, gain), random_dense(rng, n_units, 2))
     return stepwell.convert(Graph(layers), random_sequences(rng, 2, 30, n_in), precision=precision)
 
 
 def with_kx(model: Model, low: int, high: int) -> Model:
-    """The input sums brought to the hidden ones by other powers of two, as weights of other sizes would have it."""
+    """The input sums brought to the hidden ones by other powers of two, as weights of other sizes
+    would have it.
+    """
     rng = np.random.default_rng(9)
 
     def changed(layer):
@@ -171,24 +199,32 @@ def with_kx(model: Model, low: int, high: int) -> Model:
 
 
 def with_small_shifts(model: Model, every: int) -> Model:
-    """The same sums, requantised by shifts of 10 to 16 with small weights: rows as coarse scales give them."""
+    """The same sums, requantised by shifts of 10 to 16 with small weights: rows as coarse scales
+    give them.
+    """
 
     def changed(layer):
         if not isinstance(layer, LstmLayer):
             return layer
         rows, some = layer.rows, np.arange(len(layer.rows)) % every == 0
         shift = np.where(some, 10 + np.arange(len(rows)) % 7, rows.shift).astype(np.int8)
-        w_x, w_h = (np.where(some[:, None], w // 64, w).astype(np.int8) for w in (layer.w_x, layer.w_h))
+        w_x, w_h = (
+            np.where(some[:, None], w // 64, w).astype(np.int8) for w in (layer.w_x, layer.w_h)
+        )
         bias = np.where(some, rows.bias % 64, rows.bias).astype(np.int32)
         mult = np.where(some, 1 + rows.mult % 16, rows.mult).astype(np.int16)
         kx = np.where(some, np.minimum(rows.kx, 2), rows.kx).astype(np.int8)
-        return replace(layer, w_x=w_x, w_h=w_h, rows=replace(rows, shift=shift, bias=bias, mult=mult, kx=kx))
+        return replace(
+            layer, w_x=w_x, w_h=w_h, rows=replace(rows, shift=shift, bias=bias, mult=mult, kx=kx)
+        )
 
     return model.replace(layers=tuple(map(changed, model.layers)))
 
 
 def test_goldens(replay):
-    """Every layer kind, cell variant and mode, as plain rows and as pairs where a layer can have them."""
+    """Every layer kind, cell variant and mode, as plain rows and as pairs where a layer can have
+    them.
+    """
     models = [stepwell.load(path) for path in GOLDEN]
     for packing in PACKINGS:
         assert_same(replay, models, packing)
@@ -203,8 +239,14 @@ def test_goldens_on_big_endian_machines(strange_replay):
 
 @pytest.mark.parametrize("name", full(STRANGE, "s390x big-endian"))
 def test_hostile_blobs_on_big_endian_machines(name, tmp_path_factory):
-    """What a little-endian machine refuses is refused; the rest opens, but for arrays that overlap, which cannot be turned."""
-    blobs = [m for stem in ("gru", "layer_norm") for m in mutants((GOLDEN[0].parent / f"{stem}.stw").read_bytes(), 400)]
+    """What a little-endian machine refuses is refused; the rest opens, but for arrays that overlap,
+    which cannot be turned.
+    """
+    blobs = [
+        m
+        for stem in ("gru", "layer_norm")
+        for m in mutants((GOLDEN[0].parent / f"{stem}.stw").read_bytes(), 400)
+    ]
     fed = b"".join(struct.pack("<I", len(blob)) + blob for blob in blobs)
     accepted = []
     for cpu in (CPUS["host checked"], STRANGE[name]):
@@ -242,7 +284,9 @@ def test_pairs_of_grus(replay, precision):
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize(("low", "high"), [(-7, -1), (-3, 3), (0, 4)])
 def test_every_way_to_join(replay, low, high, packing):
-    assert_same(replay, [with_kx(sized(*size), low, high) for size in [(5, 7), (12, 16), (17, 24)]], packing)
+    assert_same(
+        replay, [with_kx(sized(*size), low, high) for size in [(5, 7), (12, 16), (17, 24)]], packing
+    )
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -257,16 +301,26 @@ def test_plain_rows_of_every_size(replay, precision):
 
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_nothing_is_read_behind_the_weights(replay, packing):
-    """Kernels take 16 weights of a row at once: at the last row, which whole groups of eight units reach, fewer are left."""
-    models = [sized(*size, cell=cell) for size in [(14, 8), (15, 8), (31, 16)] for cell in (random_lstm, random_gru)]
+    """Kernels take 16 weights of a row at once: at the last row, which whole groups of eight units
+    reach, fewer are left.
+    """
+    models = [
+        sized(*size, cell=cell)
+        for size in [(14, 8), (15, 8), (31, 16)]
+        for cell in (random_lstm, random_gru)
+    ]
     models.append(sized(15, 8, "w4a16"))
     assert_same(replay, models, packing)
 
 
 def test_rows_with_small_shifts(replay):
-    """Requantising by less than 17 bits: what vector code leaves to the portable one, whole layers and single units."""
+    """Requantising by less than 17 bits: what vector code leaves to the portable one, whole layers
+    and single units.
+    """
     models = [sized(5, 24), sized(9, 16)]
-    assert_same(replay, [with_small_shifts(model, every) for model in models for every in (1, 13)], "plain")
+    assert_same(
+        replay, [with_small_shifts(model, every) for model in models for every in (1, 13)], "plain"
+    )
 
 
 # ---- the packing itself ----
@@ -305,7 +359,10 @@ def test_layers_that_cannot_be_paired_stay_plain():
 
 
 def test_targets():
-    assert packing_for("cortex-m4") == "pairs" and packing_for("cortex-m0") == packing_for("any") == "plain"
+    assert (
+        packing_for("cortex-m4") == "pairs"
+        and packing_for("cortex-m0") == packing_for("any") == "plain"
+    )
     assert set(TARGETS.values()) <= set(PACKINGS)
     with pytest.raises(StepwellError, match="unknown target 'z80'; there are: any, "):
         packing_for("z80")

@@ -74,7 +74,9 @@ def test_a_batch_of_threads_goes_on_in_a_child_process(small_model, steps_before
     if child == 0:  # nothing here may leave: no pytest in the child
         try:
             made = np.stack([batch.step(x[:, t]) for t in range(steps_before, 12)])
-            os.write(writer, b"right" if np.array_equal(made, expected[steps_before:]) else b"wrong")
+            os.write(
+                writer, b"right" if np.array_equal(made, expected[steps_before:]) else b"wrong"
+            )
         finally:
             os._exit(0)
     os.close(writer)
@@ -152,14 +154,18 @@ def test_bad_step_is_refused_and_changes_nothing(small_model, x, message):
     assert stream.digest() == digest
 
 
-@pytest.mark.parametrize("x", ["12", b"12", ["1", "2"], [1j, 2.0], np.ma.masked_array([1.0, 2.0], [True, False])])
+@pytest.mark.parametrize(
+    "x", ["12", b"12", ["1", "2"], [1j, 2.0], np.ma.masked_array([1.0, 2.0], [True, False])]
+)
 def test_values_that_only_look_like_numbers(small_model, x):
     for runner in (small_model.stream(), small_model.reference()):
         with pytest.raises(stepwell.SampleError):
             runner.step(x)
 
 
-@pytest.mark.parametrize("x_q", [[40000, 0], [0.5, 0], ["1", "2"], [1, 2, 3], 7, None, [[1], [1, 2]]])
+@pytest.mark.parametrize(
+    "x_q", [[40000, 0], [0.5, 0], ["1", "2"], [1, 2, 3], 7, None, [[1], [1, 2]]]
+)
 def test_bad_codes(small_model, x_q):
     for runner in (small_model.stream(), small_model.reference()):
         with pytest.raises(stepwell.SampleError):
@@ -202,7 +208,9 @@ def test_bad_runs_and_batches_are_refused(small_model):
 
 def test_probe_shows_the_gates_of_the_next_step(turbofan):
     seen = {}
-    reference = Reference(turbofan, lambda index, name, values: seen.update({(index, name): values[-1]}))
+    reference = Reference(
+        turbofan, lambda index, name, values: seen.update({(index, name): values[-1]})
+    )
     stream = turbofan.stream()
     x_q = np.random.default_rng(0).integers(-3000, 3000, (10, turbofan.n_in)).astype(np.int16)
     stream.run_q(x_q[:9])

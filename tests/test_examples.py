@@ -1,4 +1,6 @@
-"""examples/: the Arduino sketch runs on an emulated board; the others are compiled without the framework they are for."""
+"""examples/: the Arduino sketch runs on an emulated board; the others are compiled without the
+framework they are for.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def test_esp_idf_component_configures(tmp_path):
         'macro(idf_component_register)\n  message("registered: ${ARGN}")\n  return()\nendmacro()\n'
         f"include({component / 'CMakeLists.txt'})\n"
     )
-    done = subprocess.run(["cmake", "-P", tmp_path / "requirements.cmake"], capture_output=True, text=True)
+    done = subprocess.run(
+        ["cmake", "-P", tmp_path / "requirements.cmake"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert "stepwell.c" in done.stderr and "motor.c" in done.stderr and "main.c" not in done.stderr
 
@@ -51,11 +55,22 @@ def test_esp_idf_component_compiles(tmp_path):
     example = ROOT / "examples" / "esp-idf"
     own = [path for path in (tmp_path / "src").glob("*.c") if path.name != "main.c"]
     options = "-std=gnu17 -O1 -march=rv32imc_zicsr -mabi=ilp32 -ffreestanding -Wall -Wextra -Werror -c".split()
-    include = ["-I", tmp_path / "src", "-isystem", tmp_path, "-isystem", ROOT / "firmware" / "cpu" / "freestanding"]
-    subprocess.run([GCC, *options, *include, example / "main" / "main.c", *own], cwd=tmp_path, check=True)
+    include = [
+        "-I",
+        tmp_path / "src",
+        "-isystem",
+        tmp_path,
+        "-isystem",
+        ROOT / "firmware" / "cpu" / "freestanding",
+    ]
+    subprocess.run(
+        [GCC, *options, *include, example / "main" / "main.c", *own], cwd=tmp_path, check=True
+    )
 
 
-ZEPHYR = {  # what find_package(Zephyr) does for an application, and declarations of Zephyr, as its documentation gives them
+# what find_package(Zephyr) does for an application, and declarations of Zephyr, as its
+# documentation gives them
+ZEPHYR = {
     "ZephyrConfig.cmake": "project(Zephyr-Kernel C)\nadd_library(app STATIC)\n",
     "zephyr/kernel.h": "#include <stdint.h>\nuint32_t k_cycle_get_32(void);\nint32_t k_msleep(int32_t ms);\n",
     "zephyr/sys/printk.h": "void printk(const char *format, ...);\n",
@@ -83,34 +98,52 @@ def test_zephyr_application_compiles(tmp_path):
         "CMAKE_C_FLAGS": f"-mcpu=cortex-m4 -mthumb -ffreestanding -Wall -Wextra -Werror {include}",
     }
     defines = [f"-D{key}={value}" for key, value in settings.items()]
-    subprocess.run(["cmake", "-S", app, "-B", tmp_path / "build", *defines], check=True, capture_output=True)
+    subprocess.run(
+        ["cmake", "-S", app, "-B", tmp_path / "build", *defines], check=True, capture_output=True
+    )
     subprocess.run(["cmake", "--build", tmp_path / "build"], check=True, capture_output=True)
-    names = subprocess.run(["ar", "t", tmp_path / "build" / "libapp.a"], check=True, capture_output=True, text=True)
+    names = subprocess.run(
+        ["ar", "t", tmp_path / "build" / "libapp.a"], check=True, capture_output=True, text=True
+    )
     assert names.stdout.split().count("main.c.obj") == 1 and "motor.c.obj" in names.stdout
 
 
 ARDUINO = Path("/usr/share/arduino/hardware/arduino/avr")
-MEGA = "-mmcu=atmega2560 -DF_CPU=16000000L -DARDUINO=10819 -DARDUINO_AVR_MEGA2560 -DARDUINO_ARCH_AVR"
-# of Arduino's platform.txt; DECIMAL_DIG: Debian's avr-gcc is older than the one that Arduino ships
-OPTIONS = (
-    f"-c -Os -w -ffunction-sections -fdata-sections -flto -fno-fat-lto-objects -DDECIMAL_DIG=__DECIMAL_DIG__ {MEGA}"
+MEGA = (
+    "-mmcu=atmega2560 -DF_CPU=16000000L -DARDUINO=10819 -DARDUINO_AVR_MEGA2560 -DARDUINO_ARCH_AVR"
 )
-DIALECTS = {".c": "-std=gnu11", ".cpp": "-std=gnu++11 -fpermissive -fno-exceptions -fno-threadsafe-statics"}
+# of Arduino's platform.txt; DECIMAL_DIG: Debian's avr-gcc is older than the one that Arduino ships
+OPTIONS = f"-c -Os -w -ffunction-sections -fdata-sections -flto -fno-fat-lto-objects -DDECIMAL_DIG=__DECIMAL_DIG__ {MEGA}"
+DIALECTS = {
+    ".c": "-std=gnu11",
+    ".cpp": "-std=gnu++11 -fpermissive -fno-exceptions -fno-threadsafe-statics",
+}
 LINK = "-w -Os -flto -fuse-linker-plugin -Wl,--gc-sections -mmcu=atmega2560"
 
 
 def built_by_arduino(sketch: Path, work: Path) -> Path:
-    """What the Arduino IDE makes of a sketch: its text as C++, every file below src/, and Arduino's core."""
-    (work / "sketch.cpp").write_text("#include <Arduino.h>\n" + next(sketch.glob("*.ino")).read_text())
+    """What the Arduino IDE makes of a sketch: its text as C++, every file below src/, and Arduino's
+    core.
+    """
+    (work / "sketch.cpp").write_text(
+        "#include <Arduino.h>\n" + next(sketch.glob("*.ino")).read_text()
+    )
     core = ARDUINO / "cores" / "arduino"
-    sources = [work / "sketch.cpp", *sketch.rglob("src/**/*.c"), *core.glob("*.c"), *core.glob("*.cpp")]
+    sources = [
+        work / "sketch.cpp",
+        *sketch.rglob("src/**/*.c"),
+        *core.glob("*.c"),
+        *core.glob("*.cpp"),
+    ]
     include = ["-I", core, "-I", ARDUINO / "variants" / "mega", "-I", sketch]
     for source in sources:
         dialect = DIALECTS[source.suffix].split()
         out = ["-o", work / f"{source.name}.o"]
         subprocess.run(["avr-gcc", *OPTIONS.split(), *dialect, *include, source, *out], check=True)
     objects = [work / f"{source.name}.o" for source in sources]
-    subprocess.run(["avr-gcc", *LINK.split(), *objects, "-lm", "-o", work / "sketch.elf"], check=True)
+    subprocess.run(
+        ["avr-gcc", *LINK.split(), *objects, "-lm", "-o", work / "sketch.elf"], check=True
+    )
     return work / "sketch.elf"
 
 
@@ -125,10 +158,15 @@ def test_arduino_sketch_prints_what_the_host_computes(tmp_path):
     emit(model, tmp_path / "motor" / "src" / "motor", "motor")
     emulator = simavr.start_simavr(mega, built_by_arduino(tmp_path / "motor", tmp_path))
     try:
-        with socket.create_connection(("127.0.0.1", emulator.port), 20) as line, line.makefile() as text:
+        with (
+            socket.create_connection(("127.0.0.1", emulator.port), 20) as line,
+            line.makefile() as text,
+        ):
             said = [text.readline().split() for _ in range(15)]
     finally:
         emulator.close()
-    expected = model.stream().run_q(np.zeros((15, model.n_in), np.int16))  # no analogue pin is connected
+    expected = model.stream().run_q(
+        np.zeros((15, model.n_in), np.int16)
+    )  # no analogue pin is connected
     assert [[int(word) for word in words[: model.n_out]] for words in said] == expected.tolist()
     assert all(words[-1] == "us" and 10**3 < int(words[-2]) < 10**5 for words in said)

@@ -1,7 +1,8 @@
-"""Every operation of csrc/stw_fix.h, and softmax, against the exact mathematics of docs/numerics.md, over its whole stated range.
+"""Every operation of csrc/stw_fix.h, and softmax, against the exact mathematics of
+docs/numerics.md, over its whole stated range.
 
-The static inline functions are compiled into array loops. The build has STW_CHECKED, with an assert that counts instead of
-aborting: inside the stated bounds no check may fire.
+The static inline functions are compiled into array loops. The build has STW_CHECKED, with an assert
+that counts instead of aborting: inside the stated bounds no check may fire.
 """
 
 import ctypes
@@ -47,7 +48,9 @@ MAP2(magnitude, stw_magnitude(a[k], b[k]))
 MAP3(rq, stw_rq(a[k], b[k], (int)c[k]))
 """
 
-pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler: apt-get install gcc")
+pytestmark = pytest.mark.skipif(
+    shutil.which("cc") is None, reason="no C compiler: apt-get install gcc"
+)
 
 
 class Library:
@@ -71,7 +74,9 @@ class Library:
     def _call(self, name, *pointers, n):
         self._failed.value = 0
         getattr(self._dll, name)(*(ctypes.c_void_p(p) for p in pointers), ctypes.c_size_t(n))
-        assert self._failed.value == 0, f"{name}: {self._failed.value} STW_CHECKs fired inside the stated bounds"
+        assert self._failed.value == 0, (
+            f"{name}: {self._failed.value} STW_CHECKs fired inside the stated bounds"
+        )
 
 
 @pytest.fixture(scope="module", params=["-O0", "-O3"])
@@ -80,7 +85,15 @@ def c(request, tmp_path_factory) -> Library:
     (folder / "assert.h").write_text(ASSERT_H)
     (folder / "loops.c").write_text(LOOPS)
     sources = [folder / "loops.c", CSRC / "stw_softmax.c", CSRC / "stw_table.c"]
-    flags = ["-std=c99", request.param, "-DSTW_CHECKED", "-shared", "-fPIC", f"-I{folder}", f"-I{CSRC}"]
+    flags = [
+        "-std=c99",
+        request.param,
+        "-DSTW_CHECKED",
+        "-shared",
+        "-fPIC",
+        f"-I{folder}",
+        f"-I{CSRC}",
+    ]
     subprocess.run(["cc", *flags, "-o", folder / "fix.so", *sources], check=True)
     return Library(folder / "fix.so")
 
@@ -102,7 +115,9 @@ def int32_values(rng: np.random.Generator, n: int = 2000) -> np.ndarray:
     return values[(values >= INT32_MIN) & (values <= INT32_MAX)]
 
 
-MULTIPLIERS = np.array([1, 2, 3, 5, 255, 256, 4096, 16383, 16384, 16385, 24576, 32765, 32766, 32767])
+MULTIPLIERS = np.array(
+    [1, 2, 3, 5, 255, 256, 4096, 16383, 16384, 16385, 24576, 32765, 32766, 32767]
+)
 
 
 def half_ways(m: int, s: int, rng: np.random.Generator) -> np.ndarray:
@@ -129,9 +144,15 @@ def test_rq(c, s):
     for m in map(int, np.concatenate([MULTIPLIERS, rng.integers(1, 32768, 6)])):
         half = half_ways(m, s, rng)
         n_half_ways += len(half)
-        limit = min((RESULT_MAX << s) // m, 2**40) + np.arange(-3, 4)  # where the result leaves its bounds
-        scaled = rng.integers(-(2**20), 2**20, 300) * min(2**11, max(1, (RESULT_MAX << s) // m >> 20))
-        a = np.concatenate([int32_values(rng, 200), limit, -limit, scaled, half - 1, half, half + 1])
+        limit = min((RESULT_MAX << s) // m, 2**40) + np.arange(
+            -3, 4
+        )  # where the result leaves its bounds
+        scaled = rng.integers(-(2**20), 2**20, 300) * min(
+            2**11, max(1, (RESULT_MAX << s) // m >> 20)
+        )
+        a = np.concatenate(
+            [int32_values(rng, 200), limit, -limit, scaled, half - 1, half, half + 1]
+        )
         a = a[(a >= INT32_MIN) & (a <= INT32_MAX)]
         expected = rounded(a * m, s)
         inside = np.abs(expected) <= RESULT_MAX
@@ -244,11 +265,17 @@ def test_sat_add(c):
 
 def test_sat_add_around_saturation(c):
     rng = np.random.default_rng(1)
-    for rail, a in ((INT32_MAX, rng.integers(0, 2**31, 2000)), (INT32_MIN, rng.integers(-(2**31), 0, 2000))):
+    for rail, a in (
+        (INT32_MAX, rng.integers(0, 2**31, 2000)),
+        (INT32_MIN, rng.integers(-(2**31), 0, 2000)),
+    ):
         for beyond in range(-3, 4):
             b = rail + beyond - a
             b = np.clip(b, INT32_MIN, INT32_MAX)
-            assert np.array_equal(c("sat_add", a, b), np.clip(a + b, INT32_MIN, INT32_MAX)), (rail, beyond)
+            assert np.array_equal(c("sat_add", a, b), np.clip(a + b, INT32_MIN, INT32_MAX)), (
+                rail,
+                beyond,
+            )
     by_hand = [
         (INT32_MAX, 1, INT32_MAX),
         (INT32_MAX, INT32_MAX, INT32_MAX),
@@ -324,6 +351,9 @@ def test_softmax_of_logits_far_apart(c, n, whole):
 def test_softmax_by_hand(c):
     assert c.softmax([-5]).tolist() == [32768]
     assert c.softmax([7, 7]).tolist() == [16384, 16384]
-    assert c.softmax([0, 65536]).tolist() == [10923, 21845]  # 1/3 and 2/3 of 2^15: 10922.67, 21845.33
+    assert c.softmax([0, 65536]).tolist() == [
+        10923,
+        21845,
+    ]  # 1/3 and 2/3 of 2^15: 10922.67, 21845.33
     assert c.softmax([123] * 512).tolist() == [64] * 512  # the largest sum there is: exactly 2^31
     assert c.softmax([0, -RESULT_MAX]).tolist() == [32768, 0]

@@ -1,4 +1,6 @@
-"""flash: the command of every runner, real programs against emulated bootloaders, images of another board, drives."""
+"""flash: the command of every runner, real programs against emulated bootloaders, images of another
+board, drives.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,11 @@ COMMANDS = [
     ("st-flash", None, "st-flash --reset write a.bin 0x08000000"),
     ("st-flash", "77", "st-flash --reset --serial 77 write a.bin 0x08000000"),
     ("dfu-util", None, f"dfu-util --device 0483:df11 {DFU}"),
-    ("dfu-util", "2F", f"dfu-util --device 0483:df11 --alt 0 --serial 2F {DFU.removeprefix('--alt 0 ')}"),
+    (
+        "dfu-util",
+        "2F",
+        f"dfu-util --device 0483:df11 --alt 0 --serial 2F {DFU.removeprefix('--alt 0 ')}",
+    ),
     ("stm32loader", None, f"stm32loader --port PORT {STM}"),
     ("stm32loader", "/dev/ttyUSB0", f"stm32loader --port /dev/ttyUSB0 {STM}"),
     ("esptool", "COM4", "esptool --chip esp32c3 --port COM4 write-flash 0x10000 a.bin"),
@@ -97,7 +103,9 @@ def site(tmp_path_factory):
     site = tmp_path_factory.mktemp("site")
     (site / "stm").mkdir()
     lines = load_board("netduinoplus2").facts | FACTS | {"FLASH_RUNNERS": "stm32loader esptool"}
-    (site / "stm" / "board.mk").write_text("".join(f"{k} = {v}\n" for k, v in lines.items() if k != "NAME"))
+    (site / "stm" / "board.mk").write_text(
+        "".join(f"{k} = {v}\n" for k, v in lines.items() if k != "NAME")
+    )
     return site
 
 
@@ -121,8 +129,12 @@ def flashed(site, small_model):
             "--port",
             port,
         ]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(site), *filter(None, sys.path)])}
-        done = subprocess.run(command, cwd=site, env=environment, capture_output=True, text=True, timeout=60)
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([str(site), *filter(None, sys.path)])
+        }
+        done = subprocess.run(
+            command, cwd=site, env=environment, capture_output=True, text=True, timeout=60
+        )
         return done, image.with_suffix(".bin").read_bytes()
 
     return run
@@ -137,7 +149,9 @@ def refused(done: subprocess.CompletedProcess, runner: str, board: str, words: s
 
 @pytest.fixture
 def stm32loader_over_tcp(site):
-    """stm32loader opens device files alone; here pyserial gives it a URL's port. The program itself is as installed."""
+    """stm32loader opens device files alone; here pyserial gives it a URL's port. The program itself
+    is as installed.
+    """
     need_for("netduinoplus2", "stm32loader")
     (site / "sitecustomize.py").write_text(
         "import serial\nserial.Serial = lambda port, **rest: serial.serial_for_url(port, **rest)\n"
@@ -150,7 +164,9 @@ def test_stm32loader_writes_verifies_and_starts(flashed, stm32loader_over_tcp):
     with Stm32() as chip:
         chip.flash[:2000] = bytes(2000)  # what was there before must be erased
         done, image = flashed("stm", "stm32loader", f"socket://127.0.0.1:{chip.port}")
-    assert done.returncode == 0 and "stm.elf written to stm by stm32loader" in done.stdout, done.stderr
+    assert done.returncode == 0 and "stm.elf written to stm by stm32loader" in done.stdout, (
+        done.stderr
+    )
     assert chip.flash[: len(image)] == image and set(chip.flash[len(image) + 4 :]) == {0xFF}
     assert chip.started == 0x08000000
 
@@ -166,7 +182,9 @@ def test_avrdude_writes_and_verifies(flashed):
     need_for("arduino-uno", "avrdude")
     with Optiboot() as chip:
         done, image = flashed("arduino-uno", "avrdude", f"net:127.0.0.1:{chip.port}")
-    assert done.returncode == 0 and "arduino-uno.elf written to arduino-uno by avrdude" in done.stdout, done.stderr
+    assert (
+        done.returncode == 0 and "arduino-uno.elf written to arduino-uno by avrdude" in done.stdout
+    ), done.stderr
     assert chip.flash[: len(image)] == image
 
 
@@ -174,7 +192,9 @@ def test_avrdude_refuses_another_chip(flashed):
     need_for("arduino-uno", "avrdude")
     with Optiboot(signature=b"\x1e\x98\x01") as chip:  # an ATmega2560
         done, _ = flashed("arduino-uno", "avrdude", f"net:127.0.0.1:{chip.port}")
-    assert refused(done, "avrdude", "arduino-uno", "expected signature for ATmega328P is 1E 95 0F"), done.stderr
+    assert refused(
+        done, "avrdude", "arduino-uno", "expected signature for ATmega328P is 1E 95 0F"
+    ), done.stderr
     assert set(chip.flash) == {0xFF}
 
 
@@ -182,7 +202,9 @@ def test_avrdude_says_when_pages_are_not_written(flashed):
     need_for("arduino-uno", "avrdude")
     with Optiboot(refuse=Optiboot.WRITE_PAGE) as chip:
         done, _ = flashed("arduino-uno", "avrdude", f"net:127.0.0.1:{chip.port}")
-    assert refused(done, "avrdude", "arduino-uno", "protocol expects OK byte 0x10 but got 0x11"), done.stderr
+    assert refused(done, "avrdude", "arduino-uno", "protocol expects OK byte 0x10 but got 0x11"), (
+        done.stderr
+    )
 
 
 def test_esptool_writes_what_is_read_back(flashed, tmp_path):
@@ -190,7 +212,9 @@ def test_esptool_writes_what_is_read_back(flashed, tmp_path):
     bootloader = pytest.importorskip("esp32_mock_bootloader")
     with bootloader.mock_bootloader("esp32c3") as chip:
         done, image = flashed("stm", "esptool", chip.url())
-        assert done.returncode == 0 and "stm.elf written to stm by esptool" in done.stdout, done.stderr
+        assert done.returncode == 0 and "stm.elf written to stm by esptool" in done.stdout, (
+            done.stderr
+        )
         read = ["read-flash", "0x10000", str(len(image)), str(tmp_path / "read")]
         command = ["esptool", "--port", chip.url(), "--before", "no-reset", "--no-stub", *read]
         subprocess.run(command, check=True, capture_output=True, timeout=60)
@@ -211,7 +235,9 @@ def microbit(tmp_path_factory, small_model):
 
 def test_image_of_another_board_is_refused(microbit, tmp_path):
     board, files = load_board("netduinoplus2"), flash.Files(microbit.elf)
-    with pytest.raises(BuildError, match=r"microbit\.elf is built for microbit; run `stepwell build --board netdui"):
+    with pytest.raises(
+        BuildError, match=r"microbit\.elf is built for microbit; run `stepwell build --board netdui"
+    ):
         flash.flash(board, files, "openocd")
     with pytest.raises(BuildError, match=r"python.* is not built by stepwell: it names no board"):
         flash.flash(board, flash.Files(Path(sys.executable).resolve()), "openocd")
@@ -224,15 +250,21 @@ def test_files_of_another_build_are_refused(microbit, tmp_path):
     elf = Path(shutil.copy(microbit.elf, tmp_path))
     shutil.copy(microbit.bin, tmp_path)
     elf.with_suffix(".hex").write_text(microbit.hex.read_text().replace("A", "B"))
-    with pytest.raises(BuildError, match=r"microbit\.hex is missing or not of microbit\.elf: run `stepwell build`"):
+    with pytest.raises(
+        BuildError, match=r"microbit\.hex is missing or not of microbit\.elf: run `stepwell build`"
+    ):
         flash.flash(load_board("microbit"), flash.Files(elf), "pyocd")
 
 
 def test_serial_bootloaders_need_a_port(microbit):
-    board = Board(load_board("microbit").folder, load_board("microbit").facts | FACTS | {"FLASH_ORIGIN": "0"})
+    board = Board(
+        load_board("microbit").folder, load_board("microbit").facts | FACTS | {"FLASH_ORIGIN": "0"}
+    )
     board.facts["FLASH_RUNNERS"] = " ".join(flash.NEED_PORT)
     for runner in flash.NEED_PORT:
-        with pytest.raises(PortMissing, match=f"{runner} needs --port, the board's serial port; `stepwell boards`"):
+        with pytest.raises(
+            PortMissing, match=f"{runner} needs --port, the board's serial port; `stepwell boards`"
+        ):
             flash.flash(board, flash.Files(microbit.elf), runner)
 
 
@@ -243,7 +275,9 @@ def test_only_a_boards_drive_is_written_to(microbit, tmp_path):
         if mark:
             drive.mkdir()
             (drive / mark).touch()
-        with pytest.raises(BuildError, match=r"drive could not write .*microbit\.elf to microbit: exit code 1"):
+        with pytest.raises(
+            BuildError, match=r"drive could not write .*microbit\.elf to microbit: exit code 1"
+        ):
             flash.flash(board, files, "drive", str(drive))
     (drive / "DETAILS.TXT").write_text("Interface Version: 0255\n")
     flash.flash(board, files, "drive", str(drive))
@@ -258,11 +292,15 @@ def test_runner_is_chosen_or_refused(monkeypatch, tmp_path):
     monkeypatch.setattr(flash, "mounted_drive", lambda label: tmp_path / "absent")
     with pytest.raises(BuildError, match="none of the programs that flash microbit is installed"):
         flash.choose(microbit, None)
-    with pytest.raises(WrongUse, match="cannot be flashed by 'st-flash'; it can by: pyocd, openocd, drive"):
+    with pytest.raises(
+        WrongUse, match="cannot be flashed by 'st-flash'; it can by: pyocd, openocd, drive"
+    ):
         flash.choose(microbit, "st-flash")
     with pytest.raises(BuildError, match="is an emulator's: there is nothing to flash"):
         flash.choose(load_board("mps2-an386"), None)
-    with pytest.raises(BuildError, match="board any: FLASH_RUNNERS names 'jtag'; there are: openocd, pyocd"):
+    with pytest.raises(
+        BuildError, match="board any: FLASH_RUNNERS names 'jtag'; there are: openocd, pyocd"
+    ):
         flash.choose(Board(Path("any"), {"FLASH_RUNNERS": "openocd jtag"}), "openocd")
 
 
@@ -280,7 +318,9 @@ def test_unknown_board_is_wrong_use(arguments, tmp_path, small_model):
     np.savez(tmp_path / "x.npz", x=np.zeros((1, 2, small_model.n_in)))
     command = [sys.executable, "-m", "stepwell", *arguments]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and "absent" in done.stderr and "there are: " in done.stderr, done.stderr
+    assert done.returncode == 2 and "absent" in done.stderr and "there are: " in done.stderr, (
+        done.stderr
+    )
 
 
 # ---- the command ----
@@ -288,7 +328,9 @@ def test_unknown_board_is_wrong_use(arguments, tmp_path, small_model):
 
 def command(*arguments: object, cwd: Path) -> subprocess.CompletedProcess:
     words = [sys.executable, "-m", "stepwell", "flash", *map(str, arguments)]
-    return subprocess.run(words, cwd=cwd, capture_output=True, text=True, env=os.environ | {"PATH": str(cwd)})
+    return subprocess.run(
+        words, cwd=cwd, capture_output=True, text=True, env=os.environ | {"PATH": str(cwd)}
+    )
 
 
 IMAGES = [  # what --image is, made from a good one; what is said of it
@@ -297,7 +339,10 @@ IMAGES = [  # what --image is, made from a good one; what is said of it
     ("folder", "{image} is a folder: give the .elf file in it"),
     ("empty", "{image}: no ELF file that `stepwell build` wrote"),
     ("half", "{image}: no ELF file that `stepwell build` wrote"),
-    ("another board's", "{image} is built for microbit; run `stepwell build --board netduinoplus2 MODEL.stw`"),
+    (
+        "another board's",
+        "{image} is built for microbit; run `stepwell build --board netduinoplus2 MODEL.stw`",
+    ),
     ("alone", "missing or not of image.elf: run `stepwell build` again"),
     ("a program", "{image} is not built by stepwell: it names no board"),
 ]
@@ -329,14 +374,26 @@ def test_dry_run_and_run_check_the_image_alike(image, tmp_path):
     assert (said or "none of the programs that flash microbit is installed") in real.stderr
     dry = command("--board", board, "--image", elf, "--dry-run", cwd=tmp_path)
     if name in ("whole", "absent"):
-        assert dry.returncode == 0 and f"pyocd flash --target nrf51 {elf.with_suffix('.hex')}" in dry.stdout
+        assert (
+            dry.returncode == 0
+            and f"pyocd flash --target nrf51 {elf.with_suffix('.hex')}" in dry.stdout
+        )
         assert dry.stderr == (
-            "" if name == "whole" else f"stepwell: {elf} is not there yet: `stepwell build` writes it\n"
+            ""
+            if name == "whole"
+            else f"stepwell: {elf} is not there yet: `stepwell build` writes it\n"
         )
     else:
-        assert dry.returncode == 1 and said in dry.stderr and dry.stderr.startswith("stepwell: ") and not dry.stdout
+        assert (
+            dry.returncode == 1
+            and said in dry.stderr
+            and dry.stderr.startswith("stepwell: ")
+            and not dry.stdout
+        )
 
 
 def test_port_missing_is_wrong_use(tmp_path):
     done = command("--board", "nucleo-f446re", "--runner", "stm32loader", cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr.startswith("stepwell: stm32loader needs --port"), done.stderr
+    assert done.returncode == 2 and done.stderr.startswith("stepwell: stm32loader needs --port"), (
+        done.stderr
+    )

@@ -113,7 +113,9 @@ def test_both_encoders_and_both_decoders_agree(library, frame):
 @settings(max_examples=100)
 @given(frame=frames, noise=st.binary(max_size=700), cuts=st.lists(st.integers(0, 1500), max_size=4))
 def test_resynchronises_after_any_noise(library, frame, noise, cuts):
-    """Frames behind noise arrive, however the bytes are cut up; the noise itself is not taken for a frame."""
+    """Frames behind noise arrive, however the bytes are cut up; the noise itself is not taken for a
+    frame.
+    """
     codec, reader = CCodec(library), FrameReader()
     wire = noise + encode(frame) * 2
     edges = [0, *sorted(min(cut, len(wire)) for cut in cuts), len(wire)]
@@ -136,7 +138,9 @@ def test_no_single_bit_flip_passes(codec, payload):
 
 @pytest.mark.parametrize("length", [0, 1, 2, 3, MTU - 5, MTU - 4, MTU - 3, MTU - 2])
 def test_length_of_a_frame_has_limits(length, codec):
-    """Bytes before a CRC that is right: type and seq at least, MTU with the CRC at most. Nothing is read beyond them."""
+    """Bytes before a CRC that is right: type and seq at least, MTU with the CRC at most. Nothing is
+    read beyond them.
+    """
     body = bytes(range(1, 1 + length)) if length < 250 else b"\5" * length
     encoded = cobs.encode(body + struct.pack("<I", zlib.crc32(body)))
     good = 2 <= length <= MTU - 4
@@ -148,8 +152,14 @@ def test_length_of_a_frame_has_limits(length, codec):
 
 @pytest.mark.parametrize("length", range(6))
 def test_frames_that_are_too_short_are_damaged(length, codec):
-    """All the bytes of a frame there are, 0 to 5 with the CRC among them: none is taken, each counts as damaged."""
-    for content in (bytes(length), b"\xff" * length, struct.pack("<I", zlib.crc32(b"")) + b"\1\2"[:length]):
+    """All the bytes of a frame there are, 0 to 5 with the CRC among them: none is taken, each
+    counts as damaged.
+    """
+    for content in (
+        bytes(length),
+        b"\xff" * length,
+        struct.pack("<I", zlib.crc32(b"")) + b"\1\2"[:length],
+    ):
         encoded = cobs.encode(content[:length])
         reader = FrameReader()
         assert decode(encoded) is None

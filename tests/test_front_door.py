@@ -1,4 +1,5 @@
-"""What stepwell says before it believes a model: one test for each fault of the front door, on small inputs.
+"""What stepwell says before it believes a model: one test for each fault of the front door, on
+small inputs.
 
 The cases of the design folder run too, where that folder lies beside the repository.
 """
@@ -24,8 +25,12 @@ os.environ.setdefault("KERAS_BACKEND", "torch")  # what imports keras here is th
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
 
 
-def onnx_lstm(path: Path, steps: int | None, seed: int = 0, forget: float = 0.0, answers: str = "last", **how) -> Path:
-    """LSTM(3 -> 8) and Dense(8 -> 2) on [1, steps, 3], as torch exports them. ``how``: attributes of the LSTM."""
+def onnx_lstm(
+    path: Path, steps: int | None, seed: int = 0, forget: float = 0.0, answers: str = "last", **how
+) -> Path:
+    """LSTM(3 -> 8) and Dense(8 -> 2) on [1, steps, 3], as torch exports them. ``how``: attributes
+    of the LSTM.
+    """
     rng = np.random.default_rng(seed)
     n, n_in = 8, 3
     bias = np.zeros((1, 8 * n))
@@ -38,7 +43,9 @@ def onnx_lstm(path: Path, steps: int | None, seed: int = 0, forget: float = 0.0,
         "offset": rng.normal(size=2),
     }
     stored = [numpy_helper.from_array(v.astype(np.float32), k) for k, v in tensors.items()]
-    stored += [numpy_helper.from_array(np.array([k]), name) for name, k in (("zero", 0), ("one", 1))]
+    stored += [
+        numpy_helper.from_array(np.array([k]), name) for name, k in (("zero", 0), ("one", 1))
+    ]
     taken = ("", "final") if answers == "last" else ("all", "")
     nodes = [
         helper.make_node("Transpose", ["x"], ["t"], perm=[1, 0, 2]),
@@ -51,12 +58,17 @@ def onnx_lstm(path: Path, steps: int | None, seed: int = 0, forget: float = 0.0,
             helper.make_node("Squeeze", ["all", "one"], ["s"]),
             helper.make_node("Transpose", ["s"], ["h"], perm=[1, 0, 2]),
         ]
-    nodes += [helper.make_node("MatMul", ["h", "dense"], ["m"]), helper.make_node("Add", ["m", "offset"], ["y"])]
+    nodes += [
+        helper.make_node("MatMul", ["h", "dense"], ["m"]),
+        helper.make_node("Add", ["m", "offset"], ["y"]),
+    ]
     inputs = [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, steps or "T", n_in])]
     outputs = [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, None)]
     graph = helper.make_graph(nodes, "lstm", inputs, outputs, stored)
     path.write_bytes(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+        helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9
+        ).SerializeToString()
     )
     return path
 
@@ -121,7 +133,9 @@ def test_a_state_that_grows_without_bound_is_refused(tmp_path):
     path, x = onnx_lstm(tmp_path / "relu.onnx", 10, seed=3, forget=12.0, **relu), wandering(200)
     with pytest.raises(stepwell.QuantizeError, match=r"grows without bound .*slide:10"):
         stepwell.convert(path, windows_of(x, 10))
-    assert stepwell.convert(path, windows_of(x, 10), mode="slide:10").notes["fidelity"]["sqnr_db"] > 30
+    assert (
+        stepwell.convert(path, windows_of(x, 10), mode="slide:10").notes["fidelity"]["sqnr_db"] > 30
+    )
 
 
 @pytest.mark.parametrize("front", ["keras", "torch", "torch with steps"])
@@ -158,7 +172,9 @@ def _last_step(torch):
 
 
 def in_units(graph, unit_mean, unit_std):
-    """The graph as one that takes x * unit_std + unit_mean, its normalisation hidden in the weights."""
+    """The graph as one that takes x * unit_std + unit_mean, its normalisation hidden in the
+    weights.
+    """
     import numpy as np
     from stepwell.quantize.folding import fold_inputs
 
@@ -194,7 +210,9 @@ def test_physical_units_with_the_normalisation_inside(hidden):
     (note,) = model.notes["import_notes"]
     assert "input scaler" in note if not hidden else "--no-auto-scale" in note
     if not hidden:
-        assert np.allclose(model.scaler.mean, mean, rtol=1e-12) and np.allclose(model.scaler.std, std, rtol=1e-12)
+        assert np.allclose(model.scaler.mean, mean, rtol=1e-12) and np.allclose(
+            model.scaler.std, std, rtol=1e-12
+        )
         assert len(model.layers) == 2
 
 
@@ -211,7 +229,10 @@ def test_channels_get_a_scale_of_their_own_unless_told_not_to(tmp_path):
     graph, exact = in_units(plain, 0 * ratio, ratio), FloatStream(plain).run(test)
     own, one = (stepwell.convert(graph, x * ratio, auto_scale=auto) for auto in (True, False))
     alike = stepwell.convert(plain, x)
-    db = [decibels(exact, m.reference().run(test * r)) for m, r in ((own, ratio), (one, ratio), (alike, 1.0))]
+    db = [
+        decibels(exact, m.reference().run(test * r))
+        for m, r in ((own, ratio), (one, ratio), (alike, 1.0))
+    ]
     assert db[0] > db[2] - 3 and db[1] < db[0] - 10, db
     assert one.scaler.is_identity and alike.scaler.is_identity and not alike.notes["import_notes"]
 
@@ -249,7 +270,9 @@ def test_noise_is_warned_of_and_refused_when_asked(tmp_path):
     done = run_stepwell("convert", path, "--calib", data, "-o", target)
     assert done.returncode == 0
     assert "dB against the source" in done.stdout
-    noisy = run_stepwell("convert", path, "--calib", data, "--precision", "w4a16", "--calibration", "percentile:50")
+    noisy = run_stepwell(
+        "convert", path, "--calib", data, "--precision", "w4a16", "--calibration", "percentile:50"
+    )
     assert "warning" in noisy.stderr and "dB only" in noisy.stderr
 
 
@@ -303,7 +326,10 @@ def _same_keras(steps: int):
     keras = pytest.importorskip("keras")
     k = keras.layers
     keras.utils.set_random_seed(4)
-    layers = [k.Conv1D(6, 3, padding="same", activation="relu"), k.MaxPooling1D(3, 1, padding="same")]
+    layers = [
+        k.Conv1D(6, 3, padding="same", activation="relu"),
+        k.MaxPooling1D(3, 1, padding="same"),
+    ]
     layers += [k.Conv1D(4, 4, padding="same"), k.LSTM(5), k.Dense(2)]
     model = keras.Sequential([keras.Input((steps, 3)), *layers])
     return model, lambda x: keras.ops.convert_to_numpy(model(x.astype(np.float32), training=False))
@@ -316,7 +342,9 @@ def _same_torch(steps: int):
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            first, second = (nn.Conv1d(n, m, k, padding="same") for n, m, k in ((3, 6, 3), (6, 4, 4)))
+            first, second = (
+                nn.Conv1d(n, m, k, padding="same") for n, m, k in ((3, 6, 3), (6, 4, 4))
+            )
             self.convolutions = nn.Sequential(first, nn.ReLU(), nn.MaxPool1d(3, 1, 1), second)
             self.rnn, self.fc = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 2)
 
@@ -343,20 +371,28 @@ def _same_onnx(steps: int, tmp_path: Path):
         lstm(("t", "W", "R", "B"), ("seq", "last")),
         step("Squeeze", "last", "zero"),
     ]
-    tensors = lstm_parts(4) | ONE | {"zero": np.array([0]), "k": weights(6, 3, 3), "w": weights(4, 6, 4)}
+    tensors = (
+        lstm_parts(4) | ONE | {"zero": np.array([0]), "k": weights(6, 3, 3), "w": weights(4, 6, 4)}
+    )
     path = save(tmp_path / "same.onnx", nodes, tensors, x=(1, steps, 3))
     session = onnxruntime.InferenceSession(path)
-    return path, lambda x: np.concatenate([session.run(None, {"x": one[None].astype(np.float32)})[0] for one in x])
+    return path, lambda x: np.concatenate(
+        [session.run(None, {"x": one[None].astype(np.float32)})[0] for one in x]
+    )
 
 
 @pytest.mark.parametrize("steps", [10, 13])
 @pytest.mark.parametrize("source", ["keras", "torch", "onnx"])
 def test_same_padding_is_what_the_source_gives(source, steps, tmp_path):
-    made = {"keras": _same_keras, "torch": _same_torch}.get(source, lambda n: _same_onnx(n, tmp_path))(steps)
+    made = {"keras": _same_keras, "torch": _same_torch}.get(
+        source, lambda n: _same_onnx(n, tmp_path)
+    )(steps)
     model_of_source, answers = made
     rng = np.random.default_rng(6)
     calib, x = rng.normal(size=(8, 40, 3)), rng.normal(size=(36, 3))
-    with pytest.raises(stepwell.StepwellError, match=r"looks ahead .*mode carry.*mode='slide:(T|\d+)' or 'tumble:"):
+    with pytest.raises(
+        stepwell.StepwellError, match=r"looks ahead .*mode carry.*mode='slide:(T|\d+)' or 'tumble:"
+    ):
         stepwell.convert(model_of_source, calib)
     for text in (f"slide:{steps}", f"tumble:{steps}", f"stagger:{steps}/{steps}"):
         model = stepwell.convert(model_of_source, calib, mode=text)
@@ -372,7 +408,9 @@ def test_same_padding_is_what_the_source_gives(source, steps, tmp_path):
 
 
 def test_check_compares_with_the_source(tmp_path):
-    """Targets that the source gives itself: its own error is nothing, the stream's is the gap of carrying on."""
+    """Targets that the source gives itself: its own error is nothing, the stream's is the gap of
+    carrying on.
+    """
     import json
 
     from stepwell.importer import import_onnx
@@ -385,7 +423,9 @@ def test_check_compares_with_the_source(tmp_path):
     shown = run_stepwell("check", path.with_suffix(".stw"), "--data", data)
     assert shown.returncode == 0, shown.stderr
     assert "stream/source" in shown.stdout and "integer/source" in shown.stdout
-    facts = json.loads(run_stepwell("check", path.with_suffix(".stw"), "--data", data, "--json").stdout)
+    facts = json.loads(
+        run_stepwell("check", path.with_suffix(".stw"), "--data", data, "--json").stdout
+    )
     assert facts["metric"]["source"] < 1e-6
     assert facts["metric"]["float"] > 0.05 * y.std()
     assert facts["source"]["window"] == 10
@@ -405,14 +445,18 @@ def test_check_says_why_the_source_was_not_run(tmp_path):
 
 
 def as_csv(path: Path, names: list[str] | None, rows) -> Path:
-    lines = ([",".join(names)] if names else []) + [",".join(map(repr, row)) for row in rows.tolist()]
+    lines = ([",".join(names)] if names else []) + [
+        ",".join(map(repr, row)) for row in rows.tolist()
+    ]
     path.write_text("\n".join(lines) + "\n")
     return path
 
 
 @pytest.fixture(scope="module")
 def named(tmp_path_factory):
-    """A model made from a csv file with names, and the same rows with a time and the columns turned round."""
+    """A model made from a csv file with names, and the same rows with a time and the columns turned
+    round.
+    """
     import numpy as np
     from conftest import DEMO
     from test_report import invoke
@@ -426,7 +470,9 @@ def named(tmp_path_factory):
     as_csv(folder / "bare.csv", None, rows)
     as_csv(folder / "short.csv", names[:6] + names[7:], np.delete(rows, 6, axis=1))
     as_csv(folder / "twice.csv", [*names, "s6"], np.hstack([rows, rows[:, :1]]))
-    done = invoke("convert", DEMO / "turbofan.onnx", "--calib", folder / "calib.csv", "-o", folder / "m.stw")
+    done = invoke(
+        "convert", DEMO / "turbofan.onnx", "--calib", folder / "calib.csv", "-o", folder / "m.stw"
+    )
     assert done.code == 0, done.stderr
     return folder
 
@@ -434,7 +480,11 @@ def named(tmp_path_factory):
 def commands(folder: Path, file: str) -> dict[str, list]:
     from conftest import DEMO
 
-    onnx, model, data = DEMO / "turbofan.onnx", folder / "m.stw", ["--data", folder / file, "--json"]
+    onnx, model, data = (
+        DEMO / "turbofan.onnx",
+        folder / "m.stw",
+        ["--data", folder / file, "--json"],
+    )
     auto = ["--precision", "auto", "--max-drop", "99%", "-o", folder / "auto.stw", *data]
     return {
         "run": ["run", model, folder / file],
@@ -459,7 +509,10 @@ def test_every_command_matches_columns_by_name(named, command):
     assert stepwell.load(named / "m.stw").notes["columns"] == [f"s{k}" for k in range(14)]
     plain, turned = (invoke(*commands(named, file)[command]) for file in ("bare.csv", "turned.csv"))
     assert plain.code == turned.code == 0, turned.stderr
-    without = [re.sub(r'"(data|seconds|steps_per_second)": .*', "", done.stdout) for done in (plain, turned)]
+    without = [
+        re.sub(r'"(data|seconds|steps_per_second)": .*', "", done.stdout)
+        for done in (plain, turned)
+    ]
     assert without[0].replace("bare.csv", "turned.csv") == without[1]
 
 
@@ -467,9 +520,14 @@ def test_every_command_matches_columns_by_name(named, command):
 def test_missing_and_double_columns_are_refused_by_name(named, command):
     from test_report import invoke
 
-    for file, words in (("short.csv", ("no column 's6'", "there is s0, s1")), ("twice.csv", ("'s6'", "twice"))):
+    for file, words in (
+        ("short.csv", ("no column 's6'", "there is s0, s1")),
+        ("twice.csv", ("'s6'", "twice")),
+    ):
         done = invoke(*commands(named, file)[command])
-        assert done.code == 1 and all(word in done.stderr for word in (file, "line 1", *words)), done.stderr
+        assert done.code == 1 and all(word in done.stderr for word in (file, "line 1", *words)), (
+            done.stderr
+        )
 
 
 def test_columns_that_are_asked_for(named):
@@ -549,7 +607,9 @@ def test_names_of_columns_in_a_file_are_checked(small_model):
 
     for columns in (["a"] * small_model.n_in, ["a"], [1] * small_model.n_in, "abc"):
         with pytest.raises(stepwell.ModelError, match="columns"):
-            stepwell.loads(small_model.replace(notes={**small_model.notes, "columns": columns}).blob)
+            stepwell.loads(
+                small_model.replace(notes={**small_model.notes, "columns": columns}).blob
+            )
 
 
 # ---- W7: csv headers of numbers ----
@@ -591,7 +651,14 @@ def test_a_header_is_said_to_be_one(named):
     done = [invoke("run", named / "m.stw", path, *option) for option in ((), ("--header",))]
     assert len(done[0].stdout.splitlines()) == 101
     assert done[1].code == 1 and "no column 's0'" in done[1].stderr
-    chosen = invoke("run", named / "m.stw", path, "--columns", ",".join(str(2001 + k) for k in range(14)), "--header")
+    chosen = invoke(
+        "run",
+        named / "m.stw",
+        path,
+        "--columns",
+        ",".join(str(2001 + k) for k in range(14)),
+        "--header",
+    )
     assert chosen.stdout == invoke("run", named / "m.stw", named / "bare.csv").stdout
 
 
@@ -625,7 +692,9 @@ NOISE = {  # what comes before the rows -> the line that is named
 
 @pytest.mark.parametrize("what", NOISE)
 def test_noise_before_a_stream(named, what):
-    """A bad row, no header: the stream flows behind it with --skip-bad; without, the line and the reason."""
+    """A bad row, no header: the stream flows behind it with --skip-bad; without, the line and the
+    reason.
+    """
     noise, line = NOISE[what]
     rows = (named / "bare.csv").read_bytes().splitlines(keepends=True)[:20]
     _, expected, _ = live(named / "m.stw", b"".join(rows))
@@ -654,7 +723,9 @@ def test_stream_of_bad_rows_only(named):
 
 
 def held_models():
-    """Models that hold outputs: by window modes, by strides, by a warm-up, and by all of them. With inputs [T, n_in]."""
+    """Models that hold outputs: by window modes, by strides, by a warm-up, and by all of them. With
+    inputs [T, n_in].
+    """
     import stepwell
     from shapes import graph_of, sequences_for
 
@@ -733,7 +804,9 @@ def test_run_prints_new_outputs_only(tmp_path):
 
         assert printed() == [",".join(f"{v:.9g}" for v in y) for y, fresh in steps if fresh], name
         assert printed("--held") == [",".join(f"{v:.9g}" for v in y) for y, _ in steps], name
-        new = [{"row": row, "y": y, "new": True} for row, (y, fresh) in enumerate(steps, 1) if fresh]
+        new = [
+            {"row": row, "y": y, "new": True} for row, (y, fresh) in enumerate(steps, 1) if fresh
+        ]
         assert [json.loads(line) for line in printed("--json")] == new, name
         every = [{"row": row, "y": y, "new": fresh} for row, (y, fresh) in enumerate(steps, 1)]
         assert [json.loads(line) for line in printed("--json", "--held")] == every, name
@@ -753,10 +826,16 @@ def test_a_snapshot_without_the_output_is_refused_as_another_format():
         stream.run(x[:40])
         snapshot, digest = stream.save(), stream.digest()
         body = snapshot[:-4]
-        for old in (b"STWS" + body[4:], b"STWS" + body[4 : -4 * model.n_out], snapshot[:3] + b"\3" + body[4:]):
+        for old in (
+            b"STWS" + body[4:],
+            b"STWS" + body[4 : -4 * model.n_out],
+            snapshot[:3] + b"\3" + body[4:],
+        ):
             sealed = old + struct.pack("<I", zlib.crc32(old))
             assert lib.stw_load(Bound(model).stream, sealed, len(sealed)) == lib.STW_E_FORMAT
-            with pytest.raises(stepwell.ModelError, match="not a stepwell model or snapshot of this format"):
+            with pytest.raises(
+                stepwell.ModelError, match="not a stepwell model or snapshot of this format"
+            ):
                 stream.load(sealed)
         assert stream.digest() == digest
 
@@ -766,14 +845,21 @@ def test_a_step_in_c_gives_the_held_output_into_any_memory():
     from test_blob_bounds import Bound
 
     for name, model, x in held_models():
-        bound, codes, expected = Bound(model), model.quantize(x), model.reference().run_q(model.quantize(x))
+        bound, codes, expected = (
+            Bound(model),
+            model.quantize(x),
+            model.reference().run_q(model.quantize(x)),
+        )
         size = lib.stw_snapshot_bytes(bound.model)
         assert size == model.info()["snapshot_bytes"] == len(model.stream().save())
         buffer = ffi.new("uint8_t[]", size)
         for t, row in enumerate(codes):
             y = ffi.new("int32_t[]", [99] * model.n_out)
             status = lib.stw_step(bound.stream, ffi.new("int16_t[]", row.tolist()), y)
-            assert status in (lib.STW_OK, lib.STW_HOLD) and list(y) == expected[t].tolist(), (name, t)
+            assert status in (lib.STW_OK, lib.STW_HOLD) and list(y) == expected[t].tolist(), (
+                name,
+                t,
+            )
             assert lib.stw_save(bound.stream, buffer, size) == lib.STW_OK
             bound = Bound(model)  # as after a sleep in which RAM was lost
             assert lib.stw_load(bound.stream, buffer, size) == lib.STW_OK
@@ -781,7 +867,10 @@ def test_a_step_in_c_gives_the_held_output_into_any_memory():
 
 def test_a_model_that_never_holds_needs_no_more_memory(small_model):
     """One layer of 3 units: c and h; 3 codes of scratch."""
-    assert small_model.info()["state_bytes"] == round_up_4(3 * 4 + 4 * 2) and small_model.mode.kind == "carry"
+    assert (
+        small_model.info()["state_bytes"] == round_up_4(3 * 4 + 4 * 2)
+        and small_model.mode.kind == "carry"
+    )
 
 
 def round_up_4(n: int) -> int:
@@ -797,7 +886,10 @@ def test_hard_sigmoid_is_that_of_the_keras_that_trained_it(version, slope, tmp_p
     keras = pytest.importorskip("keras")
     h5py = pytest.importorskip("h5py")
     keras.utils.set_random_seed(4)
-    layers = keras.layers.LSTM(6, recurrent_activation="hard_sigmoid"), keras.layers.Dense(2, "hard_sigmoid")
+    layers = (
+        keras.layers.LSTM(6, recurrent_activation="hard_sigmoid"),
+        keras.layers.Dense(2, "hard_sigmoid"),
+    )
     model = keras.Sequential([keras.Input((12, 3)), *layers])
     path = tmp_path / "old.h5"
     model.save(path)
@@ -826,15 +918,24 @@ def test_raw_data_in_a_model_of_scaled_data_names_the_channel(tmp_path):
     scaled = random_sequences(rng, 16, 40, 3) / 4
     rows = scaled.reshape(-1, 3) * [1, 300, 1] + [0, 1221, 0]
     csv = tmp_path / "log.csv"
-    csv.write_text("a,CO2,b\n" + "\n".join(",".join(f"{v:.6g}" for v in row) for row in rows) + "\n")
+    csv.write_text(
+        "a,CO2,b\n" + "\n".join(",".join(f"{v:.6g}" for v in row) for row in rows) + "\n"
+    )
     model = stepwell.convert(graph, csv, columns=["a", "CO2", "b"])
     said = [text for text in model.notes["warnings"] if "scaled data" in text]
     low, high = rows[:, 1].min(), rows[:, 1].max()
-    assert len(said) == 1 and f"channel CO2 is {low:.4g} .. {high:.4g}" in said[0] and "--scaler" in said[0]
+    assert (
+        len(said) == 1
+        and f"channel CO2 is {low:.4g} .. {high:.4g}" in said[0]
+        and "--scaler" in said[0]
+    )
     assert "channel a" not in said[0]
     # the same numbers with the scaler, and in a model that was trained on them: nothing to say
     scaler = {"mean": [0, 1221, 0], "std": [1, 300, 1]}
-    for source, options in ((graph, {"scaler": scaler}), (in_units(graph, [0, 1221, 0], [1.0, 300, 1]), {})):
+    for source, options in (
+        (graph, {"scaler": scaler}),
+        (in_units(graph, [0, 1221, 0], [1.0, 300, 1]), {}),
+    ):
         calm = stepwell.convert(source, csv, columns=["a", "CO2", "b"], **options)
         assert not any("scaled data" in text for text in calm.notes["warnings"])
 
@@ -867,7 +968,9 @@ def policy_keras():
     keras = pytest.importorskip("keras")
     x = keras.Input((60, 3))
     y = keras.layers.LSTM(4, return_sequences=True)(x)
-    return keras.Model(x, [keras.layers.Dense(2, name="mu")(y), keras.layers.Dense(1, name="value")(y)])
+    return keras.Model(
+        x, [keras.layers.Dense(2, name="mu")(y), keras.layers.Dense(1, name="value")(y)]
+    )
 
 
 def policy_onnx(folder: Path, mu: str = "mu", value: str = "value") -> Path:
@@ -875,7 +978,10 @@ def policy_onnx(folder: Path, mu: str = "mu", value: str = "value") -> Path:
 
     rng = np.random.default_rng(1)
     shapes = {"W": (1, 16, 3), "R": (1, 16, 4), "B": (1, 32), "w": (4, 2), "v": (4, 1)}
-    tensors = [numpy_helper.from_array(rng.normal(size=s).astype(np.float32) / 2, n) for n, s in shapes.items()]
+    tensors = [
+        numpy_helper.from_array(rng.normal(size=s).astype(np.float32) / 2, n)
+        for n, s in shapes.items()
+    ]
     graph = helper.make_graph(
         [
             helper.make_node("LSTM", ["x", "W", "R", "B"], ["seq", "hn"], hidden_size=4),
@@ -885,19 +991,26 @@ def policy_onnx(folder: Path, mu: str = "mu", value: str = "value") -> Path:
         ],
         "policy",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ("T", 1, 3))],
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in (mu, value, "hn")],
+        [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+            for name in (mu, value, "hn")
+        ],
         [*tensors, numpy_helper.from_array(np.array([1]), "one")],
     )
     path = folder / "policy.onnx"
     path.write_bytes(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9).SerializeToString()
+        helper.make_model(
+            graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9
+        ).SerializeToString()
     )
     return path
 
 
 @pytest.mark.parametrize("kind", ["onnx", "keras", "torch"])
 def test_all_outputs_stand_side_by_side_or_those_that_are_named(tmp_path, kind):
-    source = {"onnx": lambda: policy_onnx(tmp_path), "keras": policy_keras, "torch": policy_module}[kind]()
+    source = {"onnx": lambda: policy_onnx(tmp_path), "keras": policy_keras, "torch": policy_module}[
+        kind
+    ]()
     both = stepwell.convert(source, CALIB)
     assert both.notes["outputs"] == NAMED and both.n_out == 3
     turned = stepwell.convert(source, CALIB, outputs=["value", "mu"])
@@ -907,7 +1020,10 @@ def test_all_outputs_stand_side_by_side_or_those_that_are_named(tmp_path, kind):
     x = CALIB[0]
     y, a, b = (model.stream().run(x) for model in (both, mu, turned))
     spread = y.std()
-    assert np.abs(y[:, :2] - a).max() < 0.01 * spread and np.abs(y - b[:, [1, 2, 0]]).max() < 0.01 * spread
+    assert (
+        np.abs(y[:, :2] - a).max() < 0.01 * spread
+        and np.abs(y - b[:, [1, 2, 0]]).max() < 0.01 * spread
+    )
     with pytest.raises(stepwell.ImportRefused, match="no output 'nu': the model has 'mu', 'value'"):
         stepwell.convert(source, CALIB, outputs="nu")
 
@@ -929,12 +1045,19 @@ def test_outputs_on_the_command_line_and_in_c(tmp_path):
     assert run_cli("check", model, "--data", calib).code == 0
     assert run_cli("emit", model, "-o", tmp_path / "c", "--name", "pol").code == 0
     header = (tmp_path / "c" / "pol.h").read_text()
-    for line in ("POL_Y_MU 0 ", "POL_Y_MU_SIZE 2", "POL_Y_VA_LUE_X1B_2J 2 ", "POL_Y_VA_LUE_X1B_2J_SIZE 1"):
+    for line in (
+        "POL_Y_MU 0 ",
+        "POL_Y_MU_SIZE 2",
+        "POL_Y_VA_LUE_X1B_2J 2 ",
+        "POL_Y_VA_LUE_X1B_2J_SIZE 1",
+    ):
         assert f"#define {line}" in header
     assert "va lue" not in header
     done = run_cli("convert", source, "--calib", calib, "--outputs", "mu", "-o", model)
     assert done.code == 0 and stepwell.load(model).notes["outputs"] == NAMED[:1]
-    assert run_cli("check", model, "--data", calib).code == 0  # reads the source with the same outputs
+    assert (
+        run_cli("check", model, "--data", calib).code == 0
+    )  # reads the source with the same outputs
     done = run_cli("convert", source, "--calib", calib, "--outputs", "nope")
     assert done.code == 1 and "no output 'nope': the model has 'mu'" in done.stderr
 
@@ -964,7 +1087,12 @@ def test_hidden_weights_that_keep_few_codes_are_told():
     x = np.abs(rng.normal(size=(8, 60, 257))) * np.exp(rng.normal(size=(8, 60, 1)) * 1.5)
     wide = stepwell.convert(graph, x * 20)
     (said,) = [text for text in wide.notes["warnings"] if "codes" in text]
-    assert f"layer '{lstm.name}' row" in said and "gate" in said and "w8x16h8" in said and "--scaler" in said
+    assert (
+        f"layer '{lstm.name}' row" in said
+        and "gate" in said
+        and "w8x16h8" in said
+        and "--scaler" in said
+    )
     assert "hidden weights" in said and np.abs(wide.layers[0].w_h).max(axis=1).min() < 32
     calm = stepwell.convert(graph, x / 200)
     assert not any("codes" in text for text in calm.notes["warnings"])
@@ -992,7 +1120,9 @@ def test_short_sequences_for_a_carried_stream_are_told_and_run_end_to_end():
     model = stepwell.convert(graph, short)
     (said,) = [text for text in model.notes["warnings"] if "without a reset" in text]
     assert "short for mode carry" in said
-    assert decibels(FloatStream(graph).run(long), model.reference().run(long)) > 45  # 33 by the short ones alone
+    assert (
+        decibels(FloatStream(graph).run(long), model.reference().run(long)) > 45
+    )  # 33 by the short ones alone
     windows = stepwell.convert(graph, short, mode="slide:12")
     assert not any("without a reset" in text for text in windows.notes["warnings"])
 
@@ -1013,12 +1143,20 @@ def test_finer_inputs_beside_hidden_states_of_8_bits_cost_nothing():
     rng = np.random.default_rng(9)
 
     def relu(n_in, n):
-        return replace(random_gru(rng, n_in, n, 1.0), functions=("sigmoid", "relu"), reset_after=False)
+        return replace(
+            random_gru(rng, n_in, n, 1.0), functions=("sigmoid", "relu"), reset_after=False
+        )
 
     first = relu(6, 8)
     graph = Graph(
         (
-            *(replace(first, w_x=first.w_x * 4), Concat("b", (8, 6)), relu(14, 8), Concat("d", (8, 14)), relu(22, 8)),
+            *(
+                replace(first, w_x=first.w_x * 4),
+                Concat("b", (8, 6)),
+                relu(14, 8),
+                Concat("d", (8, 14)),
+                relu(22, 8),
+            ),
             random_dense(rng, 8, 2, "tanh"),
         ),
         sources=((0,), (1, 0), (2,), (3, 2), (4,), (5,)),
@@ -1028,9 +1166,12 @@ def test_finer_inputs_beside_hidden_states_of_8_bits_cost_nothing():
     models = {p: stepwell.convert(graph, x, precision=p) for p in ("w8a16", "w8x16h8", "w8a8")}
     db = {p: decibels(exact, model.reference().run(test)) for p, model in models.items()}
     assert db["w8x16h8"] >= db["w8a8"] - 0.5 and db["w8a16"] > db["w8x16h8"] > 40, db
-    # a concatenation holds what its widest source can reach, in steps of 16 bits: not the step of 8 bits
+    # a concatenation holds what its widest source can reach, in steps of 16 bits: not the step of 8
+    # bits
     first, joined = models["w8x16h8"].layers[:2]
-    assert np.isclose(joined.y_scale, max(127 * first.y_scale, 32767 * models["w8x16h8"].x_scale) / 32767)
+    assert np.isclose(
+        joined.y_scale, max(127 * first.y_scale, 32767 * models["w8x16h8"].x_scale) / 32767
+    )
     assert not any("bits beside" in text for text in models["w8x16h8"].notes["warnings"])
 
 
@@ -1046,7 +1187,9 @@ def info_of(model, path) -> tuple[dict, str]:
 
     model.save(path)
     ask = CliRunner().invoke
-    return json.loads(ask(cli, ["info", str(path), "--json"]).output)["input"], ask(cli, ["info", str(path)]).output
+    return json.loads(ask(cli, ["info", str(path), "--json"]).output)["input"], ask(
+        cli, ["info", str(path)]
+    ).output
 
 
 def test_info_gives_the_range_of_each_channel(tmp_path):
@@ -1061,7 +1204,9 @@ def test_info_gives_the_range_of_each_channel(tmp_path):
     x = random_sequences(rng, 8, 30, 2)
     in_units = stepwell.convert(graph, x * scaler["std"] + scaler["mean"], scaler=scaler)
     facts, text = info_of(in_units, tmp_path / "units.stw")
-    assert facts["range"] is None and facts["ranges"][0][0] > 90_000 and facts["ranges"][1][1] < 1000
+    assert (
+        facts["range"] is None and facts["ranges"][0][0] > 90_000 and facts["ranges"][1][1] < 1000
+    )
     for k, (low, high) in enumerate(facts["ranges"]):
         assert f"channel {k}: {low:.4g} .. {high:.4g}" in text
     facts, text = info_of(stepwell.convert(graph, x), tmp_path / "plain.stw")
@@ -1071,7 +1216,9 @@ def test_info_gives_the_range_of_each_channel(tmp_path):
 # ---- the cases of the design folder ----
 
 
-with_cases = pytest.mark.skipif(not CASES.is_dir(), reason="not part of the repository: the cases beside it")
+with_cases = pytest.mark.skipif(
+    not CASES.is_dir(), reason="not part of the repository: the cases beside it"
+)
 
 
 @with_cases
@@ -1079,7 +1226,9 @@ with_cases = pytest.mark.skipif(not CASES.is_dir(), reason="not part of the repo
 def test_case_01_keras_window_silent(act):
     keras = pytest.importorskip("keras")
     keras.utils.set_random_seed(3)
-    source = keras.Sequential([keras.Input((10, 3)), keras.layers.LSTM(16, activation=act), keras.layers.Dense(1)])
+    source = keras.Sequential(
+        [keras.Input((10, 3)), keras.layers.LSTM(16, activation=act), keras.layers.Dense(1)]
+    )
     weights = source.layers[0].get_weights()
     weights[2][16:32] = 3.0
     source.layers[0].set_weights(weights)
@@ -1115,7 +1264,9 @@ def test_case_csv_headers_and_banners(tmp_path):
         content = (banners / file).read_bytes()
         code, found, said = live(tmp_path / "m3.stw", content, "--skip-bad")
         assert code == 0 and said.count("stdin line 1: ") == said.count("\n") == 1, said
-        np.testing.assert_allclose(np.array([r.split(",") for r in found], float), expected, atol=2e-3)
+        np.testing.assert_allclose(
+            np.array([r.split(",") for r in found], float), expected, atol=2e-3
+        )
         code, found, said = live(tmp_path / "m3.stw", content)
         assert code == 1 and not found and "stdin line 1: " in said
 
@@ -1128,7 +1279,10 @@ def test_case_csv_headers_and_banners(tmp_path):
             "F08_missed_window.stw",
             "mode stagger:16/4: the model gives an output every 3 steps, and none at the window's",
         ),
-        ("F10_overlapping_places.stw", "layer 1 'dense12x6' writes over the output of layer 0 'window'"),
+        (
+            "F10_overlapping_places.stw",
+            "layer 1 'dense12x6' writes over the output of layer 0 'window'",
+        ),
     ],
 )
 def test_models_that_the_exporter_never_writes(file, reason):
@@ -1144,7 +1298,9 @@ def test_models_that_the_exporter_never_writes(file, reason):
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="not part of the repository: the cases beside it")
 def test_case_serial_newline_translation(tmp_path, monkeypatch):
-    """INFO is answered and STEP is not: the bytes that the line changes are named, and text that arrives is shown."""
+    """INFO is answered and STEP is not: the bytes that the line changes are named, and text that
+    arrives is shown.
+    """
     import numpy as np
     import stepwell
     from click.testing import CliRunner
@@ -1182,7 +1338,10 @@ def test_case_serial_newline_translation(tmp_path, monkeypatch):
         relay.up = relay.down = dropping(b"\x11\x13")
         text = hil(relay.url)
         assert "the board answers " in text and " but not " in text
-        assert "bytes 0x11, 0x13 do not pass to the board (found by ECHO): software flow control" in text
+        assert (
+            "bytes 0x11, 0x13 do not pass to the board (found by ECHO): software flow control"
+            in text
+        )
         assert r"but readable text: 'temp=23.1 hum=40\r\ntemp" in hil(speaking.url)
     finally:
         relay.close()
@@ -1190,14 +1349,19 @@ def test_case_serial_newline_translation(tmp_path, monkeypatch):
         board.close()
 
 
-# Cases that are still open: each test says what is right, fails until then, and tells when it does not.
+# Cases that are still open: each test says what is right, fails until then, and tells when it does
+# not.
 
 
-def followed(source: str, folder: str, mode: str = "carry", least: float = 40.0, **options) -> stepwell.Model:
+def followed(
+    source: str, folder: str, mode: str = "carry", least: float = 40.0, **options
+) -> stepwell.Model:
     """A case's model, converted on its calibration data, follows its source."""
     if source.endswith((".h5", ".keras")):
         pytest.importorskip("keras")
-    model = stepwell.convert(CASES / folder / source, CASES / folder / "calib.npz", mode=mode, **options)
+    model = stepwell.convert(
+        CASES / folder / source, CASES / folder / "calib.npz", mode=mode, **options
+    )
     assert model.notes["fidelity"]["sqnr_db"] > least
     return model
 
@@ -1255,14 +1419,18 @@ def case_files_of_other_tools(tmp_path):
     }
     for file, words in said.items():
         folder = CASES / "files_of_other_tools"
-        done = run_stepwell("convert", folder / file, "--calib", folder / "calib.npz", "-o", tmp_path / "m.stw")
+        done = run_stepwell(
+            "convert", folder / file, "--calib", folder / "calib.npz", "-o", tmp_path / "m.stw"
+        )
         assert done.returncode == 1
         assert words in done.stderr, done.stderr
 
 
 def case_torch_misleading_refusals(tmp_path):
     torch = pytest.importorskip("torch")
-    net = torch.ao.quantization.quantize_dynamic(_last_step(torch), {torch.nn.LSTM}, dtype=torch.qint8)
+    net = torch.ao.quantization.quantize_dynamic(
+        _last_step(torch), {torch.nn.LSTM}, dtype=torch.qint8
+    )
     with pytest.raises(stepwell.ImportRefused, match="float"):
         stepwell.convert(net, wandering(40))
 
@@ -1284,7 +1452,9 @@ def case_info_of_wide_models(tmp_path):
 
     if reason := why_not("netduinoplus2"):
         pytest.skip(reason)
-    done = run_stepwell("info", CASES / "info_of_wide_models" / "big.stw", "--board", "netduinoplus2")
+    done = run_stepwell(
+        "info", CASES / "info_of_wide_models" / "big.stw", "--board", "netduinoplus2"
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -1298,7 +1468,11 @@ def case_two_models_one_folder(tmp_path):
         assert run_stepwell("emit", folder / file, "-o", tmp_path, "--name", name).returncode == 0
     flags = [f for f in lean_flags(stepwell.load(folder / "m.stw")) if "MODES" in f]
     files = [folder / "main.c", *(path for path in tmp_path.glob("*.c") if path.name != "main.c")]
-    subprocess.run(["cc", "-std=c99", *flags, f"-I{tmp_path}", *files, "-o", tmp_path / "both"], check=True, cwd=ROOT)
+    subprocess.run(
+        ["cc", "-std=c99", *flags, f"-I{tmp_path}", *files, "-o", tmp_path / "both"],
+        check=True,
+        cwd=ROOT,
+    )
     shown = subprocess.run([tmp_path / "both"], capture_output=True, text=True).stdout
     assert "left out of this build" in shown
 
@@ -1313,11 +1487,15 @@ def test_case_names_of_c_headers(tmp_path):
     model.save(tmp_path / "stdint.stw")
     assert run_stepwell("emit", tmp_path / "stdint.stw", "-o", tmp_path / "e").returncode == 0
     sources = sorted(path.name for path in (tmp_path / "e").glob("*.c"))
-    subprocess.run(["cc", "-std=c99", "-I.", *sources, "-o", "demo"], check=True, cwd=tmp_path / "e")
+    subprocess.run(
+        ["cc", "-std=c99", "-I.", *sources, "-o", "demo"], check=True, cwd=tmp_path / "e"
+    )
 
 
 @with_cases
-@pytest.mark.xfail(strict=True, raises=(AssertionError, stepwell.StepwellError), reason="not mended yet")
+@pytest.mark.xfail(
+    strict=True, raises=(AssertionError, stepwell.StepwellError), reason="not mended yet"
+)
 @pytest.mark.parametrize("name", OTHER_CASES)
 def test_case_that_is_still_open(name, tmp_path):
     OTHER_CASES[name](tmp_path)
@@ -1346,7 +1524,9 @@ def test_case_several_outputs(outputs):
     model = stepwell.convert(source, folder / "calib.npz", outputs=outputs)
     names = [output["name"] for output in model.notes["outputs"]]
     assert names == (["mu"] if outputs else ["mu", "log_std", "value"])
-    result = compare(model, reimported(model, source).graph, load_samples(folder / "calib.npz", model.n_in))
+    result = compare(
+        model, reimported(model, source).graph, load_samples(folder / "calib.npz", model.n_in)
+    )
     assert result["sqnr_db"] >= 60 and result["engine_mismatches"] == 0
 
 

@@ -1,4 +1,6 @@
-"""Elementwise functions: formulas against torch and ONNX, tables against the functions, which of them a gate may have."""
+"""Elementwise functions: formulas against torch and ONNX, tables against the functions, which of
+them a gate may have.
+"""
 
 from __future__ import annotations
 
@@ -117,7 +119,9 @@ ONNX_OPERATORS = {
 
 
 @pytest.mark.parametrize(
-    ("name", "alpha", "beta"), [use for use in USES if use[0] in ONNX_OPERATORS], ids=lambda v: str(v)[:12]
+    ("name", "alpha", "beta"),
+    [use for use in USES if use[0] in ONNX_OPERATORS],
+    ids=lambda v: str(v)[:12],
 )
 def test_formulas_equal_the_onnx_operators(name, alpha, beta):
     from onnx import TensorProto, helper
@@ -132,7 +136,9 @@ def test_formulas_equal_the_onnx_operators(name, alpha, beta):
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, len(Z)])],
     )
     z = np.clip(Z, -80, 80)[None].astype(np.float32)  # the evaluator's Softplus overflows beyond
-    y = ReferenceEvaluator(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)])).run(None, {"z": z})[0]
+    y = ReferenceEvaluator(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)])
+    ).run(None, {"z": z})[0]
     assert np.allclose(Function(name, alpha, beta)(z.astype(float)), y, rtol=3e-6, atol=3e-6)
 
 
@@ -150,8 +156,13 @@ def test_functions_of_any_shape(name, alpha, beta):
 
 
 def test_names():
-    assert as_function("tanh") == Function("tanh") and as_function(Function("elu", 1.0)) == Function("elu", 1.0)
-    assert str(Function("hard_sigmoid", 0.2, 0.5)) == "hard_sigmoid(0.2, 0.5)" and str(Function("gelu")) == "gelu"
+    assert as_function("tanh") == Function("tanh") and as_function(
+        Function("elu", 1.0)
+    ) == Function("elu", 1.0)
+    assert (
+        str(Function("hard_sigmoid", 0.2, 0.5)) == "hard_sigmoid(0.2, 0.5)"
+        and str(Function("gelu")) == "gelu"
+    )
     assert [name for name in FORMULAS if Function(name).plain] == list(PLAIN)
     with pytest.raises(ValueError, match="'sine' is not one of none, relu"):
         Function("sine")
@@ -163,7 +174,9 @@ def test_names():
 @pytest.mark.parametrize("z_scale", [2.0**-11, 3e-4, 1e-2])
 @pytest.mark.parametrize(("name", "alpha", "beta"), TABLES, ids=lambda v: str(v)[:12])
 def test_tables_follow_their_function(name, alpha, beta, z_scale):
-    """Within what a straight line between entries, and the rounding of both ends, can be off: curvature times step^2 / 8."""
+    """Within what a straight line between entries, and the rounding of both ends, can be off:
+    curvature times step^2 / 8.
+    """
     function = Function(name, alpha, beta)
     y_scale = largest(function, z_scale) / 32767
     table = table_of(function, z_scale, y_scale)
@@ -222,7 +235,10 @@ def test_functions_in_every_place(name, alpha, beta):
         Graph((lstm, random_dense(r, 6, 5, function), random_dense(r, 5, 2))),
         Graph((lstm, random_dense(r, 6, 5, function))),
         Graph((lstm, Activation("act", function, 6), random_dense(r, 6, 2))),
-        Graph((lstm, Add("sum", 6, (1.0, 0.5), function), random_gru(r, 6, 3)), sources=((0,), (1, 1), (2,))),
+        Graph(
+            (lstm, Add("sum", 6, (1.0, 0.5), function), random_gru(r, 6, 3)),
+            sources=((0,), (1, 1), (2,)),
+        ),
         Graph((lstm, Mul("product", 6, function)), sources=((0,), (1, 1))),
     ]
     floor = 8 if name == "thresholded_relu" else 40  # its jump lies between two entries
@@ -234,7 +250,12 @@ def test_functions_in_every_place(name, alpha, beta):
 @pytest.mark.parametrize("name", ["leaky_relu", "softplus", "gelu"])
 def test_tables_of_large_and_small_numbers(name, scale):
     r = RNG(4)
-    graph = Graph((random_lstm(r, 3, 6), Dense("d", r.normal(size=(4, 6)) * scale, np.zeros(4), Function(name, 0.1))))
+    graph = Graph(
+        (
+            random_lstm(r, 3, 6),
+            Dense("d", r.normal(size=(4, 6)) * scale, np.zeros(4), Function(name, 0.1)),
+        )
+    )
     assert sqnr(graph) > 40
 
 
@@ -283,7 +304,9 @@ def test_gates_that_nothing_bounds_are_refused(functions):
 def test_gates_below_zero():
     """An LSTM's gate may be negative, a GRU's and a coupled one may not: f = 1 - i would pass 1."""
     signed, calib = Function("softsign"), random_sequences(RNG(8), 16, 60, 3)
-    assert sqnr(Graph((replace(random_lstm(RNG(1), 3, 4), functions=(signed, "tanh", "tanh")),))) > 40
+    assert (
+        sqnr(Graph((replace(random_lstm(RNG(1), 3, 4), functions=(signed, "tanh", "tanh")),))) > 40
+    )
     for layer in (
         replace(random_gru(RNG(1), 3, 4), functions=(signed, "tanh")),
         replace(random_lstm(RNG(1), 3, 4), functions=("tanh", "tanh", "tanh"), coupled=True),
@@ -295,7 +318,9 @@ def test_gates_below_zero():
 def test_candidates_that_grow_too_fast_are_refused():
     for layer in (
         replace(random_lstm(RNG(1), 3, 4), functions=("sigmoid", Function("exp"), "tanh")),
-        replace(random_lstm(RNG(1), 3, 4), functions=("sigmoid", "tanh", Function("affine", 100.0))),
+        replace(
+            random_lstm(RNG(1), 3, 4), functions=("sigmoid", "tanh", Function("affine", 100.0))
+        ),
     ):
         with pytest.raises(QuantizeError, match=r"reaches .* train with another one"):
             stepwell.convert(Graph((layer,)), random_sequences(RNG(8), 8, 20, 3))
@@ -334,11 +359,17 @@ def test_float_layers_that_have_nothing_to_do_yet():
         window = Window("w", 3, 2, stride=4, padding=0)
         graph = Graph((window, Activation("act", activation, 6), random_rnn(RNG(1), 6, 2)))
         stream, x = FloatStream(graph), random_sequences(RNG(2), 1, 12, 3)[0] * 0.1
-        assert np.allclose([stream.step(row) for row in x], FloatStream(graph).run(x), rtol=0, atol=1e-12)
+        assert np.allclose(
+            [stream.step(row) for row in x], FloatStream(graph).run(x), rtol=0, atol=1e-12
+        )
 
 
 def test_exponentials_keep_to_their_range():
-    """exp grows so fast that a table with room to spare is coarse where the data lies: said or refused, never silently nothing."""
+    """exp grows so fast that a table with room to spare is coarse where the data lies: said or
+    refused, never silently nothing.
+    """
     r = RNG(6)
-    graph = Graph((random_lstm(r, 3, 6), random_dense(r, 6, 4, Function("exp")), random_dense(r, 4, 2)))
+    graph = Graph(
+        (random_lstm(r, 3, 6), random_dense(r, 6, 4, Function("exp")), random_dense(r, 4, 2))
+    )
     assert sqnr(graph) > 30

@@ -1,4 +1,6 @@
-"""What this machine's engine computes with, and many streams at once: the same bits as the reference."""
+"""What this machine's engine computes with, and many streams at once: the same bits as the
+reference.
+"""
 
 import numpy as np
 import pytest
@@ -38,26 +40,43 @@ def test_kernels_equal_the_reference(kernel, precision):
 @pytest.mark.parametrize("precision", ["w8a16", "w8x16h8", "w8a8"])
 @pytest.mark.parametrize("cell", [random_lstm, random_gru])
 def test_many_streams_equal_the_reference(kernel, cell, precision):
-    """Blocks that are full, not full and too small to go side by side; layers of odd sizes, one behind the other."""
+    """Blocks that are full, not full and too small to go side by side; layers of odd sizes, one
+    behind the other.
+    """
     rng = np.random.default_rng(3)
     for n_in, n_units, gain in [(1, 1, 2.0), (3, 5, 2.0), (16, 9, 60.0), (19, 33, 2.0)]:
         layers = (cell(rng, n_in, n_units, gain), cell(rng, n_units, 7), random_dense(rng, 7, 2))
         calibration = random_sequences(rng, 2, 30, n_in)
-        model = stepwell.convert(Graph(layers[: rng.integers(1, 4)]), calibration, precision=precision)
+        model = stepwell.convert(
+            Graph(layers[: rng.integers(1, 4)]), calibration, precision=precision
+        )
         for n in (3, 4, 39):
             batch, x = model.batch(n), rng.normal(size=(5, n, n_in)) * 4
             y = np.stack([batch.step(row) for row in x])
             for k in (0, n // 2, n - 1):
                 codes = model.quantize(x[:, k])
-                assert np.array_equal(y[:, k] * 2**model.y_frac, Reference(model).run_q(codes)), (model, k)
+                assert np.array_equal(y[:, k] * 2**model.y_frac, Reference(model).run_q(codes)), (
+                    model,
+                    k,
+                )
 
 
 def test_many_streams_with_coarse_rows(kernel):
-    for model in (with_small_shifts(sized(5, 24), 13), with_kx(sized(9, 16), -7, 4), sized(5, 24, gain=60.0)):
-        batch, references, rng = model.batch(33), [Reference(model) for _ in range(33)], np.random.default_rng(1)
+    for model in (
+        with_small_shifts(sized(5, 24), 13),
+        with_kx(sized(9, 16), -7, 4),
+        sized(5, 24, gain=60.0),
+    ):
+        batch, references, rng = (
+            model.batch(33),
+            [Reference(model) for _ in range(33)],
+            np.random.default_rng(1),
+        )
         for _ in range(4):
             rows = rng.normal(size=(33, model.n_in)) * 3  # a block that is full, and a stream alone
-            assert np.array_equal(batch.step(rows), [r.step(row) for r, row in zip(references, rows, strict=True)])
+            assert np.array_equal(
+                batch.step(rows), [r.step(row) for r, row in zip(references, rows, strict=True)]
+            )
 
 
 def test_the_kernel_is_named():
@@ -75,7 +94,9 @@ def test_batch_by_threads_equals_streams(n, threads):
     batch, streams = model.batch(n, threads), [model.stream() for _ in range(n)]
     for _ in range(6):
         x = rng.normal(size=(n, 3))
-        assert np.array_equal(batch.step(x), [s.step(row) for s, row in zip(streams, x, strict=True)])
+        assert np.array_equal(
+            batch.step(x), [s.step(row) for s, row in zip(streams, x, strict=True)]
+        )
     bad = rng.normal(size=(n, 3))
     bad[-1, 2] = np.nan
     with pytest.raises(SampleError):

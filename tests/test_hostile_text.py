@@ -1,4 +1,6 @@
-"""Text of a file reaches C source, pages and the terminal escaped only, whichever string of the file holds it."""
+"""Text of a file reaches C source, pages and the terminal escaped only, whichever string of the
+file holds it.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,13 @@ def texts(value: object, path: tuple = ()) -> list[tuple]:
     """The way to each text in nested dicts and lists."""
     if isinstance(value, str):
         return [path]
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     return [way for key, item in items for way in texts(item, (*path, key))]
 
 
@@ -81,14 +89,22 @@ def example(shape: object) -> object:
 
 
 # two inputs and two outputs
-NAMED = {"columns": ["one", "two"], "outputs": [{"name": "mu", "size": 1}, {"name": "nu", "size": 1}]}
+NAMED = {
+    "columns": ["one", "two"],
+    "outputs": [{"name": "mu", "size": 1}, {"name": "nu", "size": 1}],
+}
 
 
 @pytest.fixture(scope="module")
 def host() -> tuple[stepwell.Model, dict]:
-    """A model and the host's part of its file, in which every field that stepwell knows has a value."""
+    """A model and the host's part of its file, in which every field that stepwell knows has a
+    value.
+    """
     rng = np.random.default_rng(5)
-    graph = Graph((random_lstm(rng, 2, 4), random_dense(rng, 4, 2)), source=Source("motor.onnx", "0" * 64, "a tool"))
+    graph = Graph(
+        (random_lstm(rng, 2, 4), random_dense(rng, 4, 2)),
+        source=Source("motor.onnx", "0" * 64, "a tool"),
+    )
     model = stepwell.convert(graph, random_sequences(rng, 8, 30, 2))
     part = json.loads(json.dumps(host_notes(model)))
     kept = {k: v for k, v in part["notes"].items() if v}
@@ -102,11 +118,15 @@ def with_host(model: stepwell.Model, part: dict) -> bytes:
 
 
 def hostile_everywhere(part: dict, text: str) -> dict:
-    """``part`` with ``text`` in place of every text but those of the scaler, which are words of its own."""
+    """``part`` with ``text`` in place of every text but those of the scaler, which are words of its
+    own.
+    """
     changed = deepcopy(part)
     for way in texts({name: part[name] for name in ("layers", "notes")}):
         put(changed, way, text)
-    changed["notes"]["columns"] = [f"{text}{k}" for k in range(2)]  # each input has a name of its own
+    changed["notes"]["columns"] = [
+        f"{text}{k}" for k in range(2)
+    ]  # each input has a name of its own
     return changed
 
 
@@ -168,17 +188,35 @@ def test_every_text_of_a_model(kind, host, built_engine, tmp_path):
         assert name == "README.md" or "??/" not in emitted[name]
     assert "<script>" not in emitted["README.md"]
     for name in ("m.h", "m.c"):
-        outside = subprocess.run(["gcc", "-fpreprocessed", "-dD", "-E", "-P", name], cwd=folder, capture_output=True)
-        assert not any(code in outside.stdout.decode() for code in CODE), "a comment has ended early"
+        outside = subprocess.run(
+            ["gcc", "-fpreprocessed", "-dD", "-E", "-P", name], cwd=folder, capture_output=True
+        )
+        assert not any(code in outside.stdout.decode() for code in CODE), (
+            "a comment has ended early"
+        )
     sources = ["main.c", "m.c", *built_engine]
     subprocess.run(["gcc", *WARNINGS, "-I.", "-o", "demo", *sources], cwd=folder, check=True)
-    out = subprocess.run([folder / "demo"], input=b"1,2\n3,4\n", capture_output=True, check=True).stdout
+    out = subprocess.run(
+        [folder / "demo"], input=b"1,2\n3,4\n", capture_output=True, check=True
+    ).stdout
     assert len(out.split()) == 2 and b"PWNED" not in out
 
 
 def test_default_names_of_a_hostile_model(host, tmp_path):
-    """Without --name the model's name becomes that of files: they stay inside the folder, and are no device."""
-    for text in (HOSTILE["controls"], HOSTILE["long"], "../../up", "/etc/passwd", "con", "..", "", "-o", "stdint"):
+    """Without --name the model's name becomes that of files: they stay inside the folder, and are
+    no device.
+    """
+    for text in (
+        HOSTILE["controls"],
+        HOSTILE["long"],
+        "../../up",
+        "/etc/passwd",
+        "con",
+        "..",
+        "",
+        "-o",
+        "stdint",
+    ):
         part = deepcopy(host[1])
         part["notes"]["name"] = text
         model = stepwell.loads(with_host(host[0], part))
@@ -208,10 +246,14 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("place", "value"), WRONG, ids=[f"{place}={value}" for place, value in WRONG])
+@pytest.mark.parametrize(
+    ("place", "value"), WRONG, ids=[f"{place}={value}" for place, value in WRONG]
+)
 def test_notes_of_a_wrong_type_are_refused_by_name(place, value, host):
     part = deepcopy(host[1])
-    way = [int(w) if w.isdigit() else w for w in place.replace("[", ".").replace("]", "").split(".")]
+    way = [
+        int(w) if w.isdigit() else w for w in place.replace("[", ".").replace("]", "").split(".")
+    ]
     put(part, tuple(way), value)
     with pytest.raises(ModelError) as refused:
         stepwell.loads(with_host(host[0], part))
@@ -221,7 +263,11 @@ def test_notes_of_a_wrong_type_are_refused_by_name(place, value, host):
 def test_missing_notes_are_fine_and_unknown_ones_are_kept(host):
     part = host[1] | {"notes": {"of_later": {"x": 1}}, "of_later": 3}
     model = stepwell.loads(with_host(host[0], part))
-    assert model.notes == {"of_later": {"x": 1}} and model.info()["precision"] and model.name == "model"
+    assert (
+        model.notes == {"of_later": {"x": 1}}
+        and model.info()["precision"]
+        and model.name == "model"
+    )
 
 
 def test_names_of_columns_stay_as_they_are(host):
@@ -258,7 +304,9 @@ def test_page_of_a_hil_run(kind, tmp_path):
     write_page(tmp_path / "page.html", text, runs)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     harmless = tmp_path / "harmless.html"
-    write_page(harmless, "t", [Run("n", "failed", {"c": "f"}, "t"), run_of("p", LinkError("p: silent"))])
+    write_page(
+        harmless, "t", [Run("n", "failed", {"c": "f"}, "t"), run_of("p", LinkError("p: silent"))]
+    )
     found, usual = _Tags(page), _Tags(harmless.read_text())
     assert (found.tags, found.attributes) == (usual.tags, usual.attributes)
     assert_harmless(page)
@@ -295,15 +343,21 @@ def test_page_of_a_report(host, tmp_path):
 
 
 def test_a_hostile_model_in_every_command(host, tmp_path):
-    """Errors, warnings and results; over a terminal, too, and in an encoding that lacks most characters."""
-    text = "".join(HOSTILE[kind] for kind in ("ansi", "controls", "bidi", "emoji", "no-break space", "lines"))
+    """Errors, warnings and results; over a terminal, too, and in an encoding that lacks most
+    characters.
+    """
+    text = "".join(
+        HOSTILE[kind] for kind in ("ansi", "controls", "bidi", "emoji", "no-break space", "lines")
+    )
     file, data = tmp_path / "m.stw", tmp_path / "x.npy"
     file.write_bytes(with_host(host[0], hostile_everywhere(host[1], text)))
     np.save(data, np.zeros((3, 9, 2), np.float32))
     for encoding in ("utf-8", "ascii", "latin-1"):
         said = stepwell_says("info", file, encoding=encoding)
         assert said.returncode == 0 and "\\x1b[31mred" in said.stdout, "escaped, not stripped"
-    assert stepwell_says("check", file, "--data", data).returncode == 1  # the float model is not there
+    assert (
+        stepwell_says("check", file, "--data", data).returncode == 1
+    )  # the float model is not there
     assert "\\x1b[31mred" in stepwell_says("check", file, "--data", data).stderr
     assert stepwell_says("hil", file, "--port", "host:", "--data", data).returncode == 0
     assert stepwell_says("bench", file, "--core", text).returncode in (1, 2)
@@ -318,7 +372,9 @@ def test_a_terminal_gets_no_escapes_either(host, tmp_path):
     file = tmp_path / "m.stw"
     file.write_bytes(with_host(host[0], hostile_everywhere(host[1], HOSTILE["ansi"])))
     main, side = pty.openpty()
-    process = subprocess.Popen([sys.executable, "-m", "stepwell", "info", file], stdout=side, stderr=side)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stepwell", "info", file], stdout=side, stderr=side
+    )
     os.close(side)
     said = b""
     try:
@@ -345,12 +401,18 @@ def test_commands_inside_another_program(host, tmp_path):
     assert (sys.stdout, sys.stderr) == before
 
 
-@pytest.mark.parametrize("kind", [kind for kind in HOSTILE if kind not in ("surrogate", "lines", "controls")])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in HOSTILE if kind not in ("surrogate", "lines", "controls")]
+)
 def test_headers_and_cells_of_csv_files(kind, host, tmp_path):
     """Whether it is read or refused, with whichever reason."""
     text = HOSTILE[kind]
     file = tmp_path / "x.csv"
-    for rows in ([[text, "b"], ["1", "2"]], [["1", "2"], ["3", text]], [["a", "b", "c"], ["1", "2", text]]):
+    for rows in (
+        [[text, "b"], ["1", "2"]],
+        [["1", "2"], ["3", text]],
+        [["a", "b", "c"], ["1", "2", text]],
+    ):
         with file.open("w", newline="", encoding="utf-8") as lines:
             csv.writer(lines).writerows(rows)
         model = tmp_path / "m.stw"
@@ -368,17 +430,27 @@ def onnx_named(text: str) -> object:
 
     rng = np.random.default_rng(1)
     names = {name: f"{text}{name}" for name in ("X", "W", "R", "B", "Y", "S", "Z", "axis")}
-    arrays = {"W": rng.normal(size=(1, 16, 2)) * 0.3, "R": rng.normal(size=(1, 16, 4)) * 0.3, "B": np.zeros((1, 32))}
+    arrays = {
+        "W": rng.normal(size=(1, 16, 2)) * 0.3,
+        "R": rng.normal(size=(1, 16, 4)) * 0.3,
+        "B": np.zeros((1, 32)),
+    }
     initial = [numpy_helper.from_array(a.astype(np.float32), names[k]) for k, a in arrays.items()]
     initial.append(numpy_helper.from_array(np.array([1], np.int64), names["axis"]))
     nodes = [
-        helper.make_node("LSTM", [names[k] for k in "XWRB"], [names["Y"]], name=text, hidden_size=4),
-        helper.make_node("Squeeze", [names["Y"], names["axis"]], [names["Z"]], name=f"{text}squeeze"),
+        helper.make_node(
+            "LSTM", [names[k] for k in "XWRB"], [names["Y"]], name=text, hidden_size=4
+        ),
+        helper.make_node(
+            "Squeeze", [names["Y"], names["axis"]], [names["Z"]], name=f"{text}squeeze"
+        ),
     ]
     x = helper.make_tensor_value_info(names["X"], onnx.TensorProto.FLOAT, [f"{text}T", 1, 2])
     y = helper.make_tensor_value_info(names["Z"], onnx.TensorProto.FLOAT, [f"{text}T", 1, 4])
     graph = helper.make_graph(nodes, text, [x], [y], initial, doc_string=text)
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], producer_name=text, doc_string=text)
+    made = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17)], producer_name=text, doc_string=text
+    )
     made.ir_version = 8
     return made
 
@@ -392,11 +464,16 @@ def test_names_of_an_onnx_file(kind, tmp_path):
     said = stepwell_says("convert", file, "--calib", calib)
     assert said.returncode == 0, said.stderr
     assert stepwell_says("info", tmp_path / "m.stw").returncode == 0
-    assert stepwell_says("emit", tmp_path / "m.stw", "-o", tmp_path / "c", "--name", "m").returncode == 0
+    assert (
+        stepwell_says("emit", tmp_path / "m.stw", "-o", tmp_path / "c", "--name", "m").returncode
+        == 0
+    )
     subprocess.run(["gcc", *WARNINGS, "-fsyntax-only", "m.c"], cwd=tmp_path / "c", check=True)
 
 
-@pytest.mark.parametrize("name", ["a\xa0b", "tab\there", "\U0001f600", "red\x1b[31m", 'q"uote', "new\nline", "a*"])
+@pytest.mark.parametrize(
+    "name", ["a\xa0b", "tab\there", "\U0001f600", "red\x1b[31m", 'q"uote', "new\nline", "a*"]
+)
 def test_names_of_files(name, tmp_path):
     """The name of a source is kept with the model; the source is found by it."""
     onnx = pytest.importorskip("onnx")
@@ -408,7 +485,9 @@ def test_names_of_files(name, tmp_path):
     assert stepwell_says("check", tmp_path / f"{name}.stw", "--data", calib).returncode == 0
 
 
-@pytest.mark.parametrize("name", ['b"; int evil;', "b\\", "b\x1b[31m", "a(b", "a,b", "<b>", "caf\xe9"])
+@pytest.mark.parametrize(
+    "name", ['b"; int evil;', "b\\", "b\x1b[31m", "a(b", "a,b", "<b>", "caf\xe9"]
+)
 def test_name_of_a_board_of_ones_own(name, host, tmp_path):
     """It would become text of C and of the assembler."""
     model, folder = tmp_path / "m.stw", tmp_path / name
@@ -418,8 +497,13 @@ def test_name_of_a_board_of_ones_own(name, host, tmp_path):
     said = stepwell_says("build", model, "--board", f"{folder}/", "-o", tmp_path)
     assert said.returncode == 1 and "its name becomes C text" in said.stderr
     (tmp_path / "plain").mkdir(exist_ok=True)
-    (tmp_path / "plain" / "board.mk").write_text(f"NAME = {name}\nLABEL = {name}\n", encoding="utf-8")
-    assert stepwell_says("build", model, "--board", f"{tmp_path}/plain", "-o", tmp_path).returncode == 1
+    (tmp_path / "plain" / "board.mk").write_text(
+        f"NAME = {name}\nLABEL = {name}\n", encoding="utf-8"
+    )
+    assert (
+        stepwell_says("build", model, "--board", f"{tmp_path}/plain", "-o", tmp_path).returncode
+        == 1
+    )
 
 
 def test_errors_of_the_library_are_printable():
@@ -438,7 +522,9 @@ def test_escaped_text(kind):
         assert "\n" not in escaped
     code = c_text(text)
     assert code.isascii() and not any(part in code for part in ("*/", "/*", "??"))
-    assert not any(c in html_text(text) for c in "<>\"'") and not any(c in markdown_text(text) for c in "<>`[]|")
+    assert not any(c in html_text(text) for c in "<>\"'") and not any(
+        c in markdown_text(text) for c in "<>`[]|"
+    )
     assert terminal_text(terminal_text(text)) == terminal_text(text)
     assert terminal_text(text, "ascii").isascii()
 
@@ -452,7 +538,11 @@ def test_every_character_that_a_terminal_obeys_is_escaped():
 
 def test_c_text_is_a_string_and_a_comment(tmp_path):
     """The compiler reads back from the quotes what a person reads."""
-    lines = [f'/* {c_text(text)} */ puts("{c_text(text)}");' for text in HOSTILE.values() if len(text) < 1000]
+    lines = [
+        f'/* {c_text(text)} */ puts("{c_text(text)}");'
+        for text in HOSTILE.values()
+        if len(text) < 1000
+    ]
     program = "#include <stdio.h>\nint main(void)\n{\n" + "\n".join(lines) + "\nreturn 0;\n}\n"
     (tmp_path / "p.c").write_text(program)
     subprocess.run(["gcc", *WARNINGS, "-o", "p", "p.c"], cwd=tmp_path, check=True)
@@ -468,5 +558,7 @@ def test_the_case_of_an_injected_precision(tmp_path):
     assert stepwell_says("emit", case, "-o", tmp_path / "c").returncode == 0
     engine = sorted(path.name for path in (tmp_path / "c").glob("*.c"))
     subprocess.run(["gcc", *WARNINGS, "-o", "demo", *engine], cwd=tmp_path / "c", check=True)
-    out = subprocess.run([tmp_path / "c" / "demo"], input=b"1,2,3\n", capture_output=True, check=True).stdout
+    out = subprocess.run(
+        [tmp_path / "c" / "demo"], input=b"1,2,3\n", capture_output=True, check=True
+    ).stdout
     assert b"PWNED" not in out and len(out.split()) == 1

@@ -1,4 +1,6 @@
-"""The importer: real exports against what their framework computes, refusals that name the culprit, damaged files."""
+"""The importer: real exports against what their framework computes, refusals that name the culprit,
+damaged files.
+"""
 
 from __future__ import annotations
 
@@ -68,17 +70,33 @@ def test_kept_exports(name):
 
 
 KERAS = ROOT / "tests" / "data" / "keras"
-LOOP = "wrote the recurrence as a loop.*give stepwell.convert the torch module or Keras model itself"
+LOOP = (
+    "wrote the recurrence as a loop.*give stepwell.convert the torch module or Keras model itself"
+)
 UNROLLED = "the exporter unrolled the recurrence.*give stepwell.convert the torch module or Keras model itself"
 KERAS_REFUSED = (
     dict.fromkeys(
-        ("gru", "gru_before", "gru_before_last", "gru_last", "gru_no_bias", "gru_stacked", "gru-dynamic"), LOOP
+        (
+            "gru",
+            "gru_before",
+            "gru_before_last",
+            "gru_last",
+            "gru_no_bias",
+            "gru_stacked",
+            "gru-dynamic",
+        ),
+        LOOP,
     )
-    | dict.fromkeys(("layer_norm_gru", "conv_dilated_gru", "bidirectional_last", "lstm_hard", "lstm_masking"), LOOP)
+    | dict.fromkeys(
+        ("layer_norm_gru", "conv_dilated_gru", "bidirectional_last", "lstm_hard", "lstm_masking"),
+        LOOP,
+    )
     | dict.fromkeys(("rnn", "rnn_cells", "rnn_last"), LOOP)
     | dict.fromkeys(("lstm_unrolled", "torch_backend_lstm_dense"), UNROLLED)
     | {"lstm_global_max-dynamic": "their number is dynamic: export with a fixed number"}
-    | {"time_distributed": "copied a layer for each step, as for TimeDistributed: give stepwell.convert"}
+    | {
+        "time_distributed": "copied a layer for each step, as for TimeDistributed: give stepwell.convert"
+    }
 )
 
 
@@ -98,7 +116,9 @@ def test_keras_exports(name):
 
 def test_files_of_other_frameworks(tmp_path):
     for name in ("net.pt", "net.pth", "net.safetensors"):
-        with pytest.raises(ImportRefused, match=r"holds weights, but no layers: build the module in Python"):
+        with pytest.raises(
+            ImportRefused, match=r"holds weights, but no layers: build the module in Python"
+        ):
             stepwell.convert(tmp_path / name, np.zeros((2, 3)))
 
 
@@ -110,7 +130,11 @@ def test_external_weights():
 def test_source_is_recorded():
     path = PATTERNS / "legacy_lstm_lin_last.onnx"
     source = import_onnx(path, verify=False).graph.source
-    assert (Path(source.file).name, source.sha256, source.opset) == (path.name, file_sha256(path), 20)
+    assert (Path(source.file).name, source.sha256, source.opset) == (
+        path.name,
+        file_sha256(path),
+        20,
+    )
     assert source.producer == "pytorch 2.13.0"
 
 
@@ -147,7 +171,11 @@ def _pattern_cases(wanted: str) -> list:
     try:
         import export_patterns
     except ImportError as error:
-        return [pytest.param(None, marks=pytest.mark.skip(reason=f"needs torch and onnxscript: {error}"))]
+        return [
+            pytest.param(
+                None, marks=pytest.mark.skip(reason=f"needs torch and onnxscript: {error}")
+            )
+        ]
     finally:
         sys.path.pop(0)
     return [pytest.param(case, id=case.name) for case in getattr(export_patterns, wanted)()]
@@ -164,7 +192,9 @@ def test_crossing_of_cells_layers_exporters_layouts_and_heads(case, tmp_path):
     path = export_patterns.export(case, tmp_path)
     if case.proj or (case.cell == "rnn" and case.exporter == "dynamo"):
         reason = "a projection" if case.proj else "the exporter unrolled the recurrence"
-        with pytest.raises(ImportRefused, match=f"{reason}.*give stepwell.convert the torch module"):
+        with pytest.raises(
+            ImportRefused, match=f"{reason}.*give stepwell.convert the torch module"
+        ):
             import_onnx(path)
         return
     imported, io = import_onnx(path), np.load(tmp_path / f"{case.name}_io.npz")
@@ -206,7 +236,11 @@ def weights(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def lstm_parts(n_in: int = 3, n: int = 4) -> dict[str, np.ndarray]:
-    return {"W": weights(1, 4 * n, n_in), "R": weights(1, 4 * n, n, seed=1), "B": weights(1, 8 * n, seed=2)}
+    return {
+        "W": weights(1, 4 * n, n_in),
+        "R": weights(1, 4 * n, n, seed=1),
+        "B": weights(1, 8 * n, seed=2),
+    }
 
 
 def save(
@@ -235,7 +269,9 @@ def save(
 
 
 def lstm(inputs=("x", "W", "R", "B"), outputs=("seq",), name="recurrent", **attributes):
-    return helper.make_node("LSTM", list(inputs), list(outputs), name=name, **({"hidden_size": 4} | attributes))
+    return helper.make_node(
+        "LSTM", list(inputs), list(outputs), name=name, **({"hidden_size": 4} | attributes)
+    )
 
 
 def squeeze():
@@ -273,16 +309,26 @@ def test_dense_forms(path):
     take = helper.make_node("Gather", ["h", "last"], ["p"], axis=0)
     turn = helper.make_node("Transpose", ["p"], ["t"], perm=[1, 0])
     forms = {
-        "gemm": ([take, helper.make_node("Gemm", ["p", "w", "b"], ["y"], alpha=0.5, beta=2.0)], w * 0.5, b * 2),
+        "gemm": (
+            [take, helper.make_node("Gemm", ["p", "w", "b"], ["y"], alpha=0.5, beta=2.0)],
+            w * 0.5,
+            b * 2,
+        ),
         "transB": ([take, helper.make_node("Gemm", ["p", "wt"], ["y"], transB=1)], w, b * 0),
         "transA": ([take, turn, helper.make_node("Gemm", ["t", "w", "b"], ["y"], transA=1)], w, b),
         "bias first": (
-            [helper.make_node("MatMul", ["h", "w"], ["m"]), helper.make_node("Add", ["b", "m"], ["y"])],
+            [
+                helper.make_node("MatMul", ["h", "w"], ["m"]),
+                helper.make_node("Add", ["b", "m"], ["y"]),
+            ],
             w,
             b,
         ),
         "bias last": (
-            [helper.make_node("MatMul", ["h", "w"], ["m"]), helper.make_node("Add", ["m", "b"], ["y"])],
+            [
+                helper.make_node("MatMul", ["h", "w"], ["m"]),
+                helper.make_node("Add", ["m", "b"], ["y"]),
+            ],
             w,
             b,
         ),
@@ -313,19 +359,27 @@ def identity(name: str):
 def test_batch_first_operator(path):
     """layout = 1, which onnxruntime does not run: the reference evaluator is the oracle."""
     nodes = [lstm(layout=1), helper.make_node("Squeeze", ["seq", "two"], ["y"])]
-    imported = import_onnx(save(path, nodes, lstm_parts() | {"two": np.array([2], np.int64)}, x=(2, 6, 3)))
+    imported = import_onnx(
+        save(path, nodes, lstm_parts() | {"two": np.array([2], np.int64)}, x=(2, 6, 3))
+    )
     assert "onnx" in imported.replay.oracle and "onnxruntime" not in imported.replay.oracle
 
 
 def test_hidden_size_may_be_left_out(path):
     node = lstm()
     del node.attribute[:]
-    graph = import_onnx(save(path, [node, squeeze(), identity("h")], lstm_parts() | ONE), verify=False).graph
+    graph = import_onnx(
+        save(path, [node, squeeze(), identity("h")], lstm_parts() | ONE), verify=False
+    ).graph
     assert graph.n_out == 4
 
 
 def test_relu_of_relu_is_one(path):
-    nodes = [helper.make_node("MatMul", ["h", "w"], ["m"]), helper.make_node("Relu", ["m"], ["r"]), node("Relu", "r")]
+    nodes = [
+        helper.make_node("MatMul", ["h", "w"], ["m"]),
+        helper.make_node("Relu", ["m"], ["r"]),
+        node("Relu", "r"),
+    ]
     layers = import_onnx(after_lstm(path, *nodes, tensors={"w": weights(4, 2)})).graph.layers
     assert [type(layer) for layer in layers] == [Lstm, Dense] and layers[1].activation == "relu"
 
@@ -368,10 +422,16 @@ def test_last_state_as_output(path):
 @pytest.mark.parametrize("kind", ["float16", "bfloat16", "float64"])
 def test_other_float_types_are_converted_and_noted(path, kind):
     ml_dtypes = pytest.importorskip("ml_dtypes")
-    element = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16, "float64": TensorProto.DOUBLE}[kind]
+    element = {
+        "float16": TensorProto.FLOAT16,
+        "bfloat16": TensorProto.BFLOAT16,
+        "float64": TensorProto.DOUBLE,
+    }[kind]
     dtype = np.dtype(getattr(ml_dtypes, kind, kind))
     parts = {name: array.astype(dtype) for name, array in lstm_parts().items()}
-    imported = import_onnx(save(path, [lstm(), squeeze(), identity("h")], parts | ONE, dtype=element))
+    imported = import_onnx(
+        save(path, [lstm(), squeeze(), identity("h")], parts | ONE, dtype=element)
+    )
     assert imported.graph.layers[0].w_x.dtype == np.float64
     notes = " ".join(imported.graph.notes)
     assert kind in notes or (kind == "float64" and "double" in notes)
@@ -381,7 +441,9 @@ def test_half_weights_with_casts(path):
     """Weights stored in half precision and cast to float32 at load time."""
     parts = lstm_parts()
     stored = {f"{name}16": array.astype(np.float16) for name, array in parts.items()}
-    casts = [helper.make_node("Cast", [f"{name}16"], [name], to=TensorProto.FLOAT) for name in parts]
+    casts = [
+        helper.make_node("Cast", [f"{name}16"], [name], to=TensorProto.FLOAT) for name in parts
+    ]
     graph = import_onnx(save(path, [*casts, lstm(), squeeze(), identity("h")], stored | ONE)).graph
     assert any("float16" in note for note in graph.notes)
 
@@ -395,7 +457,10 @@ def node(op: str, *inputs: str, name="culprit", **attributes):
 
 UNSUPPORTED = {
     "LogSoftmax": (node("LogSoftmax", "h", axis=-1), {}),
-    "LayerNormalization over two axes": (node("LayerNormalization", "h", "scale", axis=1), {"scale": weights(1, 4)}),
+    "LayerNormalization over two axes": (
+        node("LayerNormalization", "h", "scale", axis=1),
+        {"scale": weights(1, 4)},
+    ),
     "ReduceMean of everything": (node("ReduceMean", "h", axes=[0, 2]), {}),
     "bias for each step": (node("Add", "h", "scale"), {"scale": weights(6, 1, 4)}),
     "Softmax over time": (node("Softmax", "h", axis=0), {}),
@@ -429,8 +494,16 @@ def test_unsupported_nodes_are_named(path, what):
 
 def test_flattened_time_is_refused(path):
     flat = helper.make_node("Reshape", ["b", "s"], ["f"])
-    nodes = [helper.make_node("Transpose", ["h"], ["b"], perm=[1, 0, 2]), flat, node("Gemm", "f", "w")]
-    refused(after_lstm(path, *nodes, tensors={"s": np.array([1, 24]), "w": weights(24, 2)}), "culprit", "Gemm")
+    nodes = [
+        helper.make_node("Transpose", ["h"], ["b"], perm=[1, 0, 2]),
+        flat,
+        node("Gemm", "f", "w"),
+    ]
+    refused(
+        after_lstm(path, *nodes, tensors={"s": np.array([1, 24]), "w": weights(24, 2)}),
+        "culprit",
+        "Gemm",
+    )
 
 
 LSTM_REFUSALS = {
@@ -448,24 +521,41 @@ LSTM_REFUSALS = {
 def test_lstm_variants_are_named(path, what):
     attributes, more, tensors, reason = LSTM_REFUSALS[what]
     bad = lstm(("x", "W", "R", "B", *more), **attributes)
-    refused(save(path, [bad, squeeze(), identity("h")], lstm_parts() | ONE | tensors), "recurrent", "LSTM", reason)
+    refused(
+        save(path, [bad, squeeze(), identity("h")], lstm_parts() | ONE | tensors),
+        "recurrent",
+        "LSTM",
+        reason,
+    )
 
 
 def test_state_from_another_layer_is_refused(path):
     """Encoder and decoder."""
-    nodes = [lstm(outputs=("", "hn")), lstm(("x", "W", "R", "B", "", "hn"), name="decoder"), squeeze(), identity("h")]
+    nodes = [
+        lstm(outputs=("", "hn")),
+        lstm(("x", "W", "R", "B", "", "hn"), name="decoder"),
+        squeeze(),
+        identity("h"),
+    ]
     refused(save(path, nodes, lstm_parts() | ONE), "decoder", "LSTM", "initial")
 
 
 def test_lstm_after_last_step_is_refused(path):
     parts = lstm_parts() | {"W2": weights(1, 16, 4)} | ONE
-    nodes = [lstm(outputs=("", "hn")), lstm(("hn", "W2", "R", "B"), name="second"), squeeze(), identity("h")]
+    nodes = [
+        lstm(outputs=("", "hn")),
+        lstm(("hn", "W2", "R", "B"), name="second"),
+        squeeze(),
+        identity("h"),
+    ]
     refused(save(path, nodes, parts), "second", "LSTM")
 
 
 def test_cell_state_as_feature_is_refused(path):
     nodes = [lstm(outputs=("", "", "cn")), node("MatMul", "cn", "w")]
-    refused(save(path, nodes, lstm_parts() | {"w": weights(4, 2)}), "culprit", "MatMul", "cell state")
+    refused(
+        save(path, nodes, lstm_parts() | {"w": weights(4, 2)}), "culprit", "MatMul", "cell state"
+    )
 
 
 def test_projection_shapes_are_refused(path):
@@ -475,8 +565,14 @@ def test_projection_shapes_are_refused(path):
 
 
 def test_projection_state_is_refused(path):
-    """The dynamo exporter's proj_size model has fitting weights and a wider cell: nothing but its shape tells."""
-    parts = lstm_parts() | ONE | {"h0": np.zeros((1, 1, 4), np.float32), "c0": np.zeros((1, 1, 8), np.float32)}
+    """The dynamo exporter's proj_size model has fitting weights and a wider cell: nothing but its
+    shape tells.
+    """
+    parts = (
+        lstm_parts()
+        | ONE
+        | {"h0": np.zeros((1, 1, 4), np.float32), "c0": np.zeros((1, 1, 8), np.float32)}
+    )
     nodes = [lstm(("x", "W", "R", "B", "", "h0", "c0")), squeeze(), identity("h")]
     refused(save(path, nodes, parts), "recurrent", "LSTM", "proj_size")
 
@@ -497,7 +593,10 @@ def test_nonfinite_weights_are_named(path, value, place):
     nodes = [lstm(), squeeze(), identity("h")]
     if place == "constant":
         nodes.insert(
-            0, helper.make_node("Constant", [], ["R"], name="R", value=numpy_helper.from_array(parts.pop("R"), "R"))
+            0,
+            helper.make_node(
+                "Constant", [], ["R"], name="R", value=numpy_helper.from_array(parts.pop("R"), "R")
+            ),
         )
     refused(save(path, nodes, parts | ONE), "'R'", "NaN")
 
@@ -506,11 +605,20 @@ def test_nonfinite_bfloat16_weights_are_named(path):
     ml_dtypes = pytest.importorskip("ml_dtypes")
     parts = {name: array.astype(ml_dtypes.bfloat16) for name, array in lstm_parts().items()}
     parts["W"][0, 1, 1] = np.nan
-    refused(save(path, [lstm(), squeeze(), identity("h")], parts | ONE, dtype=TensorProto.BFLOAT16), "'W'", "NaN")
+    refused(
+        save(path, [lstm(), squeeze(), identity("h")], parts | ONE, dtype=TensorProto.BFLOAT16),
+        "'W'",
+        "NaN",
+    )
 
 
 def test_cycle_is_refused(path):
-    nodes = [lstm(), squeeze(), helper.make_node("Add", ["h", "y"], ["z"], name="loop"), node("Relu", "z")]
+    nodes = [
+        lstm(),
+        squeeze(),
+        helper.make_node("Add", ["h", "y"], ["z"], name="loop"),
+        node("Relu", "z"),
+    ]
     refused(save(path, nodes, lstm_parts() | ONE), "cycle")
 
 
@@ -521,8 +629,13 @@ def test_dangling_input_is_refused(path):
 def heads(path: Path, *more, outputs=("mu", "value"), **how) -> Path:
     """Two dense heads behind the LSTM, and more nodes."""
     tensors = {"w": weights(4, 2), "v": weights(4, 1, seed=3)}
-    nodes = [helper.make_node("MatMul", ["h", "w"], ["mu"]), helper.make_node("MatMul", ["h", "v"], ["value"])]
-    return after_lstm(path, *nodes, *more, tensors=tensors | how.pop("tensors", {}), outputs=outputs, **how)
+    nodes = [
+        helper.make_node("MatMul", ["h", "w"], ["mu"]),
+        helper.make_node("MatMul", ["h", "v"], ["value"]),
+    ]
+    return after_lstm(
+        path, *nodes, *more, tensors=tensors | how.pop("tensors", {}), outputs=outputs, **how
+    )
 
 
 def names_of(imported) -> list[tuple[str, int]]:
@@ -533,10 +646,17 @@ def names_of(imported) -> list[tuple[str, int]]:
 def test_outputs_side_by_side(path):
     imported = import_onnx(heads(path))
     assert names_of(imported) == [("mu", 2), ("value", 1)]
-    assert [type(layer) for layer in imported.graph.layers] == [Lstm, Dense]  # two heads are rows of one layer
+    assert [type(layer) for layer in imported.graph.layers] == [
+        Lstm,
+        Dense,
+    ]  # two heads are rows of one layer
     x = np.random.default_rng(0).normal(size=(2, 9, 3))
-    mu, value = (FloatStream(import_onnx(path, outputs=name).graph).run(x) for name in ("mu", "value"))
-    np.testing.assert_allclose(FloatStream(imported.graph).run(x), np.concatenate([mu, value], axis=-1), atol=1e-12)
+    mu, value = (
+        FloatStream(import_onnx(path, outputs=name).graph).run(x) for name in ("mu", "value")
+    )
+    np.testing.assert_allclose(
+        FloatStream(imported.graph).run(x), np.concatenate([mu, value], axis=-1), atol=1e-12
+    )
     assert names_of(import_onnx(path, outputs=["value", "mu"])) == [("value", 1), ("mu", 2)]
 
 
@@ -556,7 +676,9 @@ def test_heads_of_other_sources_keep_their_values(path):
 
 def test_final_states_are_no_data(path):
     nodes = [lstm(outputs=("seq", "hn", "cn")), squeeze(), identity("h")]
-    assert names_of(import_onnx(save(path, nodes, lstm_parts() | ONE, outputs=("hn", "y", "cn")))) == [("y", 4)]
+    assert names_of(
+        import_onnx(save(path, nodes, lstm_parts() | ONE, outputs=("hn", "y", "cn")))
+    ) == [("y", 4)]
     assert names_of(import_onnx(path, outputs="hn")) == [("hn", 4)]
     with pytest.raises(ImportRefused, match="'cn' is a cell state"):
         import_onnx(path, outputs="cn")
@@ -571,14 +693,26 @@ def test_final_states_are_no_data(path):
 
 
 APART = {
-    "softmax": ([helper.make_node("Softmax", ["mu"], ["p"])], "'p' ends in softmax", "'p', 'value'"),
-    "class": ([helper.make_node("ArgMax", ["mu"], ["p"], axis=2)], "'p' is a class number", "'p', 'value'"),
+    "softmax": (
+        [helper.make_node("Softmax", ["mu"], ["p"])],
+        "'p' ends in softmax",
+        "'p', 'value'",
+    ),
+    "class": (
+        [helper.make_node("ArgMax", ["mu"], ["p"], axis=2)],
+        "'p' is a class number",
+        "'p', 'value'",
+    ),
     "last": (
         [helper.make_node("Gather", ["mu", "last"], ["p"], axis=0)],
         "'value' answers at every step",
         "'p', 'value'",
     ),
-    "input": ([helper.make_node("Identity", ["x"], ["p"])], "'p' is the model's input itself", None),
+    "input": (
+        [helper.make_node("Identity", ["x"], ["p"])],
+        "'p' is the model's input itself",
+        None,
+    ),
     "unknown": ([helper.make_node("TopK", ["mu", "last"], ["p", ""])], "TopK", None),
 }
 
@@ -616,7 +750,8 @@ def with_functions(path: Path, *bodies: list, domain: str = "local") -> Path:
     model = onnx.load(path)
     model.opset_import.append(opsets[1])
     model.functions.extend(
-        helper.make_function(domain, f"F{k}", ["x"], ["y"], nodes, opsets) for k, nodes in enumerate(bodies)
+        helper.make_function(domain, f"F{k}", ["x"], ["y"], nodes, opsets)
+        for k, nodes in enumerate(bodies)
     )
     path.write_bytes(model.SerializeToString())
     return path
@@ -625,24 +760,41 @@ def with_functions(path: Path, *bodies: list, domain: str = "local") -> Path:
 def calls(function: int, n: int) -> list:
     """n calls of a function, one after the other."""
     names = ["x", *(f"t{k}" for k in range(n - 1)), "y"]
-    return [helper.make_node(f"F{function}", [names[k]], [names[k + 1]], domain="local") for k in range(n)]
+    return [
+        helper.make_node(f"F{function}", [names[k]], [names[k + 1]], domain="local")
+        for k in range(n)
+    ]
 
 
 def test_local_functions_are_inlined(path):
-    imported = import_onnx(with_functions(path, calls(1, 2), [helper.make_node("Relu", ["x"], ["y"])]))
+    imported = import_onnx(
+        with_functions(path, calls(1, 2), [helper.make_node("Relu", ["x"], ["y"])])
+    )
     assert imported.replay.error <= LIMIT and isinstance(imported.graph.layers[-1], Activation)
 
 
-IN_A_LOOP = helper.make_node("If", ["x"], ["y"], then_branch=helper.make_graph(calls(1, 3), "then", [], []))
+IN_A_LOOP = helper.make_node(
+    "If", ["x"], ["y"], then_branch=helper.make_graph(calls(1, 3), "then", [], [])
+)
 TOO_MUCH = "more than 20000 nodes"
 EXPANSIONS = {
-    "three calls each": ([calls(k + 1, 3) for k in range(18)] + [[helper.make_node("Relu", ["x"], ["y"])]], TOO_MUCH),
+    "three calls each": (
+        [calls(k + 1, 3) for k in range(18)] + [[helper.make_node("Relu", ["x"], ["y"])]],
+        TOO_MUCH,
+    ),
     "in a body": (
-        [[IN_A_LOOP], *[calls(k + 2, 3) for k in range(17)], [helper.make_node("Relu", ["x"], ["y"])]],
+        [
+            [IN_A_LOOP],
+            *[calls(k + 2, 3) for k in range(17)],
+            [helper.make_node("Relu", ["x"], ["y"])],
+        ],
         TOO_MUCH,
     ),
     "in a circle": ([calls(1, 1), calls(0, 1)], "calls itself"),
-    "deep": ([calls(k + 1, 1) for k in range(500)] + [[helper.make_node("Relu", ["x"], ["y"])]], "64 deep"),
+    "deep": (
+        [calls(k + 1, 1) for k in range(500)] + [[helper.make_node("Relu", ["x"], ["y"])]],
+        "64 deep",
+    ),
 }
 
 
@@ -680,18 +832,27 @@ SHOWN = "a\\xa0b\\t\\n\\x1b[31m\\u202e*/<script>\u00e9\U0001f600"
 
 
 def test_names_that_cannot_be_printed(path):
-    nodes = [lstm(name=ODD), squeeze(), helper.make_node("MatMul", ["h", ODD], [ODD + "y"], name="")]
+    nodes = [
+        lstm(name=ODD),
+        squeeze(),
+        helper.make_node("MatMul", ["h", ODD], [ODD + "y"], name=""),
+    ]
     save(path, nodes, lstm_parts() | ONE | {ODD: weights(4, 2)}, outputs=(ODD + "y",))
     imported = import_onnx(path)
     assert names_of(imported) == [(SHOWN + "y", 2)]
     assert [layer.name for layer in imported.graph.layers] == [SHOWN, SHOWN + "y"]
     (note,) = imported.graph.notes
     assert "cannot be printed" in note and note.isprintable()
-    assert names_of(import_onnx(path, outputs=ODD + "y")) == names_of(import_onnx(path, outputs=SHOWN + "y"))
+    assert names_of(import_onnx(path, outputs=ODD + "y")) == names_of(
+        import_onnx(path, outputs=SHOWN + "y")
+    )
 
 
 def test_names_that_become_the_same(path):
-    nodes = [helper.make_node("Relu", ["mu"], ["a\tb"]), helper.make_node("Tanh", ["value"], ["a\\tb"])]
+    nodes = [
+        helper.make_node("Relu", ["mu"], ["a\tb"]),
+        helper.make_node("Tanh", ["value"], ["a\\tb"]),
+    ]
     imported = import_onnx(heads(path, *nodes, outputs=("a\tb", "a\\tb")))
     assert names_of(imported) == [("a\\tb_2", 2), ("a\\tb", 1)]
 
@@ -701,14 +862,18 @@ def test_refusals_show_no_unprintable_name(path):
     assert text.isprintable()
 
 
-@pytest.mark.parametrize("name", ["a\u00a0b", "a\tb", "a\nb", "\x1b[31m", "\U0001f600", "\u6a21\u578b"])
+@pytest.mark.parametrize(
+    "name", ["a\u00a0b", "a\tb", "a\nb", "\x1b[31m", "\U0001f600", "\u6a21\u578b"]
+)
 def test_file_names(tmp_path, name):
     """Whatever the file is called, it converts, and check finds it again."""
     file = after_lstm(tmp_path / f"{name}.onnx", identity("h"))
     model = stepwell.convert(file, np.random.default_rng(0).normal(size=(8, 20, 3)))
     model.save(tmp_path / "m.stw")
     again = stepwell.load(tmp_path / "m.stw")
-    assert again.notes["source"]["file"] == f"{printable(name)}.onnx" and again.name == printable(name)
+    assert again.notes["source"]["file"] == f"{printable(name)}.onnx" and again.name == printable(
+        name
+    )
     assert find_source(again, tmp_path / "m.stw", None) == file
 
 
@@ -725,7 +890,9 @@ def test_odd_input_shapes_are_refused(path, x):
     refused(after_lstm(path, identity("h"), x=x), "x")
 
 
-@pytest.mark.parametrize(("name", "shape"), [("W", (1, 0, 3)), ("W", (1, 16, 0)), ("R", (0, 16, 4)), ("B", (1, 0))])
+@pytest.mark.parametrize(
+    ("name", "shape"), [("W", (1, 0, 3)), ("W", (1, 16, 0)), ("R", (0, 16, 4)), ("B", (1, 0))]
+)
 def test_zero_size_weights_are_refused(path, name, shape):
     parts = lstm_parts() | {name: np.zeros(shape, np.float32)}
     refused(save(path, [lstm(), squeeze(), identity("h")], parts | ONE), "recurrent", "LSTM")
@@ -744,15 +911,24 @@ def test_huge_constant_is_refused(path):
 
 
 def test_huge_broadcast_is_refused(path):
-    nodes = [helper.make_node("Add", ["a", "b"], ["s"], name="culprit"), lstm(("x", "W", "R", "B", "", "s")), squeeze()]
+    nodes = [
+        helper.make_node("Add", ["a", "b"], ["s"], name="culprit"),
+        lstm(("x", "W", "R", "B", "", "s")),
+        squeeze(),
+    ]
     tall, wide = np.zeros((10**5, 1), np.float32), np.zeros((1, 10**5), np.float32)
-    refused(save(path, [*nodes, identity("h")], lstm_parts() | ONE | {"a": tall, "b": wide}), "culprit", "Add")
+    refused(
+        save(path, [*nodes, identity("h")], lstm_parts() | ONE | {"a": tall, "b": wide}),
+        "culprit",
+        "Add",
+    )
 
 
 def test_doubling_constants_are_refused(path):
     """Forty nodes that each double their input ask for 4 TB."""
     nodes = [
-        helper.make_node("Concat", [f"s{k}", f"s{k}"], [f"s{k + 1}"], name=f"double{k}", axis=0) for k in range(40)
+        helper.make_node("Concat", [f"s{k}", f"s{k}"], [f"s{k + 1}"], name=f"double{k}", axis=0)
+        for k in range(40)
     ]
     bad = [*nodes, lstm(("x", "W", "R", "B", "", "s40")), squeeze(), identity("h")]
     refused(save(path, bad, lstm_parts() | ONE | {"s0": weights(1, 1, 4)}), "double", "Concat")
@@ -760,7 +936,11 @@ def test_doubling_constants_are_refused(path):
 
 def test_training_mode_dropout_is_refused(path):
     tensors = {"ratio": np.array(0.5, np.float32), "train": np.array(True)}
-    refused(after_lstm(path, node("Dropout", "h", "ratio", "train"), tensors=tensors), "culprit", "Dropout")
+    refused(
+        after_lstm(path, node("Dropout", "h", "ratio", "train"), tensors=tensors),
+        "culprit",
+        "Dropout",
+    )
 
 
 @pytest.mark.parametrize("opset", [1, 6])
@@ -776,16 +956,23 @@ def test_wrong_import_is_caught_by_replay(path, monkeypatch):
 
 
 def test_fixed_step_of_a_dynamic_sequence_is_refused(path):
-    """Step 4 is the last one of 5, and of no other length; step 22 is what the walk itself may take for the last one."""
+    """Step 4 is the last one of 5, and of no other length; step 22 is what the walk itself may take
+    for the last one.
+    """
     for step in (4, 22):
         picks = {"step": np.array(step, np.int64)}
-        refused(after_lstm(path, node("Gather", "h", "step", axis=0), tensors=picks, x=("time", 1, 3)))
+        refused(
+            after_lstm(path, node("Gather", "h", "step", axis=0), tensors=picks, x=("time", 1, 3))
+        )
 
 
 def test_large_offset_is_no_difference(path):
     """An output of 1000 +- 0.01: float32 in the source rounds it to 6e-5."""
     tensors = {"w": weights(4, 1) * 0.01, "b": np.array([1000], np.float32)}
-    nodes = [helper.make_node("MatMul", ["h", "w"], ["m"]), helper.make_node("Add", ["m", "b"], ["y"])]
+    nodes = [
+        helper.make_node("MatMul", ["h", "w"], ["m"]),
+        helper.make_node("Add", ["m", "b"], ["y"]),
+    ]
     assert import_onnx(after_lstm(path, *nodes, tensors=tensors)).replay.error <= LIMIT
 
 
@@ -811,7 +998,9 @@ def test_folder_instead_of_file(tmp_path):
     refused(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"PK\x03\x04 a zip", json.dumps({"a": 1}).encode()])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 100, b"PK\x03\x04 a zip", json.dumps({"a": 1}).encode()]
+)
 def test_garbage(path, content):
     path.write_bytes(content)
     refused(path, "model.onnx", "not an ONNX file")
@@ -871,7 +1060,9 @@ def test_external_data_behind_a_link(tmp_path):
     refused(external(tmp_path / "models" / "model.onnx", "w.bin"), "'W'", "outside")
 
 
-@pytest.mark.parametrize("entries", [{}, {"offset": 8, "length": 192}, {"length": 4}, {"offset": -8}, {"length": -1}])
+@pytest.mark.parametrize(
+    "entries", [{}, {"offset": 8, "length": 192}, {"length": 4}, {"offset": -8}, {"length": -1}]
+)
 def test_external_data_of_the_wrong_size(path, entries):
     (path.parent / "w.bin").write_bytes(bytes(100))
     refused(external(path, "w.bin", **entries), "'W'", "w.bin")
@@ -899,15 +1090,20 @@ def test_truncated_files(path, name):
 
 
 FLIPPED = {
-    name: (PATTERNS / f"{name}.onnx").read_bytes() for name in ("l2_o11", "dynamo_lstm_bf_2l", "legacy_lstm_state_step")
+    name: (PATTERNS / f"{name}.onnx").read_bytes()
+    for name in ("l2_o11", "dynamo_lstm_bf_2l", "legacy_lstm_state_step")
 }
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data(), name=st.sampled_from(sorted(FLIPPED)))
 def test_flipped_bits(path, data, name):
     content = bytearray(FLIPPED[name])
-    for position in data.draw(st.lists(st.integers(0, 8 * len(content) - 1), min_size=1, max_size=4)):
+    for position in data.draw(
+        st.lists(st.integers(0, 8 * len(content) - 1), min_size=1, max_size=4)
+    ):
         content[position // 8] ^= 1 << position % 8
     path.write_bytes(content)
     only_import_refused(path)
@@ -946,17 +1142,29 @@ def test_inputs_that_would_not_fit_memory(path, shape):
 
 
 def test_sequences_that_would_take_minutes(path):
-    refused(after_lstm(path, identity("h"), x=(2**20, 1, 3)), "1048576 steps", "4096 at most", "dynamic number")
+    refused(
+        after_lstm(path, identity("h"), x=(2**20, 1, 3)),
+        "1048576 steps",
+        "4096 at most",
+        "dynamic number",
+    )
 
 
 def test_axis_that_is_added_twice(path):
     twice = {"twice": np.array([0, 0])}
-    refused(after_lstm(path, node("Unsqueeze", "h", "twice"), tensors=twice), "'culprit' (Unsqueeze)", "one axis twice")
+    refused(
+        after_lstm(path, node("Unsqueeze", "h", "twice"), tensors=twice),
+        "'culprit' (Unsqueeze)",
+        "one axis twice",
+    )
 
 
 def test_attribute_of_another_type(path):
     clip = numpy_helper.from_array(np.ones(1, np.float32))
-    refused(save(path, [lstm(clip=clip), squeeze(), identity("h")], lstm_parts() | ONE), "'clip' is not of type float")
+    refused(
+        save(path, [lstm(clip=clip), squeeze(), identity("h")], lstm_parts() | ONE),
+        "'clip' is not of type float",
+    )
 
 
 FOUND = sorted((ROOT / "tests" / "fuzz" / "found" / "importer").iterdir())

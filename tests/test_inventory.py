@@ -53,8 +53,13 @@ def test_json(plugged, monkeypatch):
     ]
     tools = {tool["name"]: tool for tool in found["tools"]}
     assert tools["avrdude"]["installed"] and not tools["openocd"]["installed"]
-    assert tools["openocd"]["install"] == "apt-get install openocd" and tools["unicorn"]["kind"] == "emulator"
-    assert [tool["kind"] for tool in found["tools"]] == sorted(tool["kind"] for tool in found["tools"])
+    assert (
+        tools["openocd"]["install"] == "apt-get install openocd"
+        and tools["unicorn"]["kind"] == "emulator"
+    )
+    assert [tool["kind"] for tool in found["tools"]] == sorted(
+        tool["kind"] for tool in found["tools"]
+    )
 
 
 def test_text(plugged, monkeypatch):

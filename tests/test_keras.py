@@ -1,6 +1,8 @@
-"""Keras models become graphs that replay them: every layer with its options, whole models, and what is refused.
+"""Keras models become graphs that replay them: every layer with its options, whole models, and what
+is refused.
 
-Each import is verified against Keras itself, so that to come out at all is the test; the rest looks at what came out.
+Each import is verified against Keras itself, so that to come out at all is the test; the rest looks
+at what came out.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ N_IN, T = 5, 12
 
 
 def _tool(name: str):
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent.parent / "tools" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(
+        name, Path(__file__).parent.parent / "tools" / f"{name}.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -125,7 +129,9 @@ def test_gates_of_gru():
 @pytest.mark.parametrize("return_sequences", [False, True])
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "SimpleRNN"])
 def test_bidirectional(kind, return_sequences, merge):
-    layer = k.Bidirectional(getattr(k, kind)(4, return_sequences=return_sequences), merge_mode=merge)
+    layer = k.Bidirectional(
+        getattr(k, kind)(4, return_sequences=return_sequences), merge_mode=merge
+    )
     made = layers_of(sequential(layer, k.Dense(2)))
     assert [part.reverse for part in made[:2]] == [False, True]
     assert [part.final for part in made[:2]] == [False, not return_sequences]
@@ -133,7 +139,9 @@ def test_bidirectional(kind, return_sequences, merge):
 
 
 def test_bidirectional_of_two_outputs():
-    model = functional(lambda x: k.Add()(k.Bidirectional(k.GRU(4, return_sequences=True), merge_mode=None)(x)))
+    model = functional(
+        lambda x: k.Add()(k.Bidirectional(k.GRU(4, return_sequences=True), merge_mode=None)(x))
+    )
     assert kinds(model) == ["Gru", "Gru", "Add"]
 
 
@@ -155,7 +163,9 @@ def test_state_of_layers_that_return_it():
 
 
 def test_stateful_layers_keep_their_state():
-    model = keras.Sequential([keras.Input(batch_shape=(3, 7, N_IN)), k.LSTM(4, stateful=True), k.Dense(2)])
+    model = keras.Sequential(
+        [keras.Input(batch_shape=(3, 7, N_IN)), k.LSTM(4, stateful=True), k.Dense(2)]
+    )
     export_keras.randomise(model)
     model(np.ones((3, 7, N_IN), "float32"))
     before = [np.array(keras.ops.convert_to_numpy(state)) for state in model.layers[0].states]
@@ -171,13 +181,16 @@ def test_stateful_layers_keep_their_state():
 
 @pytest.mark.parametrize(
     "activation",
-    "linear relu tanh sigmoid softmax relu6 leaky_relu elu selu celu softplus softsign silu swish gelu mish hard_sigmoid "
+    "linear relu tanh sigmoid softmax relu6 leaky_relu elu selu celu softplus softsign silu swish "
+    "gelu mish hard_sigmoid "
     "hard_silu hard_tanh exponential".split(),
 )
 def test_activations(activation):
     made = layers_of(sequential(k.GRU(6, return_sequences=True), k.Dense(4, activation=activation)))
     assert len(made) == 2
-    separate = layers_of(sequential(k.GRU(6, return_sequences=True), k.Dense(4), k.Activation(activation)))
+    separate = layers_of(
+        sequential(k.GRU(6, return_sequences=True), k.Dense(4), k.Activation(activation))
+    )
     assert separate[-1].activation == made[-1].activation
 
 
@@ -231,10 +244,15 @@ def test_layers_of_training_only(layer):
 @pytest.mark.parametrize("scale", [False, True])
 def test_batch_norm(scale):
     norm = {"scale": scale, "center": scale}
-    assert kinds(sequential(k.Dense(4), k.BatchNormalization(**norm), k.ReLU(), k.GRU(3))) == ["Dense", "Gru"]
+    assert kinds(sequential(k.Dense(4), k.BatchNormalization(**norm), k.ReLU(), k.GRU(3))) == [
+        "Dense",
+        "Gru",
+    ]
     (first, *_) = layers_of(sequential(k.BatchNormalization(**norm), k.GRU(3)))
     assert first.groups == N_IN
-    assert kinds(sequential(k.GRU(3, return_sequences=True), k.TimeDistributed(k.BatchNormalization()))) == [
+    assert kinds(
+        sequential(k.GRU(3, return_sequences=True), k.TimeDistributed(k.BatchNormalization()))
+    ) == [
         "Gru",
         "Dense",
     ]
@@ -248,13 +266,19 @@ def test_layer_norm():
 
 def test_scalings_of_the_input():
     mean, variance = [1000.0, -3.0, 0.0, 50.0, 0.5], [400.0, 0.25, 1.0, 9.0, 1e-4]
-    (first, _) = layers_of(sequential(k.Normalization(mean=mean, variance=variance), k.LSTM(4), randomise=False))
+    (first, _) = layers_of(
+        sequential(k.Normalization(mean=mean, variance=variance), k.LSTM(4), randomise=False)
+    )
     assert np.allclose(first.weight[:, 0], 1 / np.sqrt(variance)) and first.groups == N_IN
     assert kinds(sequential(k.Rescaling(1 / 255, -0.5), k.LSTM(4))) == ["Dense", "Lstm"]
     adapted = k.Normalization()
     adapted.adapt(np.random.default_rng(1).normal(3.0, 2.0, (20, T, N_IN)).astype("float32"))
     head = k.Normalization(mean=5.0, variance=4.0, invert=True, axis=None)
-    assert kinds(sequential(adapted, k.LSTM(4), k.Dense(1), head, randomise=False)) == ["Dense", "Lstm", "Dense"]
+    assert kinds(sequential(adapted, k.LSTM(4), k.Dense(1), head, randomise=False)) == [
+        "Dense",
+        "Lstm",
+        "Dense",
+    ]
 
 
 def test_embeddings():
@@ -285,7 +309,12 @@ def test_masking_is_said():
         (lambda a, b: k.Average()([a, b]), "Dense"),
         (lambda a, b: k.Multiply()([a, b]), "Mul"),
         (lambda a, b: a * b, "Mul"),
-        (lambda a, b: k.LSTM(3)((0.5 - a * 2.0) / 4.0 + (b - np.float32([1.0, 2.0, 3.0, 4.0])) + 1), "Lstm"),
+        (
+            lambda a, b: k.LSTM(3)(
+                (0.5 - a * 2.0) / 4.0 + (b - np.float32([1.0, 2.0, 3.0, 4.0])) + 1
+            ),
+            "Lstm",
+        ),
         (lambda a, b: k.Concatenate()([a, b, a]), "Concat"),
         (lambda a, b: keras.ops.concatenate([a, b], axis=-1), "Concat"),
         (lambda a, b: k.ReLU()(k.Add()([a, b])), "Add"),
@@ -349,11 +378,15 @@ def test_plumbing(make):
 def test_input_of_one_channel():
     model = sequential(k.Reshape((T, 1)), k.LSTM(4), shape=(T,))
     assert import_keras(model).graph.n_in == 1
-    assert "Reshape((T, 1))" in refused(sequential(k.Dense(4), k.Reshape((4, 1)), k.LSTM(4), shape=(T,)))
+    assert "Reshape((T, 1))" in refused(
+        sequential(k.Dense(4), k.Reshape((4, 1)), k.LSTM(4), shape=(T,))
+    )
 
 
 def test_flattened_sequence():
-    made = layers_of(sequential(k.LSTM(4, return_sequences=True), k.Flatten(), k.Dropout(0.2), k.Dense(3)))
+    made = layers_of(
+        sequential(k.LSTM(4, return_sequences=True), k.Flatten(), k.Dropout(0.2), k.Dense(3))
+    )
     assert [type(layer) for layer in made] == [Lstm, Window, Dense]
     assert made[1].taps == T
     assert "a whole sequence in one row, which is only" in refused(
@@ -380,7 +413,9 @@ def test_convolutions(taps, padding, dilation, strides):
 @pytest.mark.parametrize("steps", [11, 12, 13])
 @pytest.mark.parametrize("padding", ["valid", "same"])
 def test_answers_at_the_end_of_strided_convolutions(padding, steps):
-    graph = import_keras(sequential(k.Conv1D(6, 4, 3, padding), k.LSTM(4), shape=(steps, N_IN))).graph
+    graph = import_keras(
+        sequential(k.Conv1D(6, 4, 3, padding), k.LSTM(4), shape=(steps, N_IN))
+    ).graph
     assert graph.readout == "last"
     assert graph.needs_window == (padding == "same")  # one zero at least follows these lengths
 
@@ -407,9 +442,13 @@ def test_looking_ahead_and_reading_backwards(last):
     """What reads the sequence from its end needs the zeros after it."""
     ahead = k.Conv1D(6, 4, padding="same")
     after = k.LSTM(3) if last else k.Conv1D(3, 3, padding="valid")
-    imported = import_keras(sequential(ahead, k.Bidirectional(k.GRU(4, return_sequences=True)), after))
+    imported = import_keras(
+        sequential(ahead, k.Bidirectional(k.GRU(4, return_sequences=True)), after)
+    )
     assert any("looks 2 steps ahead" in note for note in imported.graph.notes)
-    inside = sequential(k.LSTM(4, return_sequences=True), k.Conv1D(4, 3, padding="same"), k.Bidirectional(k.GRU(3)))
+    inside = sequential(
+        k.LSTM(4, return_sequences=True), k.Conv1D(4, 3, padding="same"), k.Bidirectional(k.GRU(3))
+    )
     assert import_keras(inside).graph.needs_window
 
 
@@ -427,13 +466,21 @@ SAME = {
     "depthwise": lambda: [k.DepthwiseConv1D(3, strides=2, padding="same"), k.GRU(4)],
     "separable": lambda: [k.SeparableConv1D(6, 4, padding="same"), k.GRU(4)],
     "then pooled": lambda: [k.Conv1D(6, 3, padding="same"), k.MaxPooling1D(2), k.LSTM(4)],
-    "behind a cell": lambda: [k.LSTM(4, return_sequences=True), k.Conv1D(4, 3, padding="same"), k.LSTM(4)],
+    "behind a cell": lambda: [
+        k.LSTM(4, return_sequences=True),
+        k.Conv1D(4, 3, padding="same"),
+        k.LSTM(4),
+    ],
     "zeros around": lambda: [k.ZeroPadding1D((1, 2)), k.Conv1D(4, 3), k.LSTM(4)],
     "every step": lambda: [k.Conv1D(6, 4, padding="same"), k.LSTM(4, return_sequences=True)],
     "largest": lambda: [k.MaxPooling1D(3, 1, padding="same"), k.LSTM(4)],
     "largest, strided": lambda: [k.MaxPooling1D(3, 2, padding="same"), k.LSTM(4)],
     "mean": lambda: [k.AveragePooling1D(3, 1, padding="same"), k.LSTM(4)],
-    "means": lambda: [k.Conv1D(4, 3, padding="same"), k.AveragePooling1D(5, 1, padding="same"), k.GRU(4)],
+    "means": lambda: [
+        k.Conv1D(4, 3, padding="same"),
+        k.AveragePooling1D(5, 1, padding="same"),
+        k.GRU(4),
+    ],
 }
 
 
@@ -448,7 +495,9 @@ def test_padding_same_is_exact_in_windows(name, steps, fixed):
     for text in (f"slide:{steps}", f"tumble:{steps}", f"stagger:{steps}/{steps}"):
         mode = parse_mode(text, graph.readout)
         ends = range(steps - 1, 40, steps if text.startswith("tumble") else 1)
-        expected = keras.ops.convert_to_numpy(model(np.stack([x[t + 1 - steps : t + 1] for t in ends]), training=False))
+        expected = keras.ops.convert_to_numpy(
+            model(np.stack([x[t + 1 - steps : t + 1] for t in ends]), training=False)
+        )
         expected = expected[:, -1] if graph.readout == "every" else expected
         got = run_in_mode(graph, mode, x)[list(ends)]
         assert np.abs(got - expected).max() <= TOLERANCE * np.ptp(expected)
@@ -463,7 +512,9 @@ def test_padding_same_is_exact_in_windows(name, steps, fixed):
 
 
 def test_means_that_depend_on_the_backend(monkeypatch):
-    """Keras' backends pad a mean differently where the two ends differ: who cannot know which one it was is told."""
+    """Keras' backends pad a mean differently where the two ends differ: who cannot know which one
+    it was is told.
+    """
     uneven = sequential(k.AveragePooling1D(2, padding="same"), k.LSTM(4), shape=(11, N_IN))
     if keras.backend.backend() == "torch":
         assert "set KERAS_BACKEND to the one it was trained with" in refused(uneven)
@@ -472,7 +523,9 @@ def test_means_that_depend_on_the_backend(monkeypatch):
     x, seen = np.random.default_rng(1).normal(size=(2, 11, N_IN)), {}
     FloatStream(graph, lambda index, name, values: seen.update({(index, name): values})).run(x)
     padded = np.concatenate([x, np.full((2, 1, N_IN), np.nan)], axis=1)
-    assert np.allclose(seen[len(graph.layers) - 1, "x"], np.nanmean(padded.reshape(2, 6, 2, N_IN), axis=2))
+    assert np.allclose(
+        seen[len(graph.layers) - 1, "x"], np.nanmean(padded.reshape(2, 6, 2, N_IN), axis=2)
+    )
 
 
 @pytest.mark.parametrize("zeros", [1, 2, 3])
@@ -485,7 +538,9 @@ def test_zeros_in_front(zeros):
 @pytest.mark.parametrize("size, strides", [(2, None), (3, None), (3, 1), (3, 2)])
 def test_pooling(kind, size, strides):
     pool = getattr(k, f"{kind}Pooling1D")(size, strides)
-    imported = import_keras(sequential(k.LSTM(4, return_sequences=True), pool, k.GRU(3), shape=(None, N_IN)))
+    imported = import_keras(
+        sequential(k.LSTM(4, return_sequences=True), pool, k.GRU(3), shape=(None, N_IN))
+    )
     assert imported.graph.timing[-1].every == (strides or size)
 
 
@@ -500,7 +555,9 @@ def test_pooling_over_the_sequence(kind, keepdims):
 def test_pooling_by_operations():
     def make(x):
         y = k.LSTM(4, return_sequences=True)(x)
-        return k.Concatenate()([keras.ops.mean(y, axis=1), keras.ops.max(y, axis=1), keras.ops.sum(y, axis=1)])
+        return k.Concatenate()(
+            [keras.ops.mean(y, axis=1), keras.ops.max(y, axis=1), keras.ops.sum(y, axis=1)]
+        )
 
     assert kinds(functional(make))[-1] == "Concat"
 
@@ -612,39 +669,87 @@ def _scores(x):
 LSTM_SEQUENCE = {"units": 4, "return_sequences": True}
 REFUSALS = {
     "no recurrent layer": (lambda: sequential(k.Dense(3)), "at least one recurrent layer"),
-    "backwards": (lambda: sequential(k.LSTM(4, return_sequences=True, go_backwards=True)), "Bidirectional"),
+    "backwards": (
+        lambda: sequential(k.LSTM(4, return_sequences=True, go_backwards=True)),
+        "Bidirectional",
+    ),
     "initial state": (lambda: functional(_fed_state), "initial_state"),
     "cell state": (lambda: functional(_cell_state), "only the hidden state"),
     "own cell": (lambda: sequential(k.RNN(OwnCell(4))), "OwnCell is not one of Keras' own"),
     "own layer": (lambda: sequential(OwnLayer(4), k.LSTM(4)), "OwnLayer"),
     "lambda": (lambda: sequential(k.Lambda(lambda x: x), k.LSTM(4)), "Python code"),
     "decoder": (lambda: sequential(k.LSTM(4), k.RepeatVector(T), k.LSTM(4)), "encoder by itself"),
-    "heads": (lambda: functional(lambda x: k.LSTM(4)(k.MultiHeadAttention(2, 3)(x, x))), "of one head"),
+    "heads": (
+        lambda: functional(lambda x: k.LSTM(4)(k.MultiHeadAttention(2, 3)(x, x))),
+        "of one head",
+    ),
     "future": (lambda: functional(lambda x: k.LSTM(4)(k.Attention()([x, x]))), "use_causal_mask"),
     "scores": (lambda: functional(_scores), "return_attention_scores"),
     "permute": (lambda: sequential(k.Permute((2, 1)), k.LSTM(4)), "in this order"),
     "time mixed": (lambda: sequential(k.Reshape((T // 2, 2 * N_IN)), k.LSTM(4)), "time must stay"),
-    "norm over time": (lambda: sequential(k.LayerNormalization(axis=1), k.LSTM(4)), "only the features"),
-    "joined in time": (lambda: functional(lambda x: k.LSTM(4)(k.Concatenate(axis=1)([x, x]))), "only the features"),
+    "norm over time": (
+        lambda: sequential(k.LayerNormalization(axis=1), k.LSTM(4)),
+        "only the features",
+    ),
+    "joined in time": (
+        lambda: functional(lambda x: k.LSTM(4)(k.Concatenate(axis=1)([x, x]))),
+        "only the features",
+    ),
     "mixed ends": (lambda: functional(_mixed_ends), "of one shape"),
-    "zeros behind": (lambda: sequential(k.ZeroPadding1D((0, 3)), k.Conv1D(4, 3), k.LSTM(4)), "more than the 2"),
+    "zeros behind": (
+        lambda: sequential(k.ZeroPadding1D((0, 3)), k.Conv1D(4, 3), k.LSTM(4)),
+        "more than the 2",
+    ),
     "zeros twice": (
         lambda: sequential(k.ZeroPadding1D(1), k.Conv1D(4, 3, padding="same"), k.LSTM(4)),
         "padding='valid'",
     ),
-    "zeros alone": (lambda: sequential(k.ZeroPadding1D((1, 0)), k.LSTM(4)), "only understood in front of Conv1D"),
-    "many zeros": (lambda: sequential(k.ZeroPadding1D((5, 0)), k.Conv1D(4, 3), k.LSTM(4)), "more than the 2"),
-    "channels first": (lambda: sequential(k.Conv1D(4, 3, data_format="channels_first"), k.LSTM(4)), "channels_last"),
-    "softmax inside": (lambda: sequential(k.Dense(4, activation="softmax"), k.LSTM(4)), "softmax must come last"),
-    "unknown function": (lambda: sequential(k.LSTM(4), k.Dense(3, activation="log_softmax")), "log_softmax"),
+    "zeros alone": (
+        lambda: sequential(k.ZeroPadding1D((1, 0)), k.LSTM(4)),
+        "only understood in front of Conv1D",
+    ),
+    "many zeros": (
+        lambda: sequential(k.ZeroPadding1D((5, 0)), k.Conv1D(4, 3), k.LSTM(4)),
+        "more than the 2",
+    ),
+    "channels first": (
+        lambda: sequential(k.Conv1D(4, 3, data_format="channels_first"), k.LSTM(4)),
+        "channels_last",
+    ),
+    "softmax inside": (
+        lambda: sequential(k.Dense(4, activation="softmax"), k.LSTM(4)),
+        "softmax must come last",
+    ),
+    "unknown function": (
+        lambda: sequential(k.LSTM(4), k.Dense(3, activation="log_softmax")),
+        "log_softmax",
+    ),
     "own function": (lambda: sequential(k.LSTM(4, activation=lambda x: x)), "<lambda>"),
-    "relu of two": (lambda: sequential(k.LSTM(4), k.ReLU(max_value=1.0, threshold=0.5)), "only one of"),
+    "relu of two": (
+        lambda: sequential(k.LSTM(4), k.ReLU(max_value=1.0, threshold=0.5)),
+        "only one of",
+    ),
     "half": (lambda: sequential(k.LSTM(4, dtype="mixed_bfloat16")), "bfloat16"),
-    "first step": (lambda: functional(lambda x: k.LSTM(4, return_sequences=True)(x)[:, 0]), "the last step"),
-    "merge mode": (lambda: functional(lambda x: k.Bidirectional(k.GRU(3, return_state=True))(x)[1]), "state"),
-    "three axes": (lambda: sequential(k.Reshape((T, N_IN, 1)), k.Conv2D(2, 3), k.Flatten()), "Conv1D"),
-    "images": (lambda: sequential(k.TimeDistributed(k.LSTM(4)), shape=(T, 3, N_IN)), "needs a sequence"),
-    "too long for T": (lambda: sequential(k.LSTM(4, return_sequences=True), k.Embedding(3, 4)), "model's input"),
+    "first step": (
+        lambda: functional(lambda x: k.LSTM(4, return_sequences=True)(x)[:, 0]),
+        "the last step",
+    ),
+    "merge mode": (
+        lambda: functional(lambda x: k.Bidirectional(k.GRU(3, return_state=True))(x)[1]),
+        "state",
+    ),
+    "three axes": (
+        lambda: sequential(k.Reshape((T, N_IN, 1)), k.Conv2D(2, 3), k.Flatten()),
+        "Conv1D",
+    ),
+    "images": (
+        lambda: sequential(k.TimeDistributed(k.LSTM(4)), shape=(T, 3, N_IN)),
+        "needs a sequence",
+    ),
+    "too long for T": (
+        lambda: sequential(k.LSTM(4, return_sequences=True), k.Embedding(3, 4)),
+        "model's input",
+    ),
     "own model": (OwnModel, "rebuild it as"),
     "not built": (lambda: keras.Sequential([k.LSTM(4)]), "not built"),
     "no model": (lambda: 3, "not a builtins.int"),
@@ -667,7 +772,9 @@ def test_many_inputs_are_refused():
 def two_heads(pack, first=None, second=None) -> keras.Model:
     x = keras.Input((T, N_IN))
     y, h, c = k.LSTM(4, return_sequences=True, return_state=True)(x)
-    return keras.Model(x, pack((first or k.Dense(2, name="mu"))(y), (second or k.Dense(1, name="value"))(y), h, c))
+    return keras.Model(
+        x, pack((first or k.Dense(2, name="mu"))(y), (second or k.Dense(1, name="value"))(y), h, c)
+    )
 
 
 PACKED = {
@@ -682,10 +789,14 @@ def test_outputs_stand_side_by_side(name, tmp_path):
     pack, names = PACKED[name]
     model = two_heads(pack)
     imported = import_keras(model)
-    assert [output.name for output in imported.graph.outputs] == names and imported.replay.error <= TOLERANCE
+    assert [
+        output.name for output in imported.graph.outputs
+    ] == names and imported.replay.error <= TOLERANCE
     assert imported.graph.n_out == 3 and imported.graph.readout == "every"
     turned = import_keras(model, outputs=names[::-1])
-    assert [output.name for output in turned.graph.outputs] == names[::-1] and turned.replay.error <= TOLERANCE
+    assert [output.name for output in turned.graph.outputs] == names[
+        ::-1
+    ] and turned.replay.error <= TOLERANCE
     model.save(tmp_path / "model.keras")
     alone = import_file(tmp_path / "model.keras", outputs=names[1])
     assert alone.graph.outputs == imported.graph.outputs[1:] and alone.replay.error <= TOLERANCE
@@ -724,7 +835,9 @@ def test_diverged_weights_are_refused():
 
 def test_a_misread_cell_does_not_pass(monkeypatch):
     monkeypatch.setitem(
-        recurrent.CELLS, "LSTMCell", lambda cell, name, **s: recurrent._rnn(k.SimpleRNN(4).cell, name, **s)
+        recurrent.CELLS,
+        "LSTMCell",
+        lambda cell, name, **s: recurrent._rnn(k.SimpleRNN(4).cell, name, **s),
     )
     assert "layer 'lstm" in refused(sequential(k.LSTM(4)))
     wrong = recurrent._gru
@@ -770,8 +883,12 @@ def test_saved_files(tmp_path):
     for name in ("m.keras", "m.h5"):
         model.save(tmp_path / name)
         made = stepwell.convert(tmp_path / name, x, name="saved")
-        assert made.notes["source"]["file"] == name and made.notes["source"]["sha256"] == file_sha256(tmp_path / name)
-        assert [layer.w_x.tolist() for layer in made.layers[:1]] == [layer.w_x.tolist() for layer in direct.layers[:1]]
+        assert made.notes["source"]["file"] == name and made.notes["source"][
+            "sha256"
+        ] == file_sha256(tmp_path / name)
+        assert [layer.w_x.tolist() for layer in made.layers[:1]] == [
+            layer.w_x.tolist() for layer in direct.layers[:1]
+        ]
     (tmp_path / "broken.keras").write_bytes((tmp_path / "m.keras").read_bytes()[:200])
     with pytest.raises(ImportRefused, match=r"broken\.keras: Keras cannot load it"):
         stepwell.convert(tmp_path / "broken.keras", x)
@@ -809,7 +926,9 @@ OLD = {
     "Dense": lambda: [k.LSTM(4), k.Dense(3, **HARD)],
     "Activation": lambda: [k.LSTM(4), k.Dense(3), k.Activation("hard_sigmoid")],
     "both ways": lambda: [k.Bidirectional(k.LSTM(3, recurrent_activation="hard_sigmoid"))],
-    "cells": lambda: [k.RNN([k.GRUCell(3, recurrent_activation="hard_sigmoid"), k.SimpleRNNCell(3, **HARD)])],
+    "cells": lambda: [
+        k.RNN([k.GRUCell(3, recurrent_activation="hard_sigmoid"), k.SimpleRNNCell(3, **HARD)])
+    ],
     "inside": lambda: [k.TimeDistributed(k.Dense(4, **HARD)), k.LSTM(3)],
 }
 
@@ -825,11 +944,17 @@ def saved_by(model, path: Path, version: str | bytes | None) -> Path:
 
 
 def slopes(graph) -> set[float]:
-    named = [f for layer in graph.layers for f in getattr(layer, "functions", (getattr(layer, "activation", "none"),))]
+    named = [
+        f
+        for layer in graph.layers
+        for f in getattr(layer, "functions", (getattr(layer, "activation", "none"),))
+    ]
     return {f.alpha for f in named if isinstance(f, Function) and f.name == "hard_sigmoid"}
 
 
-@pytest.mark.parametrize("version, slope", [("2.2.4", 0.2), ("2.10.0-tf", 0.2), (b"1.2.2", 0.2), ("3.4.1", 1 / 6)])
+@pytest.mark.parametrize(
+    "version, slope", [("2.2.4", 0.2), ("2.10.0-tf", 0.2), (b"1.2.2", 0.2), ("3.4.1", 1 / 6)]
+)
 @pytest.mark.parametrize("name", OLD)
 def test_hard_sigmoid_has_the_slope_of_the_file(name, version, slope, tmp_path):
     path = saved_by(sequential(*OLD[name]()), tmp_path / "old.h5", version)
@@ -854,9 +979,13 @@ def test_the_slope_is_computed(tmp_path):
 @pytest.mark.parametrize("version", [None, "", "2", "2.\x1b[31m", "two.0"])
 def test_a_file_that_does_not_tell_its_version(version, tmp_path):
     path = saved_by(sequential(*OLD["LSTM"]()), tmp_path / "old.h5", version)
-    with pytest.raises(ImportRefused, match=r"old\.h5: it has hard_sigmoid, whose slope is 0\.2 before Keras 3"):
+    with pytest.raises(
+        ImportRefused, match=r"old\.h5: it has hard_sigmoid, whose slope is 0\.2 before Keras 3"
+    ):
         import_keras_file(path)
-    assert import_keras_file(saved_by(sequential(k.LSTM(4)), tmp_path / "plain.h5", version)).graph.layers
+    assert import_keras_file(
+        saved_by(sequential(k.LSTM(4)), tmp_path / "plain.h5", version)
+    ).graph.layers
 
 
 def test_version_of_a_keras_archive(tmp_path):
@@ -867,7 +996,9 @@ def test_version_of_a_keras_archive(tmp_path):
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(older, "w") as made:
         for entry in archive.namelist():
             text = archive.read(entry)
-            made.writestr(entry, b'{"keras_version": "2.13.1"}' if entry == "metadata.json" else text)
+            made.writestr(
+                entry, b'{"keras_version": "2.13.1"}' if entry == "metadata.json" else text
+            )
     assert versions.saved_by(older) == "2.13.1"
     assert slopes(import_keras_file(older).graph) == {0.2}
 
@@ -883,7 +1014,9 @@ print(keras.backend.backend(), model.n_out)
 
 @pytest.mark.parametrize("settings, backend", [(None, ""), ("tensorflow", ""), ("jax", "jax")])
 def test_a_keras_file_needs_no_variable(settings, backend, tmp_path):
-    """What Keras writes into its own settings at its first import is no choice; what the user writes is."""
+    """What Keras writes into its own settings at its first import is no choice; what the user
+    writes is.
+    """
     path = tmp_path / "m.keras"
     sequential(k.Conv1D(4, 3, padding="same"), k.LSTM(4)).save(path)
     (tmp_path / ".keras").mkdir()
@@ -891,10 +1024,14 @@ def test_a_keras_file_needs_no_variable(settings, backend, tmp_path):
         (tmp_path / ".keras" / "keras.json").write_text(f'{{"backend": "{settings}"}}')
     plain = {name: value for name, value in os.environ.items() if not name.startswith("KERAS")}
     command = [sys.executable, "-c", IMPORT, str(path)]
-    run = subprocess.run(command, env=plain | {"HOME": str(tmp_path)}, capture_output=True, text=True)
+    run = subprocess.run(
+        command, env=plain | {"HOME": str(tmp_path)}, capture_output=True, text=True
+    )
     if backend and not importlib.util.find_spec(backend):
         assert run.returncode and "set KERAS_BACKEND to a backend that is installed" in run.stderr
         return
     assert run.returncode == 0, run.stderr
-    expected = next(b for b in (backend, "tensorflow", "torch", "jax") if b and importlib.util.find_spec(b))
+    expected = next(
+        b for b in (backend, "tensorflow", "torch", "jax") if b and importlib.util.find_spec(b)
+    )
     assert run.stdout.split() == [expected, "4"]

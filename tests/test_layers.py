@@ -1,7 +1,8 @@
-"""Every layer kind and variant: float semantics against other implementations, NumPy reference = C engine, accuracy, the blob.
+"""Every layer kind and variant: float semantics against other implementations, NumPy reference = C
+engine, accuracy, the blob.
 
-``SHAPES`` of shapes.py has every kind; what a kind means is checked against torch, onnxruntime, the onnx package's reference
-evaluator, or formulas and integer arithmetic written out here.
+``SHAPES`` of shapes.py has every kind; what a kind means is checked against torch, onnxruntime, the
+onnx package's reference evaluator, or formulas and integer arithmetic written out here.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ from stepwell.stream import FloatStream
 
 RNG = np.random.default_rng
 DB = {  # the least SQNR in dB; what is not named must reach 45
-    **dict.fromkeys(["lstm tables", "slice at the end", "layer norm", "projection of everything"], 37),
+    **dict.fromkeys(
+        ["lstm tables", "slice at the end", "layer norm", "projection of everything"], 37
+    ),
     **dict.fromkeys(["one unit of each", "lstm relu out"], 40),
 }
 
@@ -74,7 +77,9 @@ DB = {  # the least SQNR in dB; what is not named must reach 45
 @cache
 def converted(name: str, mode: str = "carry") -> tuple[Graph, Model]:
     graph = graph_of(name)
-    return graph, stepwell.convert(graph, sequences_for(graph, 21, 16, 60), name=name.replace(",", ""), mode=mode)
+    return graph, stepwell.convert(
+        graph, sequences_for(graph, 21, 16, 60), name=name.replace(",", ""), mode=mode
+    )
 
 
 def codes_of_kind(kind: str, graph: Graph, model: Model, steps: int) -> np.ndarray:
@@ -109,7 +114,9 @@ def test_chunks_and_single_steps_equal_one_run(name):
         parts = [chunked.run(x[a:b]) for a, b in pairwise(cuts)]
         steps = np.stack([stepped.step(row) for row in x])
         if isinstance(stepped, FloatStream):
-            assert np.allclose(np.concatenate(parts), whole, rtol=0, atol=1e-9 * max(1, np.abs(whole).max()))
+            assert np.allclose(
+                np.concatenate(parts), whole, rtol=0, atol=1e-9 * max(1, np.abs(whole).max())
+            )
             assert np.allclose(steps, whole, rtol=0, atol=1e-9 * max(1, np.abs(whole).max()))
         else:
             assert np.array_equal(np.concatenate(parts), whole)
@@ -124,7 +131,9 @@ def test_sequences_side_by_side_equal_one_after_the_other(name):
         together = make().run(x)
         assert np.allclose(together, np.stack([make().run(row) for row in x]), rtol=0, atol=1e-9)
     batch = model.batch(3)
-    assert np.array_equal(np.stack([batch.step(x[:, t]) for t in range(25)], axis=1), model.reference().run(x))
+    assert np.array_equal(
+        np.stack([batch.step(x[:, t]) for t in range(25)], axis=1), model.reference().run(x)
+    )
 
 
 @pytest.mark.parametrize("cut", [1, 4, 13, 30])
@@ -189,7 +198,9 @@ def test_blob_round_trip(name):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_a_model_as_quantised_equals_the_loaded_one(name):
-    """convert gives the model read back from its blob: nothing of the quantiser's may be lost on the way."""
+    """convert gives the model read back from its blob: nothing of the quantiser's may be lost on
+    the way.
+    """
     from stepwell.quantize import quantize
     from stepwell.quantize.calibrate import calibrate
     from stepwell.quantize.folding import fitted
@@ -211,7 +222,11 @@ def test_info(name):
     assert info["ram_bytes"] == info["state_bytes"] + info["scratch_bytes"]
     assert info["snapshot_bytes"] == len(model.stream().save())
     rates = zip(info["layers"], model.timing, strict=True)
-    assert info["macs_per_step"] == round(sum(layer["macs"] / timing.every for layer, timing in rates)) > 0
+    assert (
+        info["macs_per_step"]
+        == round(sum(layer["macs"] / timing.every for layer, timing in rates))
+        > 0
+    )
     assert info["flash_bytes"] > 0 and info["stw_file_bytes"] == len(model.blob)
     assert all(layer["overflow_margin_bits"] >= 0 for layer in info["layers"])
     assert f"{model.n_in}" in repr(model) and model.layers[0].kind in repr(model)
@@ -261,7 +276,9 @@ def as_onnx(layer, n_steps: int):
     attributes["activations"] = [ONNX_NAMES[f.name] for f in functions]
     alphas = [f.alpha for f in functions if f.name in WITH_ALPHA]
     betas = [f.beta for f in functions if f.name in WITH_BETA]
-    attributes |= ({"activation_alpha": alphas} if alphas else {}) | ({"activation_beta": betas} if betas else {})
+    attributes |= ({"activation_alpha": alphas} if alphas else {}) | (
+        {"activation_beta": betas} if betas else {}
+    )
     if np.isfinite(layer.clip):
         attributes["clip"] = float(layer.clip)
     if op == "GRU":
@@ -273,7 +290,9 @@ def as_onnx(layer, n_steps: int):
             p_i, p_f, p_o = np.split(layer.peephole, 3)
             inputs["P"] = np.concatenate([p_i, p_o, p_f])[None].astype(np.float32)
             for name in ("initial_h", "initial_c"):
-                inputs[name] = np.zeros((1, 1, n), np.float32) if inputs[name] is None else inputs[name]
+                inputs[name] = (
+                    np.zeros((1, 1, n), np.float32) if inputs[name] is None else inputs[name]
+                )
     names = ["X", *(name if value is not None else "" for name, value in inputs.items())]
     while names[-1] == "":
         names.pop()
@@ -285,7 +304,11 @@ def as_onnx(layer, n_steps: int):
             helper.make_tensor_value_info("Y", TensorProto.FLOAT, [n_steps, 1, 1, layer.n_out]),
             helper.make_tensor_value_info("Y_h", TensorProto.FLOAT, [1, 1, layer.n_out]),
         ],
-        [numpy_helper.from_array(value, name) for name, value in inputs.items() if value is not None],
+        [
+            numpy_helper.from_array(value, name)
+            for name, value in inputs.items()
+            if value is not None
+        ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
     onnx.checker.check_model(model)
@@ -315,10 +338,16 @@ def cells() -> dict:
         "lstm coupled": lstm(coupled=True),
         "lstm clip": lstm(clip=0.6),
         "lstm functions": lstm(functions=(HARD, soft, "tanh")),
-        "lstm scaled": lstm(functions=("sigmoid", Function("scaled_tanh", 1.5, 0.7), Function("elu", 0.8))),
+        "lstm scaled": lstm(
+            functions=("sigmoid", Function("scaled_tanh", 1.5, 0.7), Function("elu", 0.8))
+        ),
         "lstm affine": lstm(functions=(HARD, Function("affine", 0.3, 0.1), Function("softplus"))),
         "lstm all": lstm(
-            functions=(HARD, relu_like, soft), coupled=True, peephole=r.normal(size=15) * 0.5, clip=1.5, **start
+            functions=(HARD, relu_like, soft),
+            coupled=True,
+            peephole=r.normal(size=15) * 0.5,
+            clip=1.5,
+            **start,
         ),
         "gru": gru(),
         "gru before": gru(reset_after=False),
@@ -327,7 +356,9 @@ def cells() -> dict:
         "gru clip": gru(clip=0.5),
         "gru before clip": gru(reset_after=False, clip=0.5),
         "gru functions": gru(functions=(HARD, soft), **start),
-        "gru before functions": gru(reset_after=False, functions=(HARD, Function("elu", 0.5)), clip=2.0),
+        "gru before functions": gru(
+            reset_after=False, functions=(HARD, Function("elu", 0.5)), clip=2.0
+        ),
         "rnn": rnn(),
         "rnn relu": rnn(functions=("relu",)),
         "rnn reverse start": rnn(reverse=True, **start),
@@ -356,7 +387,9 @@ def test_cells_equal_onnxruntime(name):
     assert np.abs(final - y_h[0, 0]).max() < 2e-6 and (final == final[0]).all()
 
 
-@pytest.mark.parametrize("name", ["lstm", "lstm peephole", "lstm start", "gru", "gru before", "gru start", "rnn"])
+@pytest.mark.parametrize(
+    "name", ["lstm", "lstm peephole", "lstm start", "gru", "gru before", "gru start", "rnn"]
+)
 def test_cells_equal_the_reference_evaluator_of_onnx(name):
     from onnx.reference import ReferenceEvaluator
 
@@ -371,10 +404,16 @@ def sigmoid(z):
 
 
 def test_lstm_by_its_formulas():
-    """Peepholes, coupled gates, clip and projection at once, unit by unit as the docstring of Lstm says it."""
+    """Peepholes, coupled gates, clip and projection at once, unit by unit as the docstring of Lstm
+    says it.
+    """
     r = RNG(32)
     layer = replace(
-        random_projected(r, 3, 5, 4), peephole=r.normal(size=15), coupled=True, clip=0.9, h0=r.normal(size=4) * 0.3
+        random_projected(r, 3, 5, 4),
+        peephole=r.normal(size=15),
+        coupled=True,
+        clip=0.9,
+        h0=r.normal(size=4) * 0.3,
     )
     x = random_sequences(RNG(1), 1, 12, 3)[0]
     h, c, expected = layer.h0, np.zeros(5), []
@@ -404,14 +443,18 @@ def torch_rnn(kind: str, **options):
 def of_torch(module, suffix: str = "", reverse: bool = False):
     """The layer with a torch module's weights."""
     found = {n: p.detach().numpy() for n, p in module.named_parameters()}
-    w_x, w_h, b_x, b_h = (found[f"{n}_l0{suffix}"] for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+    w_x, w_h, b_x, b_h = (
+        found[f"{n}_l0{suffix}"] for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    )
     kind = type(module).__name__
     if kind == "LSTM":
         projection = found.get(f"weight_hr_l0{suffix}")
         return Lstm("t", w_x, w_h, b_x + b_h, projection=projection, reverse=reverse)
     if kind == "GRU":
         return stepwell.graph.Gru("t", w_x, w_h, b_x, b_h, reverse=reverse)
-    return stepwell.graph.Rnn("t", w_x, w_h, b_x + b_h, functions=(module.nonlinearity,), reverse=reverse)
+    return stepwell.graph.Rnn(
+        "t", w_x, w_h, b_x + b_h, functions=(module.nonlinearity,), reverse=reverse
+    )
 
 
 @pytest.mark.parametrize(
@@ -440,7 +483,8 @@ def test_recurrent_layers_equal_torch(kind, options):
 
 
 def beside(*layers, sources: tuple[tuple[int, ...], ...] = (), n_in: int = 3) -> Graph:
-    """A graph of these layers, as if they stood alone: the recurrent layer that every graph needs has no reader.
+    """A graph of these layers, as if they stood alone: the recurrent layer that every graph needs
+    has no reader.
 
     ``sources`` count from the input as 0, the first of ``layers`` as 1.
     """
@@ -496,7 +540,9 @@ def test_window_and_dense_are_a_convolution_of_torch(taps, dilation, stride, pad
 def test_window_and_dense_are_numpy_convolve(padding):
     x, kernel = RNG(4).normal(size=30), RNG(5).normal(size=4)
     window = Window("w", 1, 4, padding=padding)
-    got = fresh(beside(window, Dense("conv", kernel[None, ::-1], np.zeros(1)), n_in=1), x[:, None])[:, 0]
+    got = fresh(beside(window, Dense("conv", kernel[None, ::-1], np.zeros(1)), n_in=1), x[:, None])[
+        :, 0
+    ]
     full = np.convolve(x, kernel)[: len(x)]
     assert np.allclose(got, full[window.delay :], rtol=0, atol=1e-12)
 
@@ -527,9 +573,14 @@ def test_layers_without_memory_equal_torch():
     cases = [
         (
             beside(norm, n_in=6),
-            torch.nn.functional.layer_norm(t, (6,), torch.tensor(norm.gamma), torch.tensor(norm.beta), norm.epsilon),
+            torch.nn.functional.layer_norm(
+                t, (6,), torch.tensor(norm.gamma), torch.tensor(norm.beta), norm.epsilon
+            ),
         ),
-        (beside(dense, n_in=6), torch.softmax(t @ torch.tensor(dense.weight).T + torch.tensor(dense.bias), dim=-1)),
+        (
+            beside(dense, n_in=6),
+            torch.softmax(t @ torch.tensor(dense.weight).T + torch.tensor(dense.bias), dim=-1),
+        ),
         (beside(ArgMax("a", 6), n_in=6), torch.argmax(t, dim=-1, keepdim=True).double()),
         (beside(Slice("s", 6, 1, 3), n_in=6), t[:, 1:4]),
         (beside(Add("a", 6, (2.0, -0.5), "relu"), sources=((0, 0),), n_in=6), torch.relu(1.5 * t)),
@@ -538,11 +589,16 @@ def test_layers_without_memory_equal_torch():
         (beside(Activation("a", Function("gelu"), 6), n_in=6), torch.nn.functional.gelu(t)),
     ]
     for graph, expected in cases:
-        assert np.allclose(FloatStream(graph).run(x), expected.numpy(), rtol=0, atol=1e-12), graph.layers[-1]
+        assert np.allclose(FloatStream(graph).run(x), expected.numpy(), rtol=0, atol=1e-12), (
+            graph.layers[-1]
+        )
     graph = Graph(
-        (Embedding("e", embedding, 2), random_lstm(r, 10, 2), Slice("s", 10, 0, 10)), sources=((0,), (1,), (1,))
+        (Embedding("e", embedding, 2), random_lstm(r, 10, 2), Slice("s", 10, 0, 10)),
+        sources=((0,), (1,), (1,)),
     )
-    looked_up = torch.nn.functional.embedding(torch.tensor(tokens), torch.tensor(embedding)).reshape(9, 10)
+    looked_up = torch.nn.functional.embedding(
+        torch.tensor(tokens), torch.tensor(embedding)
+    ).reshape(9, 10)
     assert np.array_equal(FloatStream(graph).run(tokens.astype(float)), looked_up.numpy())
 
 
@@ -596,7 +652,9 @@ def test_attention_equals_torch():
     graph = beside(*parts, attention, sources=((0,), (0,), (0,), (1, 2, 3)))
     x = r.normal(size=(20, 3))
     q, k, v = (torch.tensor(x @ layer.weight.T + layer.bias)[None, None] for layer in parts)
-    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)[0, 0].numpy()
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)[
+        0, 0
+    ].numpy()
     assert np.allclose(FloatStream(graph).run(x), expected, rtol=0, atol=1e-12)
 
 
@@ -606,7 +664,10 @@ def test_attention_equals_torch():
 def row(mult: int = 2**14, shift: int = 14, bias: int = 0, n: int = 1) -> Rows:
     """n rows of one kind: v = RSH(acc * mult, shift)."""
     return Rows(
-        np.full(n, bias, np.int32), np.full(n, mult, np.int16), np.zeros(n, np.int8), np.full(n, shift, np.int8)
+        np.full(n, bias, np.int32),
+        np.full(n, mult, np.int16),
+        np.zeros(n, np.int8),
+        np.full(n, shift, np.int8),
     )
 
 
@@ -666,8 +727,15 @@ def test_a_table_of_a_straight_line_is_exact():
 def test_activations_at_every_code(activation):
     model = alone(ActivationLayer("act", 64, row(), activation, 1.0, 1.0))
     got, z = both(model, ALL_CODES).reshape(-1), ALL_CODES.reshape(-1) / 2048
-    exact = {"relu": np.maximum(z, 0) * 2048, "tanh": 32768 * np.tanh(z), "sigmoid": 32768 / (1 + np.exp(-z))}
-    assert np.abs(got - exact[activation]).max() <= {"relu": 0, "tanh": 1.47, "sigmoid": 1.02}[activation]
+    exact = {
+        "relu": np.maximum(z, 0) * 2048,
+        "tanh": 32768 * np.tanh(z),
+        "sigmoid": 32768 / (1 + np.exp(-z)),
+    }
+    assert (
+        np.abs(got - exact[activation]).max()
+        <= {"relu": 0, "tanh": 1.47, "sigmoid": 1.02}[activation]
+    )
 
 
 def norm_by_hand(x: list[int], gamma, rows: Rows, epsilon: int, exponent: int) -> list[int]:
@@ -675,13 +743,17 @@ def norm_by_hand(x: list[int], gamma, rows: Rows, epsilon: int, exponent: int) -
     n, total = len(x), sum(x)
     d = [n * v - total for v in x]
     w_all = sum(v * v for v in d) + epsilon
-    e = next(e for e in range(-30, 64, 2) if 2**30 <= floor(Fraction(w_all) / Fraction(2) ** e) < 2**32)
+    e = next(
+        e for e in range(-30, 64, 2) if 2**30 <= floor(Fraction(w_all) / Fraction(2) ** e) < 2**32
+    )
     w = floor(Fraction(w_all) / Fraction(2) ** e)
     r = isqrt(2**62 // w)
     assert r * r * w <= 2**62 < (r + 1) * (r + 1) * w and 2**15 <= r <= 2**16
     q = [sat16(rsh(v * r, 16 + e // 2 - exponent)) for v in d]
     acc = [int(g) * v + int(b) for g, v, b in zip(gamma, q, rows.bias, strict=True)]
-    return [sat16(rsh(a * int(m), int(s))) for a, m, s in zip(acc, rows.mult, rows.shift, strict=True)]
+    return [
+        sat16(rsh(a * int(m), int(s))) for a, m, s in zip(acc, rows.mult, rows.shift, strict=True)
+    ]
 
 
 def norm_inputs(n: int, rng) -> np.ndarray:
@@ -715,17 +787,25 @@ def test_layer_norm_at_its_extremes(n, epsilon):
         rows = row(20000, 29, 0, n)
         rows.bias[:] = rng.integers(-(2**28), 2**28, n)
         model = alone(LayerNormLayer("norm", gamma, rows, epsilon, exponent, 1.0, 1.0))
-        expected = [norm_by_hand([int(v) for v in line], gamma, rows, epsilon, exponent) for line in x]
+        expected = [
+            norm_by_hand([int(v) for v in line], gamma, rows, epsilon, exponent) for line in x
+        ]
         assert np.array_equal(both(model, x), expected)
 
 
 def test_inverse_square_root_of_layer_norm():
-    """Sums of squares at the ends of the range of w, where the root is 2^15, 2^16 or just beside it, and a sweep between."""
+    """Sums of squares at the ends of the range of w, where the root is 2^15, 2^16 or just beside
+    it, and a sweep between.
+    """
     rng = RNG(13)
     ends = [2**30 + k for k in range(4)] + [2**32 - 1 - k for k in range(4)] + [2**31, 2**31 + 1]
-    sums = [w << s for w in ends for s in (0, 2, 20)] + [int(2**v) for v in rng.uniform(30, 60, 300)]
+    sums = [w << s for w in ends for s in (0, 2, 20)] + [
+        int(2**v) for v in rng.uniform(30, 60, 300)
+    ]
     for total in sums:
-        most = isqrt(total // 2 - 1)  # d of two values +-a/2 is +-a, and 2 a^2 must leave room for epsilon
+        most = isqrt(
+            total // 2 - 1
+        )  # d of two values +-a/2 is +-a, and 2 a^2 must leave room for epsilon
         a = min(most, 65534) // 2 * 2
         x = [a // 2, -a // 2]
         rows, gamma = row(2**14, 29, 0, 2), np.array([32767, -32767], np.int16)
@@ -760,10 +840,17 @@ def tanh_code(z: int) -> int:
 @pytest.mark.parametrize("form", ["score", "dot", "additive"])
 @pytest.mark.parametrize("steps", [1, 3, 8])
 def test_attention_in_integers(form, steps):
-    """docs/numerics.md, "Attention", in Python's integers; small and huge scores, warm-up and wrap-around."""
+    """docs/numerics.md, "Attention", in Python's integers; small and huge scores, warm-up and
+    wrap-around.
+    """
     rng = RNG(steps)
     width = 1 if form == "score" else 3
-    for mult, shift, size in ((2**14, 1, 32768), (2**15 - 1, 20, 32768), (2**14, 62, 32768), (2**14, 12, 50)):
+    for mult, shift, size in (
+        (2**14, 1, 32768),
+        (2**15 - 1, 20, 32768),
+        (2**14, 62, 32768),
+        (2**14, 12, 50),
+    ):
         rows = row(mult, shift)
         weight = rng.integers(-32767, 32768, width).astype(np.int16) if form == "additive" else None
         layer = AttentionLayer("mean", form, steps, width, width, weight, rows, 1.0, 1.0)
@@ -780,12 +867,18 @@ def test_attention_in_integers(form, steps):
                 acc = [sum(a * b for a, b in zip(query, key, strict=True)) for key in seen]
             else:
                 acc = [
-                    sum(int(w) * tanh_code(sat16(a + b)) for w, a, b in zip(weight, query, key, strict=True))
+                    sum(
+                        int(w) * tanh_code(sat16(a + b))
+                        for w, a, b in zip(weight, query, key, strict=True)
+                    )
                     for key in seen
                 ]
             limit = 2**31 - 2**16
             p = softmax_by_hand([min(max(rsh(a * mult, shift), -limit), limit) for a in acc])
-            expected = [sat16(rsh(sum(q * v[k] for q, v in zip(p, seen, strict=True)), 15)) for k in range(width)]
+            expected = [
+                sat16(rsh(sum(q * v[k] for q, v in zip(p, seen, strict=True)), 15))
+                for k in range(width)
+            ]
             assert got[t].tolist() == expected, (t, mult, shift)
 
 
@@ -794,7 +887,9 @@ def test_layers_that_move_values():
     x[0], x[1] = 32767, -32768
     x[2] = [5, 9, 9, 1, 9, 0]
     assert np.array_equal(both(alone(SliceLayer("s", 6, 2, 3, 1.0, 1.0)), x), x[:, 2:5])
-    assert np.array_equal(both(alone(MaxPoolLayer("m", 6, 3, 1.0, 1.0)), x), x.reshape(40, 2, 3).max(axis=2))
+    assert np.array_equal(
+        both(alone(MaxPoolLayer("m", 6, 3, 1.0, 1.0)), x), x.reshape(40, 2, 3).max(axis=2)
+    )
     assert np.array_equal(both(alone(ArgMaxLayer("a", 6, 1.0)), x)[:, 0], np.argmax(x, axis=1))
     table = RNG(15).integers(-32768, 32768, (7, 2)).astype(np.int16)
     clamped = table[np.clip(x, 0, 6)].reshape(40, 12)
@@ -802,7 +897,9 @@ def test_layers_that_move_values():
     concat = ConcatLayer(
         "c",
         (6, 6),
-        Rows(*(np.concatenate(p) for p in zip(_fields(row()), _fields(row(2**14, 13)), strict=True))),
+        Rows(
+            *(np.concatenate(p) for p in zip(_fields(row()), _fields(row(2**14, 13)), strict=True))
+        ),
         1.0,
         1.0,
     )

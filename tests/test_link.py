@@ -52,7 +52,9 @@ class SocketPort:
 
 
 class Peer(threading.Thread):
-    """A board that answers as it should; subclasses spoil that. ``requests`` holds every frame that arrived."""
+    """A board that answers as it should; subclasses spoil that. ``requests`` holds every frame that
+    arrived.
+    """
 
     protocol, status = messages.PROTOCOL, 0
     step_ticks = 10
@@ -74,7 +76,11 @@ class Peer(threading.Thread):
             pass
 
     def steps_asked(self) -> list[int]:
-        return [messages.STEP_REQUEST.unpack_from(f.payload)[1] for f in self.requests if f.type == Message.STEP]
+        return [
+            messages.STEP_REQUEST.unpack_from(f.payload)[1]
+            for f in self.requests
+            if f.type == Message.STEP
+        ]
 
     def send(self, frame: Frame) -> None:
         self.theirs.sendall(encode(frame))
@@ -83,7 +89,11 @@ class Peer(threading.Thread):
         self.send(Frame(request.type | messages.REPLY, request.seq, payload))
 
     def refuse(self, request: Frame, error: int, status: int = 0) -> None:
-        self.send(Frame(messages.ERROR, request.seq, messages.ERROR_REPLY.pack(error, status, request.type)))
+        self.send(
+            Frame(
+                messages.ERROR, request.seq, messages.ERROR_REPLY.pack(error, status, request.type)
+            )
+        )
 
     def on_frame(self, frame: Frame) -> None:
         self.reply(frame, self.answer(frame))
@@ -91,11 +101,16 @@ class Peer(threading.Thread):
     def answer(self, frame: Frame) -> bytes:
         if frame.type == Message.INFO:
             sizes = (16_000_000, 16_000_000, 0x100, MODEL_ID, 100, 30, 0, 0)
-            head = messages.INFO_REPLY.pack(self.protocol, messages.MTU, N_IN, N_OUT, 15, self.status, *sizes)
+            head = messages.INFO_REPLY.pack(
+                self.protocol, messages.MTU, N_IN, N_OUT, 15, self.status, *sizes
+            )
             return head + b"fake"
         if frame.type == Message.STEP:
             _, n = messages.STEP_REQUEST.unpack_from(frame.payload)
-            return messages.STEP_REPLY.pack(n, self.step_ticks * n) + np.arange(n * N_OUT, dtype="<i4").tobytes()
+            return (
+                messages.STEP_REPLY.pack(n, self.step_ticks * n)
+                + np.arange(n * N_OUT, dtype="<i4").tobytes()
+            )
         return b""
 
 
@@ -139,7 +154,9 @@ class Silent(Peer):
 
 def test_silent_board_is_said_so_in_time():
     started = time.monotonic()
-    with pytest.raises(LinkError, match=r"no answer to INFO within 0.5 s: is the board powered, flashed"):
+    with pytest.raises(
+        LinkError, match=r"no answer to INFO within 0.5 s: is the board powered, flashed"
+    ):
         link_to(Silent(), patience=0.5).connect()
     assert time.monotonic() - started < 2
 
@@ -171,7 +188,9 @@ class OldFirmware(Peer):
 
 
 def test_old_firmware_is_told_what_to_do():
-    words = "protocol 2, .* `stepwell build --board fake MODEL.stw`, then `stepwell flash --board fake`"
+    words = (
+        "protocol 2, .* `stepwell build --board fake MODEL.stw`, then `stepwell flash --board fake`"
+    )
     with pytest.raises(LinkError, match=words):
         link_to(OldFirmware()).connect()
 
@@ -186,7 +205,9 @@ def test_model_that_the_board_cannot_run():
 
 
 def test_other_model(small_model):
-    with pytest.raises(LinkError, match=f"board runs model 1a2b3c4d, test expects {small_model.id:08x}"):
+    with pytest.raises(
+        LinkError, match=f"board runs model 1a2b3c4d, test expects {small_model.id:08x}"
+    ):
         link_to(Peer()).connect(small_model)
 
 
@@ -272,14 +293,18 @@ def test_answers_of_a_wrong_size():
 
 def test_wrong_shape_never_reaches_the_board():
     peer = Peer()
-    with pytest.raises(LinkError, match=r"expected int16 codes of shape \[..., 3\], got int16 \[2, 4\]"):
+    with pytest.raises(
+        LinkError, match=r"expected int16 codes of shape \[..., 3\], got int16 \[2, 4\]"
+    ):
         link_to(peer).step(np.zeros((2, 4), np.int16))
     for codes in ([[1, 2, 40000]], [[0.5, 1, 2]], [[np.nan, 1, 2]]):
         with pytest.raises(LinkError, match="expected int16 codes"):
             link_to(peer).step(np.array(codes))
         with pytest.raises(LinkError, match="expected int16 codes"):
             link_to(peer).probe(0, np.array(codes[0]))
-    with pytest.raises(LinkError, match="a snapshot of the board's model has 30 bytes, this one 29"):
+    with pytest.raises(
+        LinkError, match="a snapshot of the board's model has 30 bytes, this one 29"
+    ):
         link_to(peer).set_state(bytes(29))
     assert {f.type for f in peer.requests} == {Message.INFO}
 
@@ -302,8 +327,21 @@ def test_nonsense_is_named():
         link.update_status()
 
 
-HEAD = {"protocol": messages.PROTOCOL, "mtu": messages.MTU, "n_in": N_IN, "n_out": N_OUT, "y_frac": 15, "status": 0}
-HEAD |= {"tick_hz": 16_000_000, "cpu_hz": 16_000_000, "engine": 0x100, "id": MODEL_ID, "ram_bytes": 100}
+HEAD = {
+    "protocol": messages.PROTOCOL,
+    "mtu": messages.MTU,
+    "n_in": N_IN,
+    "n_out": N_OUT,
+    "y_frac": 15,
+    "status": 0,
+}
+HEAD |= {
+    "tick_hz": 16_000_000,
+    "cpu_hz": 16_000_000,
+    "engine": 0x100,
+    "id": MODEL_ID,
+    "ram_bytes": 100,
+}
 HEAD |= {"snapshot_bytes": 30, "update_bytes": 0, "version": 0}
 
 
@@ -334,7 +372,9 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in HOSTILE.items() for value in values])
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in HOSTILE.items() for value in values]
+)
 def test_info_that_cannot_be_names_the_field(name, value):
     with pytest.raises(LinkError, match=rf"INFO makes no sense: .*\b{name}\b"):
         link_to(SaysInfo(info_of(**{name: value}))).connect()
@@ -342,7 +382,16 @@ def test_info_that_cannot_be_names_the_field(name, value):
 
 @pytest.mark.parametrize(
     "name",
-    [b"", b"\xff\xfe", b"micro\nbit", b"\x1b[31mred", b"a\0b", b"x" * 200, "a\u00a0b".encode(), "\u202egnol".encode()],
+    [
+        b"",
+        b"\xff\xfe",
+        b"micro\nbit",
+        b"\x1b[31mred",
+        b"a\0b",
+        b"x" * 200,
+        "a\u00a0b".encode(),
+        "\u202egnol".encode(),
+    ],
 )
 def test_board_names_that_are_no_names(name):
     with pytest.raises(LinkError, match=r"INFO .*board name") as refused:
@@ -352,7 +401,9 @@ def test_board_names_that_are_no_names(name):
 
 @pytest.mark.parametrize("length", range(messages.INFO_REPLY.size + 1))
 def test_info_that_is_cut_short(length):
-    with pytest.raises(LinkError, match=r"INFO is (cut short|without a board name)|speaks protocol unknown"):
+    with pytest.raises(
+        LinkError, match=r"INFO is (cut short|without a board name)|speaks protocol unknown"
+    ):
         read_info(info_of()[:length], "fake:")
 
 
@@ -368,7 +419,9 @@ def test_random_infos_are_believed_or_refused_in_words():
     for _ in range(20000):
         payload = bytearray(info_of())
         for _ in range(rng.choice([0, 1, 1, 2, 5, 40])):
-            payload[rng.randrange(len(payload))] = rng.choice([0, 1, 127, 128, 255, rng.randrange(256)])
+            payload[rng.randrange(len(payload))] = rng.choice(
+                [0, 1, 127, 128, 255, rng.randrange(256)]
+            )
         payload = bytes(payload)[: rng.choice([99, 99, 99, rng.randrange(60)])] + rng.randbytes(
             rng.choice([0, 0, 0, 3, 200])
         )
@@ -378,12 +431,18 @@ def test_random_infos_are_believed_or_refused_in_words():
             assert str(error).isprintable()
             continue
         believed += 1
-        assert info.tick_hz > 0 and 0 < info.snapshot_bytes <= messages.MOST_SNAPSHOT and info.board.isprintable()
+        assert (
+            info.tick_hz > 0
+            and 0 < info.snapshot_bytes <= messages.MOST_SNAPSHOT
+            and info.board.isprintable()
+        )
         assert 1 <= info.n_in <= messages.MOST_IN and 1 <= info.n_out <= messages.MOST_OUT
     assert 200 < believed < 19000
 
 
-@pytest.mark.parametrize("extreme", [{}, {"tick_hz": 1, "cpu_hz": 1}, {"tick_hz": 2**32 - 1, "snapshot_bytes": 65535}])
+@pytest.mark.parametrize(
+    "extreme", [{}, {"tick_hz": 1, "cpu_hz": 1}, {"tick_hz": 2**32 - 1, "snapshot_bytes": 65535}]
+)
 def test_info_at_the_edge_of_what_can_be_works(extreme):
     with link_to(SaysInfo(info_of(**extreme)), patience=0.3) as link:
         link.connect()
@@ -409,7 +468,9 @@ def test_refusal_of_an_older_request_is_not_taken():
 
 
 class OldRefusalOfTheSameSeq(Peer):
-    """Before each answer comes an error that was meant for a request of the same seq, 256 requests ago."""
+    """Before each answer comes an error that was meant for a request of the same seq, 256 requests
+    ago.
+    """
 
     def on_frame(self, frame: Frame) -> None:
         cause = messages.ERROR_REPLY.pack(Error.SESSION, 0, frame.type)
@@ -424,7 +485,9 @@ def test_refusal_of_a_request_with_another_crc_is_not_taken():
 
 
 class Counts(Peer):
-    """Does what the firmware does with session and seq. ``next``: both as one number; ``steps``: done so far."""
+    """Does what the firmware does with session and seq. ``next``: both as one number; ``steps``:
+    done so far.
+    """
 
     next = steps = 0
 
@@ -444,7 +507,9 @@ class Counts(Peer):
 
 
 def test_requests_are_numbered_on_and_on():
-    """Seq alone comes round every 256 requests, with messages of no session among them; seq and session never do."""
+    """Seq alone comes round every 256 requests, with messages of no session among them; seq and
+    session never do.
+    """
     peer = Counts()
     with link_to(peer) as link:
         for _ in range(3):
@@ -509,14 +574,19 @@ class OldAnswer(Peer):
 def test_an_old_answer_that_was_taken_is_found_out():
     link = link_to(OldAnswer())
     link.reset()
-    with pytest.raises(LinkError, match="two different answers to one request: the line brings old ones again"):
+    with pytest.raises(
+        LinkError, match="two different answers to one request: the line brings old ones again"
+    ):
         for _ in range(3):
             link.step(np.zeros((1, N_IN), np.int16))
 
 
 @pytest.mark.parametrize(
     ("error", "words"),
-    [(Error.OLD, "has done a later request already"), (Error.GAP, "steps are missing: reset, and begin again")],
+    [
+        (Error.OLD, "has done a later request already"),
+        (Error.GAP, "steps are missing: reset, and begin again"),
+    ],
 )
 def test_a_step_out_of_turn_is_said_in_words(error, words):
     class OutOfTurn(Restarted):
@@ -564,7 +634,9 @@ def test_words_of_the_board_cannot_fake_a_line_of_the_log():
 
 
 def test_ports_that_cannot_be_opened(small_model):
-    with pytest.raises(LinkError, match=r"^/dev/no-such-port: cannot be opened: No such file or directory$"):
+    with pytest.raises(
+        LinkError, match=r"^/dev/no-such-port: cannot be opened: No such file or directory$"
+    ):
         connect("/dev/no-such-port")
     with pytest.raises(LinkError, match="needs an image to run: give --image, or a model"):
         connect("sim:microbit")
@@ -582,7 +654,9 @@ def test_a_device_has_one_user():
     name = os.ttyname(slave)
     try:
         first = urls._open(name, 115200)
-        with pytest.raises(LinkError, match=f"^{name}: cannot be opened: another program has locked it$"):
+        with pytest.raises(
+            LinkError, match=f"^{name}: cannot be opened: another program has locked it$"
+        ):
             urls._open(name, 115200)
         first.close()
         urls._open(name, 115200, no_reset=True).close()
@@ -597,7 +671,10 @@ def test_a_device_has_one_user():
         ("socket://localhost", "socket://localhost names no port: write socket://HOST:PORT"),
         ("socket://:4000", "socket://:4000 names no host: write socket://HOST:PORT"),
         ("rfc2217://", "rfc2217:// names no host and no port: write rfc2217://HOST:PORT"),
-        ("socket://bench:70000", "socket://bench:70000: Port out of range 0-65535: write socket://HOST:PORT"),
+        (
+            "socket://bench:70000",
+            "socket://bench:70000: Port out of range 0-65535: write socket://HOST:PORT",
+        ),
         ("microbit", "microbit is no port: did you mean qemu:microbit, sim:microbit?"),
         ("board:rp-pico", "board:rp-pico is no port: did you mean rp2040js:rp-pico?"),
     ],
@@ -620,8 +697,14 @@ def test_only_emulators_run_an_image(url, small_model):
         ("sim:rv32-virt", "there is no simulator for rv32-virt: use qemu:rv32-virt"),
         ("sim:arduino-uno", "there is no simulator for arduino-uno: use simavr:arduino-uno"),
         ("qemu:arduino-uno", "QEMU has no machine for arduino-uno: use simavr:arduino-uno"),
-        ("simavr:microbit", "microbit is no AVR, so simavr cannot run it: use qemu:microbit or sim:microbit"),
-        ("rp2040js:microbit", "microbit is no RP2040, so rp2040js cannot run it: use qemu:microbit or sim:microbit"),
+        (
+            "simavr:microbit",
+            "microbit is no AVR, so simavr cannot run it: use qemu:microbit or sim:microbit",
+        ),
+        (
+            "rp2040js:microbit",
+            "microbit is no RP2040, so rp2040js cannot run it: use qemu:microbit or sim:microbit",
+        ),
     ],
 )
 def test_an_emulator_that_cannot_names_those_that_can(port, words):
@@ -647,7 +730,9 @@ def test_lines_that_reset_a_board_are_held(caplog):
 def test_lines_that_the_system_raises_fall_without_a_reset(caplog):
     """RTS without DTR would be the reset of an ESP."""
     with caplog.at_level("INFO", "pySerial.loop"):
-        urls._open_without_reset(serial.serial_for_url("loop://?logging=info", do_not_open=True), raised=True)
+        urls._open_without_reset(
+            serial.serial_for_url("loop://?logging=info", do_not_open=True), raised=True
+        )
     assert levels_of(caplog) == ["dtr_state(True", "rts_state(False", "dtr_state(False"]
 
 

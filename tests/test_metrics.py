@@ -1,4 +1,6 @@
-"""Every metric against another way to compute it; the user's own; what is refused, and what a drop is."""
+"""Every metric against another way to compute it; the user's own; what is refused, and what a drop
+is.
+"""
 
 import json
 import re
@@ -32,7 +34,9 @@ def test_errors_and_variance():
     assert score("rmse", T, Y) == pytest.approx((sum(e * e for e in error) / 60) ** 0.5)
     assert score("mae", T, Y) == pytest.approx(sum(map(abs, error)) / 60)
     assert score("r2", T, Y) == pytest.approx(1 - np.mean(np.square(error)) / np.var(np.ravel(T)))
-    assert score("r2", T, T) == 1 and score("r2", T, [np.full(3, np.mean(T))] * 20) == pytest.approx(0)
+    assert score("r2", T, T) == 1 and score(
+        "r2", T, [np.full(3, np.mean(T))] * 20
+    ) == pytest.approx(0)
 
 
 def test_cosine():
@@ -58,10 +62,14 @@ def test_accuracy_and_f1_of_many_classes():
 
 @pytest.mark.parametrize("cut", [0.0, 0.5])
 def test_two_classes_from_one_output(cut):
-    """Logits are cut at 0, probabilities at 1/2; F1 is that of class 1; labels at every step of sequences of their own length."""
+    """Logits are cut at 0, probabilities at 1/2; F1 is that of class 1; labels at every step of
+    sequences of their own length.
+    """
     labels = [np.array([1, 0, 1, 1]), np.array([0, 0, 1])]
     y = [np.array([[0.2], [0.1], [-0.4], [0.3]]), np.array([[-0.3], [0.4], [0.1]])]
-    outputs = [v + 0.5 if cut else v for v in y]  # predictions 1 1 0 1, 0 1 1: three hits, two false, one missed
+    outputs = [
+        v + 0.5 if cut else v for v in y
+    ]  # predictions 1 1 0 1, 0 1 1: three hits, two false, one missed
     assert score("accuracy", labels, outputs) == pytest.approx(4 / 7)
     assert score("f1", labels, outputs) == pytest.approx(2 * 3 / (2 * 3 + 2 + 1))
 
@@ -88,7 +96,9 @@ def test_what_a_drop_is():
     assert (
         own.drop_percent(2.0, 1.5) == own.drop_percent(2.0, 2.5) == pytest.approx(25)
     )  # which way is better is unknown
-    assert METRICS["mae"].drop_percent(0.0, 0.1) is None and METRICS["mae"].drop_percent(0.0, 0.0) == 0
+    assert (
+        METRICS["mae"].drop_percent(0.0, 0.1) is None and METRICS["mae"].drop_percent(0.0, 0.0) == 0
+    )
 
 
 def test_the_usual_metric():
@@ -104,7 +114,9 @@ def test_last_step_or_every_step():
         np.sqrt(np.mean([y[-1] ** 2 for y in outputs]))
     )
     at_each = task_metric([np.zeros((9, 2))] * 3, outputs, outputs)
-    assert at_each["at"] == "every step" and at_each["float"] == pytest.approx(np.sqrt(np.mean(np.square(outputs))))
+    assert at_each["at"] == "every step" and at_each["float"] == pytest.approx(
+        np.sqrt(np.mean(np.square(outputs)))
+    )
 
 
 # ---- the user's own ----
@@ -113,16 +125,23 @@ def test_last_step_or_every_step():
 def test_a_function_of_the_users(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
-        "import numpy as np\ndef worst(t, y):\n    return max(np.abs(a - b).max() for a, b in zip(t, y))\nNUMBER = 1\n"
+        "import numpy as np\ndef worst(t, y):\n    return max(np.abs(a - b).max() for a, b in "
+        "zip(t, y))\nNUMBER = 1\n"
     )
     metric = find_metric(f"{file}:worst")
     assert metric.name == "worst" and metric.score(T, Y) == np.abs(np.array(T) - Y).max()
-    assert find_metric(metric) is metric and find_metric(METRICS["mae"].score).score(T, Y) == score("mae", T, Y)
+    assert find_metric(metric) is metric and find_metric(METRICS["mae"].score).score(T, Y) == score(
+        "mae", T, Y
+    )
     for given, message in (
         (f"{file}:best", "has no function best"),
         (f"{file}:NUMBER", "has no function NUMBER"),
         (str(tmp_path / "none.py:worst"), r"none\.py: no such file"),
-        ("beauty", "metric 'beauty' is not one of accuracy, f1, r2, cosine, rmse, mae, or FILE.py:FUNCTION"),
+        (
+            "beauty",
+            "metric 'beauty' is not one of accuracy, f1, r2, cosine, rmse, mae, or "
+            "FILE.py:FUNCTION",
+        ),
     ):
         with pytest.raises(SampleError, match=message):
             find_metric(given)
@@ -140,7 +159,8 @@ def demo(tmp_path_factory, turbofan):
     np.savez(folder / "test.npz", **{name: whole[name][:20] for name in ("x", "lengths", "y")})
     np.savez(folder / "bare.npz", **{name: whole[name][:20] for name in ("x", "lengths")})
     (folder / "mine.py").write_text(
-        "def late(t, y):\n    return max(b[0] - a[0] for a, b in zip(t, y))\ndef bad(t, y):\n    return t.nothing\n"
+        "def late(t, y):\n    return max(b[0] - a[0] for a, b in zip(t, y))\ndef bad(t, y):\n    "
+        "return t.nothing\n"
     )
     return folder
 
@@ -148,7 +168,13 @@ def demo(tmp_path_factory, turbofan):
 def test_check_takes_the_users_metric(demo):
     found = json.loads(
         invoke(
-            "check", demo / "turbofan.stw", "--data", demo / "test.npz", "--metric", f"{demo}/mine.py:late", "--json"
+            "check",
+            demo / "turbofan.stw",
+            "--data",
+            demo / "test.npz",
+            "--metric",
+            f"{demo}/mine.py:late",
+            "--json",
         ).stdout
     )
     data, stream = np.load(demo / "test.npz"), stepwell.load(demo / "turbofan.stw").stream()
@@ -158,7 +184,14 @@ def test_check_takes_the_users_metric(demo):
         ends.append(stream.run(x[:n])[-1, 0] - y[0])
     assert found["metric"]["name"] == "late" and found["metric"]["integer"] == max(ends)
     assert found["metric"]["drop_percent"] == pytest.approx(abs(found["metric"]["change_percent"]))
-    done = invoke("check", demo / "turbofan.stw", "--data", demo / "test.npz", "--metric", f"{demo}/mine.py:bad")
+    done = invoke(
+        "check",
+        demo / "turbofan.stw",
+        "--data",
+        demo / "test.npz",
+        "--metric",
+        f"{demo}/mine.py:bad",
+    )
     assert done.code == 1 and "metric bad: AttributeError" in done.stderr
     done = invoke("check", demo / "turbofan.stw", "--data", demo / "bare.npz", "--metric", "mae")
     assert done.code == 1 and "mae needs targets: an array 'y' in the .npz file" in done.stderr
@@ -168,8 +201,13 @@ def test_check_takes_the_users_metric(demo):
 
 
 def leaky(keep: float) -> Graph:
-    """One unit whose cell keeps ``keep`` of itself at each step, read while it is small: the output is nearly the cell."""
-    w_x, bias = np.array([[0.0], [0.0], [0.1], [0.0]]), np.array([20.0, np.log(keep / (1 - keep)), 0.0, 20.0])
+    """One unit whose cell keeps ``keep`` of itself at each step, read while it is small: the output
+    is nearly the cell.
+    """
+    w_x, bias = (
+        np.array([[0.0], [0.0], [0.1], [0.0]]),
+        np.array([20.0, np.log(keep / (1 - keep)), 0.0, 20.0]),
+    )
     return Graph((Lstm("leaky", w_x, np.zeros((4, 1)), bias),))
 
 
@@ -178,7 +216,11 @@ def test_warm_up_of_a_known_memory():
     x = np.random.default_rng(1).normal(size=(8, 400, 1))
     model = stepwell.convert(leaky(0.9), x)
     found = warm_up(model, list(x))
-    assert 15 <= found["steps"] <= np.log(0.01) / np.log(0.9) + 5 and found["of"] == 400 and found["sequences"] == 7
+    assert (
+        15 <= found["steps"] <= np.log(0.01) / np.log(0.9) + 5
+        and found["of"] == 400
+        and found["sequences"] == 7
+    )
     model = stepwell.convert(leaky(0.999), x)
     assert warm_up(model, list(x))["steps"] is None  # 0.999^400 = 0.67 is left
     assert warm_up(model, list(x[:1])) is None
@@ -187,12 +229,16 @@ def test_warm_up_of_a_known_memory():
 
 def test_check_prints_the_memory(demo, tmp_path):
     done = invoke("check", demo / "turbofan.stw", "--data", demo / "test.npz")
-    assert "  memory      the state still shows its start after 50 steps: give longer sequences" in done.stdout.replace(
-        "of", "of"
+    assert (
+        "  memory      the state still shows its start after 50 steps: give longer sequences"
+        in done.stdout.replace("of", "of")
     )
     x = np.random.default_rng(1).normal(size=(8, 400, 1))
     text = _warm_up_text(warm_up(stepwell.convert(leaky(0.9), x), list(x)))
-    assert re.match(r"the state has forgotten its start after \d\d steps \(7 sequences, 1 % of the range\)", text)
+    assert re.match(
+        r"the state has forgotten its start after \d\d steps \(7 sequences, 1 % of the range\)",
+        text,
+    )
 
 
 # ---- nothing to compare, or something else ----
@@ -211,7 +257,9 @@ def test_a_window_that_no_sequence_fills_gives_no_figures(demo):
         f"slide:2000,slide:{lengths.max()}",
     ]
     shown = invoke(*options).stdout
-    assert re.search(rf"  mode slide:2000 +{said}\n  mode slide:{lengths.max()} +rmse float .*SQNR ", shown)
+    assert re.search(
+        rf"  mode slide:2000 +{said}\n  mode slide:{lengths.max()} +rmse float .*SQNR ", shown
+    )
     never, once = json.loads(invoke(*options, "--json").stdout)["modes"]
     assert (never["no_output"], never["sqnr_db"], never["metric"]) == (said, None, None)
     assert once["no_output"] is None and once["sqnr_db"] > 30 and once["metric"]["name"] == "rmse"
@@ -222,11 +270,25 @@ def test_a_model_whose_own_window_is_never_full(demo, tmp_path):
     model.save(tmp_path / "wide.stw")
     np.savez(tmp_path / "short.npz", x=np.load(demo / "test.npz")["x"][:, :10], y=np.zeros(20))
     said = "no output: the sequences have 10 steps, the window takes 70"
-    options = [tmp_path / "wide.stw", "--data", tmp_path / "short.npz", "--float", demo / "turbofan.onnx"]
+    options = [
+        tmp_path / "wide.stw",
+        "--data",
+        tmp_path / "short.npz",
+        "--float",
+        demo / "turbofan.onnx",
+    ]
     shown = invoke("check", *options).stdout
-    assert f"\n  {said}\n" in shown and "SQNR" not in shown.split("mode carry")[0] and "rmse float" in shown
+    assert (
+        f"\n  {said}\n" in shown
+        and "SQNR" not in shown.split("mode carry")[0]
+        and "rmse float" in shown
+    )
     found = json.loads(invoke("check", *options, "--json").stdout)
-    assert found["no_output"] == said and found["metric"] is None and found["outputs"][0]["max_abs_error"] is None
+    assert (
+        found["no_output"] == said
+        and found["metric"] is None
+        and found["outputs"][0]["max_abs_error"] is None
+    )
     done = invoke("report", *options, "--json")
     assert done.code == 1 and f"short.npz: {said}" in done.stderr
 
@@ -239,14 +301,25 @@ def test_another_float_model_is_said_to_be_another(demo, tmp_path):
     for command in (["check"], ["report", "--steps", 500]):
         options = [*command, demo / "turbofan.stw", "--data", demo / "test.npz", "--json"]
         done = invoke(*options, "--float", other)
-        assert done.code == 0 and json.loads(done.stdout)["float"] == {"file": str(other), "is_source": False}
+        assert done.code == 0 and json.loads(done.stdout)["float"] == {
+            "file": str(other),
+            "is_source": False,
+        }
         stw = demo / "turbofan.stw"
         assert (
-            done.stderr == f"stepwell: {other} is not the file that {stw} was made from ('turbofan.onnx', by SHA-256)\n"
+            done.stderr
+            == f"stepwell: {other} is not the file that {stw} was made from ('turbofan.onnx', by SHA-256)\n"
         )
         done = invoke(*options)
         assert done.stderr == "" and json.loads(done.stdout)["float"]["is_source"] is True
-    done = invoke("check", demo / "turbofan.stw", "--data", demo / "test.npz", "--float", tmp_path / "absent.onnx")
+    done = invoke(
+        "check",
+        demo / "turbofan.stw",
+        "--data",
+        demo / "test.npz",
+        "--float",
+        tmp_path / "absent.onnx",
+    )
     assert done.code == 1 and "absent.onnx: No such file" in done.stderr
 
 

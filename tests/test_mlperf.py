@@ -1,4 +1,6 @@
-"""The text interface of MLPerf Tiny: under sanitisers on this machine, and on emulated boards as a runner drives it."""
+"""The text interface of MLPerf Tiny: under sanitisers on this machine, and on emulated boards as a
+runner drives it.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,11 @@ def talk(program: Path, *commands: str | bytes) -> list[list[str]]:
 
 def results_of(lines: list[str]) -> list[float]:
     """Exact: doubles hold every int32 / 2^n."""
-    found = next(re.fullmatch(r"m-results-\[([^]]+)\]", line) for line in lines if line.startswith("m-results"))
+    found = next(
+        re.fullmatch(r"m-results-\[([^]]+)\]", line)
+        for line in lines
+        if line.startswith("m-results")
+    )
     return [float(v) for v in found[1].split(",")]
 
 
@@ -62,13 +68,18 @@ def test_commands(program, small_model):
         "infer 1 0",
     )
     assert name == ["m-name-dut-[host]"]
-    assert profile[0].startswith("m-profile-[") and profile[1] == f"m-model-[stepwell-{small_model.id:08x}]"
+    assert (
+        profile[0].startswith("m-profile-[")
+        and profile[1] == f"m-model-[stepwell-{small_model.id:08x}]"
+    )
     assert load == ["m-[Expecting 16 bytes]"] and first == [] and rest == ["m-load-done"]
     digits = [data[i : i + 2] for i in range(0, 32, 2)]
     assert shown == ["m-buffer-" + "-".join(digits[:8]), "m-buffer-" + "-".join(digits[8:])]
     assert inferred[:3] == ["m-warmup-start-1", "m-warmup-done", "m-infer-start-3"]
     started, ended = (int(re.fullmatch(r"m-lap-us-(\d+)", line)[1]) for line in inferred[3:5])
-    assert ended - started == 3 * 4 * 7 * 1000 + 7000, "the host's counter moves by 7 of 1000 a second at each look"
+    assert ended - started == 3 * 4 * 7 * 1000 + 7000, (
+        "the host's counter moves by 7 of 1000 a second at each look"
+    )
     assert inferred[5] == "m-infer-done" and len(inferred) == 7
     for lines in (inferred, results, again):
         assert results_of(lines) == expected(small_model, x_q)
@@ -108,7 +119,22 @@ def test_a_load_that_is_not_finished_is_not_run(program):
 def test_wild_text(program):
     """Every answer ends with m-ready, and the sanitisers are silent."""
     rng = random.Random(3)
-    words = ["db", "load", "print", "infer", "results", "name", "1", "64", "0", "-1", "99999999999", "00ff", "zz", " "]
+    words = [
+        "db",
+        "load",
+        "print",
+        "infer",
+        "results",
+        "name",
+        "1",
+        "64",
+        "0",
+        "-1",
+        "99999999999",
+        "00ff",
+        "zz",
+        " ",
+    ]
     commands = []
     for _ in range(4000):
         text = " ".join(rng.choice(words) for _ in range(rng.randrange(7))).encode()
@@ -118,7 +144,9 @@ def test_wild_text(program):
 
 
 class Runner:
-    """As MLPerf Tiny's runner drives a device: a command, lines until m-ready, 31 bytes of hex at most in one command."""
+    """As MLPerf Tiny's runner drives a device: a command, lines until m-ready, 31 bytes of hex at
+    most in one command.
+    """
 
     def __init__(self, url: str):
         self._port = serial.serial_for_url(url, timeout=20)
@@ -148,7 +176,9 @@ def test_a_runner_gets_the_bits_of_the_host(port, turbofan, tmp_path):
     need(port)
     kind, _, board = port.partition(":")
     x_q = turbofan.quantize(np.sin(np.arange(60 * turbofan.n_in)).reshape(60, -1)).astype("<i2")
-    emulator = EMULATORS[kind].start(load_board(board), build(turbofan, board, tmp_path, mlperf=True).elf)
+    emulator = EMULATORS[kind].start(
+        load_board(board), build(turbofan, board, tmp_path, mlperf=True).elf
+    )
     runner = Runner(emulator.url)
     try:
         assert runner.wait() == ["m-init-done"] and runner.send("name") == [f"m-name-dut-[{board}]"]
@@ -158,9 +188,13 @@ def test_a_runner_gets_the_bits_of_the_host(port, turbofan, tmp_path):
             assert runner.load(part.tobytes()) == ["m-load-done"]
             lines = runner.send("infer 2 1")
             assert results_of(lines) == expected(turbofan, part)
-            start, end = (int(line.rpartition("-")[2]) for line in lines if line.startswith("m-lap-us"))
+            start, end = (
+                int(line.rpartition("-")[2]) for line in lines if line.startswith("m-lap-us")
+            )
             times.append(end - start)
     finally:
         runner.close()
         emulator.close()
-    assert times[0] < times[1] < times[2] and times[2] / times[1] == pytest.approx(60 / 40, rel=0.05)
+    assert times[0] < times[1] < times[2] and times[2] / times[1] == pytest.approx(
+        60 / 40, rel=0.05
+    )

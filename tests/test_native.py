@@ -1,4 +1,6 @@
-"""The emitted folder, compiled by the compilers at hand, equals the reference; sanitisers and checked operations stay silent."""
+"""The emitted folder, compiled by the compilers at hand, equals the reference; sanitisers and
+checked operations stay silent.
+"""
 
 import itertools
 import os
@@ -19,7 +21,16 @@ from conftest import ROOT, full, need
 from shapes import random_dense, random_lstm, random_sequences
 from stepwell._engine import ffi, lib
 from stepwell.blob import HEADER, LAYER
-from stepwell.emit import C_KEYWORDS, INTERRUPTED, KNOBS, _marked, c_name, copy_engine, emit, lean_flags
+from stepwell.emit import (
+    C_KEYWORDS,
+    INTERRUPTED,
+    KNOBS,
+    _marked,
+    c_name,
+    copy_engine,
+    emit,
+    lean_flags,
+)
 from stepwell.engine import OpenModel
 from stepwell.errors import StepwellError
 from stepwell.graph import Graph
@@ -35,11 +46,16 @@ BUILDS = {
 }
 SANITIZERS = {
     "gcc": ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
-    "clang": ["-fsanitize=undefined", "-fsanitize-trap=all"],  # needs no runtime library, which many machines lack
+    "clang": [
+        "-fsanitize=undefined",
+        "-fsanitize-trap=all",
+    ],  # needs no runtime library, which many machines lack
 }
 
 
-GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.stw"))  # every layer kind, cell variant and mode
+GOLDEN = sorted(
+    (ROOT / "tests" / "golden").glob("*.stw")
+)  # every layer kind, cell variant and mode
 C_HEADERS = [
     "assert",
     "errno",
@@ -69,14 +85,18 @@ def compiled(folder: Path, compiler: str, flags: list[str], *sources: str) -> Pa
     """A program of the folder's C files, without its example, and of ``sources``."""
     program = folder / f"{compiler}_{'_'.join(sources).replace('/', '_')}_{abs(hash(tuple(flags)))}"
     c_files = [path for path in sorted(folder.glob("*.c")) if path.name != "main.c"]
-    run_built([compiler, *WARNINGS, *flags, f"-I{folder}", "-o", program, *c_files, *sources], folder)
+    run_built(
+        [compiler, *WARNINGS, *flags, f"-I{folder}", "-o", program, *c_files, *sources], folder
+    )
     return program
 
 
 BUILT = [f"{compiler}-{build}" for compiler in COMPILERS for build in BUILDS]
 
 
-@pytest.fixture(params=full(BUILT, *[name for name in BUILT if "checked" in name][:1]), scope="session")
+@pytest.fixture(
+    params=full(BUILT, *[name for name in BUILT if "checked" in name][:1]), scope="session"
+)
 def engine(request, tmp_path_factory) -> tuple[str, list[str], Path]:
     """A compiler, its flags, and the engine's objects, compiled once for all models."""
     compiler, build = request.param.split("-")
@@ -107,7 +127,9 @@ def test_native_equals_reference(golden, engine, tmp_path):
     assert done.stderr.decode() == f"{stream.digest():08x}"
 
 
-LEAN = {tuple(lean_flags(stepwell.load(path))): path.stem for path in GOLDEN}  # one model for each set of knobs
+LEAN = {
+    tuple(lean_flags(stepwell.load(path))): path.stem for path in GOLDEN
+}  # one model for each set of knobs
 
 
 @pytest.mark.skipif(not COMPILERS, reason="no C compiler: apt-get install gcc")
@@ -116,13 +138,25 @@ def test_smallest_engine(golden, tmp_path):
     """What is left out is not missed: each model with the files and knobs that its README names."""
     model = golden_model(golden)
     emit(model, tmp_path, "model")
-    sources = re.search(r"the smallest engine is: (.*?), compiled with", (tmp_path / "README.md").read_text())[1]
-    files = ["model.c", *sources.split(", "), "stw_state.c", "stw_crc.c", ROOT / "tests" / "c" / "replay.c"]
+    sources = re.search(
+        r"the smallest engine is: (.*?), compiled with", (tmp_path / "README.md").read_text()
+    )[1]
+    files = [
+        "model.c",
+        *sources.split(", "),
+        "stw_state.c",
+        "stw_crc.c",
+        ROOT / "tests" / "c" / "replay.c",
+    ]
     flags = lean_flags(model)
     run_built([COMPILERS[0], *WARNINGS, "-O1", *flags, "-I.", "-o", "program", *files], tmp_path)
     x_q = np.random.default_rng(3).integers(-32768, 32768, (20, model.n_in)).astype("<i2")
-    done = subprocess.run([tmp_path / "program"], input=x_q.tobytes(), capture_output=True, check=True)
-    assert np.array_equal(np.frombuffer(done.stdout, "<i4").reshape(-1, model.n_out), model.stream().run_q(x_q))
+    done = subprocess.run(
+        [tmp_path / "program"], input=x_q.tobytes(), capture_output=True, check=True
+    )
+    assert np.array_equal(
+        np.frombuffer(done.stdout, "<i4").reshape(-1, model.n_out), model.stream().run_q(x_q)
+    )
 
 
 def to_emit(kind: str, turbofan) -> tuple[stepwell.Model, np.ndarray]:
@@ -140,7 +174,9 @@ def to_emit(kind: str, turbofan) -> tuple[stepwell.Model, np.ndarray]:
     mode = "slide:6/2" if "window" in kind else "carry"
     calib = random_sequences(rng, 16, 60, 3) * std + mean
     x = random_sequences(rng, 1, 40, 3)[0] * std + mean
-    return stepwell.convert(graph, calib, scaler=scaler, mode=mode), np.round(x) if "raw" in kind else x.round(4)
+    return stepwell.convert(graph, calib, scaler=scaler, mode=mode), np.round(
+        x
+    ) if "raw" in kind else x.round(4)
 
 
 @pytest.mark.parametrize("kind", EMITTED)
@@ -155,9 +191,14 @@ def test_commands_of_the_emitted_readme(kind, turbofan, tmp_path):
     whole = next(line.split() for line in readme.splitlines() if line.startswith("    cc "))
     text = "\n".join(",".join(map(repr, map(float, row))) for row in x)
     expected = model.stream().run(x)
-    for command in (whole, ["cc", *WARNINGS, *flags, "-o", "pump_demo", "main.c", "pump.c", *sources]):
+    for command in (
+        whole,
+        ["cc", *WARNINGS, *flags, "-o", "pump_demo", "main.c", "pump.c", *sources],
+    ):
         run_built(command, tmp_path)
-        out = subprocess.run([tmp_path / "pump_demo"], input=text, capture_output=True, text=True, check=True).stdout
+        out = subprocess.run(
+            [tmp_path / "pump_demo"], input=text, capture_output=True, text=True, check=True
+        ).stdout
         printed = np.array([[float(v) for v in line.split(",")] for line in out.splitlines()])
         assert np.allclose(printed, expected, rtol=1e-6, atol=6e-7)
 
@@ -170,9 +211,13 @@ def test_input_codes_in_c_are_those_of_the_host(turbofan, tmp_path):
         "    while (fread(&v, sizeof v, 1, stdin) == 1) {\n        int16_t code = pump_x_code(v);\n"
         "        fwrite(&code, sizeof code, 1, stdout);\n    }\n    return 0;\n}\n"
     )
-    subprocess.run(["cc", *WARNINGS, "-O2", "-o", "codes", "codes.c", "pump.c"], cwd=tmp_path, check=True)
+    subprocess.run(
+        ["cc", *WARNINGS, "-O2", "-o", "codes", "codes.c", "pump.c"], cwd=tmp_path, check=True
+    )
     ties = (np.arange(-32770, 32770) + 0.5) * turbofan.x_scale
-    x = np.concatenate([ties, np.nextafter(ties, 1e9), np.nextafter(ties, -1e9), [0.0, -0.0, 1e300, -1e300]])
+    x = np.concatenate(
+        [ties, np.nextafter(ties, 1e9), np.nextafter(ties, -1e9), [0.0, -0.0, 1e300, -1e300]]
+    )
     done = subprocess.run([tmp_path / "codes"], input=x.tobytes(), capture_output=True, check=True)
     assert np.array_equal(np.frombuffer(done.stdout, "<i2"), turbofan.quantize(x))
 
@@ -184,7 +229,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 OWN = '/* main.c */\n#include "stepwell.h"\n#include "pump.h"\nint main(void) { return pump.n_in != PUMP_N_IN; }\n'
 
 
-@pytest.mark.parametrize("name", ["main.c", "stw_fix.h", "pump.h", "pump.c", "README.md", "stepwell.h"])
+@pytest.mark.parametrize(
+    "name", ["main.c", "stw_fix.h", "pump.h", "pump.c", "README.md", "stepwell.h"]
+)
 @pytest.mark.parametrize("change", ["own", "edited", "cut", "mark kept", "empty"])
 def test_files_of_the_user_are_not_overwritten(name, change, small_model, turbofan, tmp_path):
     emit(small_model, tmp_path, "pump")
@@ -234,7 +281,8 @@ def test_unmarked_files_of_an_older_stepwell(small_model, turbofan, tmp_path):
     for path in files:
         path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
     with pytest.raises(
-        StepwellError, match=r"pump\.c and .*pump\.h and .*exist and were not written by stepwell.*--force"
+        StepwellError,
+        match=r"pump\.c and .*pump\.h and .*exist and were not written by stepwell.*--force",
     ):
         emit(turbofan, tmp_path, "pump")
     emit(small_model, tmp_path, "pump")
@@ -242,7 +290,9 @@ def test_unmarked_files_of_an_older_stepwell(small_model, turbofan, tmp_path):
 
 
 def test_what_has_not_changed_is_not_written_again(small_model, turbofan, tmp_path):
-    """A build tool compiles the model anew, and not the engine, but for the guard that is exchanged twice."""
+    """A build tool compiles the model anew, and not the engine, but for the guard that is exchanged
+    twice.
+    """
     files = emit(small_model, tmp_path, "pump")
     for path in files:
         os.utime(path, (0, 0))
@@ -258,7 +308,9 @@ def test_a_header_and_a_source_of_two_models_do_not_compile(stale, small_model, 
     emit(small_model, tmp_path / "old", "m")
     emit(turbofan, tmp_path, "m")
     shutil.copy(tmp_path / "old" / stale, tmp_path)
-    done = subprocess.run(["cc", "-c", "m.c", "-o", "m.o"], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        ["cc", "-c", "m.c", "-o", "m.o"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode != 0 and "is of another model than" in done.stderr
 
 
@@ -267,8 +319,12 @@ def test_a_header_of_an_older_stepwell_is_refused_by_the_source(small_model, tur
     emit(small_model, tmp_path / "old", "m")
     emit(turbofan, tmp_path, "m")
     header = (tmp_path / "old" / "m.h").read_text()
-    (tmp_path / "m.h").write_text(re.sub(r"#if defined\(M_C_ID\).*?#endif\n", "", header, flags=re.S))
-    done = subprocess.run(["cc", "-c", "m.c", "-o", "m.o"], cwd=tmp_path, capture_output=True, text=True)
+    (tmp_path / "m.h").write_text(
+        re.sub(r"#if defined\(M_C_ID\).*?#endif\n", "", header, flags=re.S)
+    )
+    done = subprocess.run(
+        ["cc", "-c", "m.c", "-o", "m.o"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode != 0 and "m.h is of another model than m.c" in done.stderr
 
 
@@ -300,7 +356,9 @@ def dies_at(rename: int, call: Callable[[], object]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
-def test_a_kill_at_any_instant_leaves_old_or_new_or_what_does_not_compile(small_model, turbofan, tmp_path):
+def test_a_kill_at_any_instant_leaves_old_or_new_or_what_does_not_compile(
+    small_model, turbofan, tmp_path
+):
     """Over the files of another stepwell, so that the engine's files change, too."""
     folder, old, new = tmp_path / "c", tmp_path / "old", tmp_path / "new"
     emit(turbofan, new, "m")
@@ -333,7 +391,9 @@ def test_a_kill_at_any_instant_leaves_old_or_new_or_what_does_not_compile(small_
         else:
             seen.add("refused")
             for source in ("m.c", "stw_crc.c"):  # all others: below
-                done = subprocess.run(["cc", "-fsyntax-only", source], cwd=folder, capture_output=True, text=True)
+                done = subprocess.run(
+                    ["cc", "-fsyntax-only", source], cwd=folder, capture_output=True, text=True
+                )
                 assert done.returncode != 0 and "#error" in done.stderr, (instant, source)
         write()
         assert contents(folder) == new_files, "the next run mends it, and takes temporaries away"
@@ -345,7 +405,9 @@ def test_no_file_of_an_interrupted_folder_compiles(small_model, tmp_path):
     (tmp_path / "stepwell.h").write_text(INTERRUPTED)
     for path in files:
         if path.suffix == ".c":
-            done = subprocess.run(["cc", "-fsyntax-only", path.name], cwd=tmp_path, capture_output=True, text=True)
+            done = subprocess.run(
+                ["cc", "-fsyntax-only", path.name], cwd=tmp_path, capture_output=True, text=True
+            )
             assert done.returncode != 0 and "run it again" in done.stderr, path.name
 
 
@@ -383,14 +445,22 @@ def test_emitting_is_deterministic(model, tmp_path):
 def test_other_format_is_an_error_when_compiled(small_model, tmp_path):
     emit(small_model, tmp_path, "m")
     header = tmp_path / "stepwell.h"
-    header.write_text(header.read_text().replace(f"#define STW_MODEL_FORMAT {FORMAT}", "#define STW_MODEL_FORMAT 99"))
-    done = subprocess.run(["cc", "-c", "m.c", "-o", "m.o"], cwd=tmp_path, capture_output=True, text=True)
+    header.write_text(
+        header.read_text().replace(
+            f"#define STW_MODEL_FORMAT {FORMAT}", "#define STW_MODEL_FORMAT 99"
+        )
+    )
+    done = subprocess.run(
+        ["cc", "-c", "m.c", "-o", "m.o"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode != 0 and "run stepwell emit again" in done.stderr
 
 
 def test_headers_compile_as_cpp(small_model, tmp_path):
     emit(small_model, tmp_path, "m")
-    (tmp_path / "use.cpp").write_text('#include "m.h"\nint main() { return m.n_in == M_N_IN ? 0 : 1; }\n')
+    (tmp_path / "use.cpp").write_text(
+        '#include "m.h"\nint main() { return m.n_in == M_N_IN ? 0 : 1; }\n'
+    )
     need("g++", "apt-get install g++")
     flags = ["-std=c++11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only"]
     subprocess.run(["g++", *flags, "use.cpp"], cwd=tmp_path, check=True)
@@ -406,10 +476,19 @@ def test_knobs_compile(tmp_path, knob):
 def test_an_engine_of_one_layer_kind_links(tmp_path, kind):
     sources = [path for path in copy_engine(tmp_path) if path.suffix == ".c"]
     (tmp_path / "use.c").write_text(
-        '#include "stepwell.h"\nint main(void)\n{\n    return stw_step(0, 0, 0) == STW_E_ARG ? 0 : 1;\n}\n'
+        '#include "stepwell.h"\nint main(void)\n{\n    return stw_step(0, 0, 0) == STW_E_ARG ? 0 : '
+        "1;\n}\n"
     )
     run_built(
-        ["cc", *WARNINGS, *(f"-DSTW_WITH_{knob}=0" for knob in KNOBS if knob != kind), "-o", "use", "use.c", *sources],
+        [
+            "cc",
+            *WARNINGS,
+            *(f"-DSTW_WITH_{knob}=0" for knob in KNOBS if knob != kind),
+            "-o",
+            "use",
+            "use.c",
+            *sources,
+        ],
         tmp_path,
     )
     run_built([tmp_path / "use"], tmp_path)
@@ -462,7 +541,9 @@ def test_names_that_are_no_identifiers(small_model, tmp_path, name):
         "".join(f"#include <{name}.h>\n" for name in C_HEADERS) + f'#include "{cleaned}.h"\n'
     )
     subprocess.run(
-        ["cc", *WARNINGS, "-I.", "-fsyntax-only", f"{cleaned}.c", "main.c", "use.c"], cwd=tmp_path / "out", check=True
+        ["cc", *WARNINGS, "-I.", "-fsyntax-only", f"{cleaned}.c", "main.c", "use.c"],
+        cwd=tmp_path / "out",
+        check=True,
     )
 
 
@@ -487,7 +568,10 @@ def test_misuse_of_the_c_api(small_model):
     layers = ffi.new("stw_layer[1]")
     blob = ffi.new("int32_t[]", len(small_model.blob) // 4 + 1)
     ffi.memmove(blob, small_model.blob, len(small_model.blob))
-    assert lib.stw_blob_open(ffi.new("stw_model *"), layers, 1, blob, len(small_model.blob)) == lib.STW_E_SPACE
+    assert (
+        lib.stw_blob_open(ffi.new("stw_model *"), layers, 1, blob, len(small_model.blob))
+        == lib.STW_E_SPACE
+    )
     shifted = ffi.cast("char *", blob) + 1
     assert lib.stw_blob_open(ffi.new("stw_model *"), layers, 1, shifted, 40) == lib.STW_E_ALIGN
     for status in range(1, -11, -1):
@@ -495,7 +579,9 @@ def test_misuse_of_the_c_api(small_model):
 
 
 def mutants(content: bytes, n: int) -> list[bytes]:
-    """Blobs with a few bytes changed, cut or repeated, checksums made right: what a careful attacker would send."""
+    """Blobs with a few bytes changed, cut or repeated, checksums made right: what a careful
+    attacker would send.
+    """
     rng = np.random.default_rng(len(content))
     device_bytes = struct.unpack_from("<I", content, 12)[0]
     arrays = HEADER.size + LAYER.size * struct.unpack_from("<H", content, 6)[0]
@@ -503,7 +589,11 @@ def mutants(content: bytes, n: int) -> list[bytes]:
     for _ in range(n):
         mutant = bytearray(content)
         for _ in range(rng.integers(1, 5)):
-            at = int(rng.choice([rng.integers(4, 40), rng.integers(40, arrays), rng.integers(4, device_bytes)]))
+            at = int(
+                rng.choice(
+                    [rng.integers(4, 40), rng.integers(40, arrays), rng.integers(4, device_bytes)]
+                )
+            )
             mutant[at] = int(rng.choice([0, 1, 2, 3, 4, 0x7F, 0x80, 0xFF, rng.integers(256)]))
         if rng.random() < 0.2:
             mutant = mutant[: rng.integers(44, len(mutant))]
@@ -515,7 +605,12 @@ def mutants(content: bytes, n: int) -> list[bytes]:
 def hostile(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("hostile")
     copy_engine(folder)
-    return compiled(folder, "gcc", [*BUILDS["checked"], *SANITIZERS["gcc"]], str(ROOT / "tests" / "c" / "hostile.c"))
+    return compiled(
+        folder,
+        "gcc",
+        [*BUILDS["checked"], *SANITIZERS["gcc"]],
+        str(ROOT / "tests" / "c" / "hostile.c"),
+    )
 
 
 @pytest.mark.skipif("gcc" not in COMPILERS, reason="no gcc: apt-get install gcc")
@@ -526,4 +621,6 @@ def test_hostile_blobs_under_sanitizers(golden, hostile):
     done = subprocess.run([hostile], input=pack, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()[-2000:]
     assert len(done.stdout) == len(blobs)
-    assert 5 < done.stdout.count(b"+") < 0.7 * len(blobs), "the mutants should be neither all harmless nor all refused"
+    assert 5 < done.stdout.count(b"+") < 0.7 * len(blobs), (
+        "the mutants should be neither all harmless nor all refused"
+    )

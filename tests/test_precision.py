@@ -1,4 +1,6 @@
-"""Bits of weights and activations: the same bits everywhere, codes within their formats, packing, plans, and what each costs."""
+"""Bits of weights and activations: the same bits everywhere, codes within their formats, packing,
+plans, and what each costs.
+"""
 
 import numpy as np
 import pytest
@@ -15,7 +17,11 @@ from stepwell.reference import Reference
 from stepwell.stream import FloatStream
 
 NARROW = [name for name in PRECISIONS if name != "w8a16"]
-FLOOR = {"w8x16h8": 28, "w8a8": 22, "w4a16": 18}  # dB, over all shapes; single rows of few weights are the worst
+FLOOR = {
+    "w8x16h8": 28,
+    "w8a8": 22,
+    "w4a16": 18,
+}  # dB, over all shapes; single rows of few weights are the worst
 
 
 def converted(name: str, precision: str) -> tuple[Graph, stepwell.Model]:
@@ -53,7 +59,9 @@ def test_engine_equals_reference_within_the_formats(name, precision):
 
 
 @pytest.mark.parametrize("precision", NARROW)
-@pytest.mark.parametrize("name", [name for name in SHAPES if name not in ("one unit", "one unit of each", "arg max")])
+@pytest.mark.parametrize(
+    "name", [name for name in SHAPES if name not in ("one unit", "one unit of each", "arg max")]
+)
 def test_accuracy(name, precision):
     graph, model = converted(name, precision)
     x = sequences_for(graph, 9, 4, 100)
@@ -72,7 +80,9 @@ def test_nibbles():
     for n in (1, 2, 3, 8, 9):
         weights = rng.integers(-8, 8, (3, 4, n)).astype(np.int8)
         packed = to_nibbles(weights)
-        assert packed.shape == (3, 4, (n + 1) // 2) and np.array_equal(from_nibbles(packed, n), weights)
+        assert packed.shape == (3, 4, (n + 1) // 2) and np.array_equal(
+            from_nibbles(packed, n), weights
+        )
     assert to_nibbles(np.array([1, -2, 7], np.int8)).tolist() == [-31, 7]  # 0xE1: -2 above 1
 
 
@@ -91,7 +101,10 @@ def test_a_plan_by_layer():
     graph = stack()
     calib = sequences_for(graph, 8, 16, 60)
     second = graph.layers[1].name
-    for text in ("w8a16,1:w4a16", f"w8a16,{second}:w4a16" if second != graph.layers[0].name else "w8a16,1:w4a16"):
+    for text in (
+        "w8a16,1:w4a16",
+        f"w8a16,{second}:w4a16" if second != graph.layers[0].name else "w8a16,1:w4a16",
+    ):
         model = stepwell.convert(graph, calib, precision=text)
         assert [layer.weight_bits for layer in model.layers[:2]] == [8, 4]
         assert model.info()["precision"] == text
@@ -109,7 +122,10 @@ def test_a_plan_by_layer():
         ("w8a16,0:int4", "precision 'int4' is not one of"),
         ("", "precision '' is not one of"),
         (8, "precision: expected w8a16"),
-        ("w8a16,2:w4a16", "'2' is no recurrent layer of the model, which has 0 'lstm3x6', 1 'lstm6x5'"),
+        (
+            "w8a16,2:w4a16",
+            "'2' is no recurrent layer of the model, which has 0 'lstm3x6', 1 'lstm6x5'",
+        ),
         ("w8a16,encoder:w4a16", "'encoder' is no recurrent layer"),
     ],
 )

@@ -83,7 +83,9 @@ def test_training_brings_the_integers_closer():
 def test_from_a_file_with_a_scaler(tmp_path):
     calib = np.load(DEMO / "turbofan_calib.npz")["x"][:8].astype(np.float64)
     scaler = {"mean": np.zeros(14), "std": np.full(14, 0.1)}
-    student = qat.prepare(DEMO / "turbofan.onnx", calib * 0.1, precision="w4a16", scaler=scaler, name="small")
+    student = qat.prepare(
+        DEMO / "turbofan.onnx", calib * 0.1, precision="w4a16", scaler=scaler, name="small"
+    )
     model = student.model()
     assert model.name == "small" and model.info()["precision"] == "w4a16"
     y = student(torch.from_numpy(calib * 0.1)).detach().numpy()
@@ -92,7 +94,9 @@ def test_from_a_file_with_a_scaler(tmp_path):
     assert stepwell.load(tmp_path / "m.stw").blob == model.blob
 
 
-@pytest.mark.parametrize("name", ["peephole", "residual", "causal conv", "rnn", "groups", "projection"])
+@pytest.mark.parametrize(
+    "name", ["peephole", "residual", "causal conv", "rnn", "groups", "projection"]
+)
 def test_other_layers_are_refused_by_name(name):
     graph = graph_of(name)
     with pytest.raises(QuantizeError, match="fine-tuning knows"):
@@ -104,5 +108,7 @@ def test_rows_trained_beyond_the_proof_are_refused():
     student = qat.prepare(graph, sequences_for(graph, 8, 8, 30))
     with torch.no_grad():
         student.layers[1].bias.value += 1e9
-    with pytest.raises(QuantizeError, match=r"layer 'dense32x1' row 0 was trained beyond the overflow proof"):
+    with pytest.raises(
+        QuantizeError, match=r"layer 'dense32x1' row 0 was trained beyond the overflow proof"
+    ):
         student.model()

@@ -31,7 +31,9 @@ def test_every_row_passes_the_proof(model):
 
 
 def test_no_input_reaches_the_bound_but_the_worst_comes_close(turbofan):
-    """The proven bound is not loose: inputs at the rails with the signs of the weights get within its hidden-state share."""
+    """The proven bound is not loose: inputs at the rails with the signs of the weights get within
+    its hidden-state share.
+    """
     layer = turbofan.layers[0]
     _, total, _ = proof.bounds(*layer.weight_sums(), layer.rows)
     row = int(np.argmax(total))
@@ -40,7 +42,9 @@ def test_no_input_reaches_the_bound_but_the_worst_comes_close(turbofan):
     kx = int(layer.rows.kx[row])
     ax = int(x @ layer.w_x[row].astype(np.int64))
     ax = ax << kx if kx >= 0 else (ax + (1 << (-kx - 1))) >> -kx
-    worst = abs(ax) + int(np.abs(h @ layer.w_h[row].astype(np.int64))) + abs(int(layer.rows.bias[row]))
+    worst = (
+        abs(ax) + int(np.abs(h @ layer.w_h[row].astype(np.int64))) + abs(int(layer.rows.bias[row]))
+    )
     assert 0.99 * total[row] < worst <= total[row]
 
 
@@ -57,7 +61,10 @@ def test_failing_rows_are_repaired_and_reported():
     x = random_sequences(rng, 8, 12, 700)
     model = stepwell.convert(graph, x)
     assert model.notes["repaired_rows"], "this model was made to need repair"
-    assert "layer 'wide' row" in model.notes["repaired_rows"][0] and "gate" in model.notes["repaired_rows"][0]
+    assert (
+        "layer 'wide' row" in model.notes["repaired_rows"][0]
+        and "gate" in model.notes["repaired_rows"][0]
+    )
     for layer in model.layers:
         assert len(proof.failing_rows(*layer.weight_sums(), layer.rows)) == 0
     rails = rng.choice([-32768, 32767], (20, 700)).astype(np.int16)
@@ -91,7 +98,9 @@ def test_rows_without_weights(empty):
 
 @pytest.mark.parametrize("gain", [1e-6, 1e-3, 1e3, 1e5])
 def test_inputs_of_any_size(gain):
-    """Input weights scaled against the input: kx reaches far to both sides and the output stays right."""
+    """Input weights scaled against the input: kx reaches far to both sides and the output stays
+    right.
+    """
     rng = np.random.default_rng(3)
     lstm = random_lstm(rng, 3, 6)
     graph = Graph((Lstm("lstm", lstm.w_x / gain, lstm.w_h, lstm.bias),))
@@ -119,7 +128,9 @@ def test_a_cell_beyond_its_format_is_warned_about():
     graph = Graph((Lstm("counter", w_x, w_h, bias),))
     model = stepwell.convert(graph, np.ones((8, 600, 1)))
     assert any("saturates at 512" in warning for warning in model.notes["warnings"])
-    assert np.array_equal(model.stream().run(np.ones((700, 1))), model.reference().run(np.ones((700, 1))))
+    assert np.array_equal(
+        model.stream().run(np.ones((700, 1))), model.reference().run(np.ones((700, 1)))
+    )
 
 
 def test_multipliers_cover_the_range():
@@ -152,7 +163,9 @@ def test_error_compensation_beats_plain_rounding():
 
 
 def test_precision_does_not_depend_on_the_unit_of_an_input():
-    """The same network with inputs in other units: the same accuracy, within what rounding's luck gives."""
+    """The same network with inputs in other units: the same accuracy, within what rounding's luck
+    gives.
+    """
     rng = np.random.default_rng(11)
     lstm = random_lstm(rng, 4, 16)
     x, test = random_sequences(rng, 24, 60, 4), random_sequences(rng, 8, 60, 4)
@@ -183,7 +196,11 @@ def test_hidden_layers_that_calibration_finds_nearly_dead(peak):
     bias = np.full(5, -100.0)
     bias[0] = peak - hidden.weight[0] @ np.zeros(6)
     graph = Graph(
-        (random_lstm(rng, 3, 6), Dense("hidden", hidden.weight * peak, bias, "relu"), random_dense(rng, 5, 2))
+        (
+            random_lstm(rng, 3, 6),
+            Dense("hidden", hidden.weight * peak, bias, "relu"),
+            random_dense(rng, 5, 2),
+        )
     )
     assert sqnr(graph, stepwell.convert(graph, random_sequences(rng, 16, 40, 3))) > 40
 
@@ -195,7 +212,9 @@ def test_inputs_far_from_zero():
     x[..., 2] += 1.7e9
     graph = Graph((random_lstm(rng, 3, 4),))
     covariance = calibrate(graph, list(x)).layers[0].moments.covariance
-    assert np.allclose(covariance[:3, :3], np.cov(x.reshape(-1, 3).T - [[0], [0], [1.7e9]], bias=True), rtol=1e-3)
+    assert np.allclose(
+        covariance[:3, :3], np.cov(x.reshape(-1, 3).T - [[0], [0], [1.7e9]], bias=True), rtol=1e-3
+    )
     with pytest.raises(QuantizeError, match="normalise the inputs"):
         stepwell.convert(graph, x)
     with pytest.raises(stepwell.SampleError, match="normalise the inputs"):
@@ -231,10 +250,16 @@ LSTM = random_lstm(np.random.default_rng(0), 3, 4)
         ((), "at least one recurrent layer"),
         ((random_dense(np.random.default_rng(0), 3, 4),), "at least one recurrent layer"),
         ((LSTM, random_dense(np.random.default_rng(0), 5, 2)), "is given 4 values and takes 5"),
-        ((LSTM, random_dense(np.random.default_rng(0), 4, 2, "gelu")), "activation 'gelu' is not one of"),
+        (
+            (LSTM, random_dense(np.random.default_rng(0), 4, 2, "gelu")),
+            "activation 'gelu' is not one of",
+        ),
         ((LSTM, Activation("act", "none", 4)), "activation 'none' is not one of"),
         ((LSTM, random_dense(np.random.default_rng(0), 4, 513, "softmax")), "at most 512 classes"),
-        ((LSTM, random_dense(np.random.default_rng(0), 4, 4, "softmax"), LSTM), "softmax must come last"),
+        (
+            (LSTM, random_dense(np.random.default_rng(0), 4, 4, "softmax"), LSTM),
+            "softmax must come last",
+        ),
         ((Lstm("bad", LSTM.w_x * np.nan, LSTM.w_h, LSTM.bias),), "layer 0 'bad': w_x holds NaN"),
         ((Lstm("bad", LSTM.w_x[:8], LSTM.w_h, LSTM.bias),), "w_x has shape"),
         ((Lstm("bad", LSTM.w_x, LSTM.w_h, LSTM.bias[:3]),), "bias has shape"),

@@ -1,7 +1,9 @@
-"""Random graphs of every supported kind: reference = engine, and a stream = the whole sequence, in float and in integers.
+"""Random graphs of every supported kind: reference = engine, and a stream = the whole sequence, in
+float and in integers.
 
-Then numbers that nobody trains on purpose: either a clear error, or a model whose C equals the reference.
-``STEPWELL_EXAMPLES=2000 pytest tests/test_random_graphs.py`` tries that many graphs, others each time.
+Then numbers that nobody trains on purpose: either a clear error, or a model whose C equals the
+reference. ``STEPWELL_EXAMPLES=2000 pytest tests/test_random_graphs.py`` tries that many graphs,
+others each time.
 """
 
 from __future__ import annotations
@@ -58,7 +60,11 @@ def tried(examples: int):
         derandomize=not EXAMPLES,
         deadline=None,
         print_blob=True,
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+        suppress_health_check=[
+            HealthCheck.too_slow,
+            HealthCheck.data_too_large,
+            HealthCheck.filter_too_much,
+        ],
     )
 
 
@@ -71,14 +77,17 @@ SMOOTH = [
 ]
 ACTIVATIONS = ["none", "none", "relu", "tanh", "sigmoid", *SMOOTH]
 KINDS = (
-    "lstm lstm gru gru rnn dense dense groups norm activation add mul concat slice window strided pool "
+    "lstm lstm gru gru rnn dense dense groups norm activation add mul concat slice window strided "
+    "pool "
     "score dot additive"
 ).split()
 
 
 @dataclass(frozen=True)
 class Value:
-    """Something that a layer may read: its number, width and timing, and the steps that it is made after a window's end."""
+    """Something that a layer may read: its number, width and timing, and the steps that it is made
+    after a window's end.
+    """
 
     number: int
     width: int
@@ -118,15 +127,23 @@ class Maker:
 
     def any_value(self, *, beside: Value | None = None, width: int = 0) -> Value:
         """One of the last few, or one of the timing and width asked for."""
-        fit = [v for v in self.values if beside is None or (v.timing, v.lag) == (beside.timing, beside.lag)]
+        fit = [
+            v
+            for v in self.values
+            if beside is None or (v.timing, v.lag) == (beside.timing, beside.lag)
+        ]
         fit = [v for v in fit if not width or v.width == width]
         if isinstance(self.layers[0] if self.layers else None, Embedding):
             fit = [v for v in fit if v.number]  # tokens are not numbers
         return self.one_of(fit[-4:])
 
-    def dense(self, source: Value, width: int = 0, activation: str | Function | None = None) -> Value:
+    def dense(
+        self, source: Value, width: int = 0, activation: str | Function | None = None
+    ) -> Value:
         activation = self.one_of(ACTIVATIONS) if activation is None else activation
-        return self.add(random_dense(self.rng, source.width, width or self.width(), activation), source)
+        return self.add(
+            random_dense(self.rng, source.width, width or self.width(), activation), source
+        )
 
     # ---- recurrent layers in their variants ----
 
@@ -163,7 +180,10 @@ class Maker:
         n = self.width()
         return replace(
             random_gru(self.rng, x.width, n),
-            functions=(self.one_of(["sigmoid", HARD]), self.one_of(["tanh", "tanh", "relu", Function("softsign")])),
+            functions=(
+                self.one_of(["sigmoid", HARD]),
+                self.one_of(["tanh", "tanh", "relu", Function("softsign")]),
+            ),
             clip=self.one_of([np.inf, np.inf, 0.5, 3.0]),
             reset_after=self.flag(),
             h0=self.rng.normal(size=n) if self.flag() else None,
@@ -201,7 +221,11 @@ class Maker:
             other = self.any_value(beside=x, width=x.width)
             activation = self.one_of(ACTIVATIONS)
             weights = self.one_of([(1.0, 1.0), (1.0, -1.0), (0.3, -4.0)])
-            layer = Add("sum", x.width, weights, activation) if kind == "add" else Mul("product", x.width, activation)
+            layer = (
+                Add("sum", x.width, weights, activation)
+                if kind == "add"
+                else Mul("product", x.width, activation)
+            )
             self.add(layer, x, other)
         elif kind == "concat":
             other = self.any_value(beside=x)
@@ -221,7 +245,9 @@ class Maker:
         stride = self.draw(st.integers(1, 3)) if kind == "strided" else 1
         ahead = self.draw(st.integers(0, span - 1)) if self.draw(st.integers(0, 3)) == 0 else 0
         lowest = kind == "pool" and dilation == 1 and self.flag()
-        seen = self.add(Window("window", x.width, taps, dilation, stride, padding, ahead, lowest=lowest), x)
+        seen = self.add(
+            Window("window", x.width, taps, dilation, stride, padding, ahead, lowest=lowest), x
+        )
         if kind == "pool":
             self.add(MaxPool("largest", seen.width, taps), seen)
             if lowest:  # nothing else may read it
@@ -262,7 +288,9 @@ class Maker:
             needed |= set(self.sources[number - 1]) if number in needed else set()
         kept = [number for number in range(1, len(self.layers) + 1) if number in needed]
         places = {0: 0} | {number: place for place, number in enumerate(kept, start=1)}
-        sources = tuple(tuple(places[value] for value in self.sources[number - 1]) for number in kept)
+        sources = tuple(
+            tuple(places[value] for value in self.sources[number - 1]) for number in kept
+        )
         return Graph(tuple(self.layers[number - 1] for number in kept), readout, sources=sources)
 
 
@@ -285,7 +313,9 @@ def data_for(graph: Graph, seed: int, n: int, steps: int) -> np.ndarray:
 
 
 def assert_bits(model: stepwell.Model, x: np.ndarray, cuts: list[int]) -> None:
-    """Reference = engine on data [T, n_in] and on full-scale noise: whole, in chunks, step by step, after a load."""
+    """Reference = engine on data [T, n_in] and on full-scale noise: whole, in chunks, step by step,
+    after a load.
+    """
     rng = np.random.default_rng(1)
     noise = rng.integers(-32768, 32768, x.shape).astype(np.int16)
     for codes in (model.quantize(x), noise, rng.choice([-32768, 32767], x.shape).astype(np.int16)):
@@ -293,7 +323,9 @@ def assert_bits(model: stepwell.Model, x: np.ndarray, cuts: list[int]) -> None:
         assert np.array_equal(model.stream().run_q(codes), expected)
         reference, stream, loaded = model.reference(), model.stream(), model.stream()
         edges = [0, *cuts, len(codes)]
-        parts = [(reference.run_q(codes[a:b]), stream.run_q(codes[a:b])) for a, b in pairwise(edges)]
+        parts = [
+            (reference.run_q(codes[a:b]), stream.run_q(codes[a:b])) for a, b in pairwise(edges)
+        ]
         assert np.array_equal(np.concatenate([p for p, _ in parts]), expected)
         assert np.array_equal(np.concatenate([p for _, p in parts]), expected)
     stream.reset()
@@ -305,20 +337,26 @@ def assert_bits(model: stepwell.Model, x: np.ndarray, cuts: list[int]) -> None:
     loaded.run_q(codes[cuts[0] :])
     assert loaded.digest() == stream.digest()
     batch = model.batch(2)
-    assert np.array_equal([batch.step(np.stack([row, row]))[1] for row in x[:15]], model.reference().run(x[:15]))
+    assert np.array_equal(
+        [batch.step(np.stack([row, row]))[1] for row in x[:15]], model.reference().run(x[:15])
+    )
     again = stepwell.loads(model.blob)
     assert again.blob == model.blob and np.array_equal(again.reference().run_q(codes), expected)
     assert model.info()["snapshot_bytes"] == len(stream.save())
 
 
 def convert_or_refuse(graph: Graph, calib, x: np.ndarray, cuts=(7,), **options) -> bool:
-    """Whether there is a model, whose bits are then right; a refusal must name a layer or say what to do."""
+    """Whether there is a model, whose bits are then right; a refusal must name a layer or say what
+    to do.
+    """
     try:
         model = stepwell.convert(graph, calib, **options)
     except REFUSALS as error:
         text = str(error)
         names = {layer.name for layer in graph.layers} | {"output", "output scale"}
-        assert any(f"'{name}'" in text for name in names) or "calibration" in text or "mode" in text, text
+        assert (
+            any(f"'{name}'" in text for name in names) or "calibration" in text or "mode" in text
+        ), text
         return False
     assert_bits(model, x, list(cuts))
     assert np.isfinite(model.reference().run(x)).all()
@@ -351,7 +389,9 @@ def test_float_stream_equals_whole_sequence(graph, cuts):
     parts = [chunked.run(x[:, a:b]) for a, b in pairwise(edges)]
     size = 1e-9 * max(1.0, np.abs(whole).max())
     assert np.allclose(np.concatenate(parts, axis=1), whole, rtol=0, atol=size)
-    assert np.allclose(np.stack([stepped.step(x[:, t]) for t in range(STEPS)], axis=1), whole, rtol=0, atol=size)
+    assert np.allclose(
+        np.stack([stepped.step(x[:, t]) for t in range(STEPS)], axis=1), whole, rtol=0, atol=size
+    )
     assert np.allclose(FloatStream(graph).run(x[1]), whole[1], rtol=0, atol=size)
 
 
@@ -373,7 +413,9 @@ def test_engine_equals_reference(graph, kind, size, part, cuts):
 @tried(40)
 @given(graphs(backward=True), st.integers(0, 9), st.integers(0, 9), CUTS)
 def test_engine_equals_reference_backwards(graph, size, part, cuts):
-    """Layers that read backwards, and whose last state is all that counts, in the one mode that has them."""
+    """Layers that read backwards, and whose last state is all that counts, in the one mode that has
+    them.
+    """
     mode = mode_that_fits(graph, "slide", size, part)
     calib, x = data_for(graph, 8, 8, max(40, mode.window)), data_for(graph, 9, 1, STEPS)[0]
     event("converted" if convert_or_refuse(graph, calib, x, cuts, mode=mode) else "refused")
@@ -382,11 +424,15 @@ def test_engine_equals_reference_backwards(graph, size, part, cuts):
 @tried(40)
 @given(graphs(), st.sampled_from(["carry", "tumble", "slide"]), st.integers(1, 9))
 def test_integers_stay_close_to_the_floats(graph, kind, size):
-    """On the calibration's own data, at the first steps, before any chaos: nothing that random weights do is far off."""
+    """On the calibration's own data, at the first steps, before any chaos: nothing that random
+    weights do is far off.
+    """
     mode = mode_that_fits(graph, kind, size, 0)
     calib = data_for(graph, 8, 8, max(30, mode.window))
     peaks = [1.0]
-    FloatStream(graph, lambda index, name, values: peaks.append(float(np.abs(values).max()))).run(calib)
+    FloatStream(graph, lambda index, name, values: peaks.append(float(np.abs(values).max()))).run(
+        calib
+    )
     assume(max(peaks) < 30)  # products of products leave what networks are trained on
     try:
         model = stepwell.convert(graph, calib, mode=mode)
@@ -414,7 +460,11 @@ def scaled(layer: Layer, size: float, dead_row: int | None = None) -> Layer:
         return array
 
     names = ("w_x", "w_h", "weight", "gamma", "table", "peephole", "projection")
-    present = {name: getattr(layer, name) for name in names if isinstance(getattr(layer, name, None), np.ndarray)}
+    present = {
+        name: getattr(layer, name)
+        for name in names
+        if isinstance(getattr(layer, name, None), np.ndarray)
+    }
     if isinstance(layer, Attention):
         return replace(layer, scale=layer.scale * size)
     if isinstance(layer, Add):
@@ -432,17 +482,25 @@ def scaled(layer: Layer, size: float, dead_row: int | None = None) -> Layer:
 )
 def test_weights_of_any_size(graph, sizes, dead_row, dead, size_of_x):
     layers = tuple(
-        scaled(layer, sizes[k % len(sizes)], dead_row if dead else None) for k, layer in enumerate(graph.layers)
+        scaled(layer, sizes[k % len(sizes)], dead_row if dead else None)
+        for k, layer in enumerate(graph.layers)
     )
     graph = Graph(layers, sources=graph.sources)
     tokens = isinstance(graph.layers[0], Embedding)
     unit = 1.0 if tokens else size_of_x
-    made = convert_or_refuse(graph, data_for(graph, 8, 8, 40) * unit, data_for(graph, 9, 1, 30)[0] * unit)
+    made = convert_or_refuse(
+        graph, data_for(graph, 8, 8, 40) * unit, data_for(graph, 9, 1, 30)[0] * unit
+    )
     event("converted" if made else "refused")
 
 
 @tried(30)
-@given(graphs(), st.sampled_from([0.0, 1e-9, 1.0, -5.0, 1e4]), st.sampled_from([1e-6, 1.0, 1e6]), st.integers(0, 9))
+@given(
+    graphs(),
+    st.sampled_from([0.0, 1e-9, 1.0, -5.0, 1e4]),
+    st.sampled_from([1e-6, 1.0, 1e6]),
+    st.integers(0, 9),
+)
 def test_calibration_far_from_the_data(graph, constant, far, zero):
     """Constant sequences, inputs that calibration never saw the size of, channels that are zero."""
     tokens = isinstance(graph.layers[0], Embedding)
@@ -477,7 +535,11 @@ def test_a_layer_that_nothing_reads():
     rng = np.random.default_rng(1)
     window, rnn = Window("dead", 2, 2, stride=3, padding=0), random_rnn(rng, 2, 2)
     calib = random_sequences(np.random.default_rng(8), 8, 30, 2)
-    assert_bits(stepwell.convert(Graph((random_gru(rng, 2, 3), rnn), sources=((0,), (0,))), calib), calib[0], [4])
+    assert_bits(
+        stepwell.convert(Graph((random_gru(rng, 2, 3), rnn), sources=((0,), (0,))), calib),
+        calib[0],
+        [4],
+    )
     try:
         graph = Graph((window, rnn), sources=((0,), (0,)))
     except ImportRefused as error:
@@ -493,7 +555,11 @@ def test_weights_and_inputs_of_absurd_size(kind, size):
     """Weights, inputs, both against each other."""
     rng = np.random.default_rng(1)
     layer = kind(rng, 3, 5) if kind else random_lstm(rng, 3, 5)
-    after = (random_dense(rng, 5, 2),) if kind else (random_norm(rng, 5), random_dense(rng, 5, 2, Function("gelu")))
+    after = (
+        (random_dense(rng, 5, 2),)
+        if kind
+        else (random_norm(rng, 5), random_dense(rng, 5, 2, Function("gelu")))
+    )
     calib = random_sequences(np.random.default_rng(8), 8, 30, 3)
     x = random_sequences(np.random.default_rng(9), 1, 30, 3)[0]
     convert_or_refuse(Graph((layer, *after)), calib * size, x * size)
@@ -505,10 +571,14 @@ def test_weights_and_inputs_of_absurd_size(kind, size):
 
 @pytest.mark.parametrize("size", [1.0, 1e3, 1e6, 1e9, 1e15])
 def test_layers_side_by_side_of_different_sizes(size):
-    """A concatenation keeps one scale: what is small beside the large is lost, and that is said or harmless."""
+    """A concatenation keeps one scale: what is small beside the large is lost, and that is said or
+    harmless.
+    """
     rng = np.random.default_rng(1)
     lstm, far = random_lstm(rng, 3, 4), Dense("far", rng.normal(size=(2, 4)) * size, np.zeros(2))
-    back = Dense("back", np.hstack([rng.normal(size=(2, 4)), rng.normal(size=(2, 2)) / size]), np.zeros(2))
+    back = Dense(
+        "back", np.hstack([rng.normal(size=(2, 4)), rng.normal(size=(2, 2)) / size]), np.zeros(2)
+    )
     graph = Graph((lstm, far, Concat("both", (4, 2)), back), sources=((0,), (1,), (1, 2), (3,)))
     calib = random_sequences(np.random.default_rng(8), 8, 40, 3)
     try:
@@ -529,40 +599,88 @@ def test_layers_side_by_side_of_different_sizes(size):
         lambda: Graph((random_gru(np.random.default_rng(1), 3, 2),), sources=((0, 0),)),
         lambda: Graph((random_gru(np.random.default_rng(1), 3, 2),), sources=((0,), (1,))),
         lambda: Graph((random_gru(np.random.default_rng(1), 3, 2), Add("a", 2)), sources=((0,),)),
-        lambda: Graph((random_gru(np.random.default_rng(1), 3, 2), Add("a", 2)), sources=((0,), (1,))),
-        lambda: Graph((random_gru(np.random.default_rng(1), 3, 2), Add("a", 2)), sources=((0,), (1, 2))),
-        lambda: Graph((random_gru(np.random.default_rng(1), 3, 2), Add("a", 2)), sources=((0,), (0, 1))),
+        lambda: Graph(
+            (random_gru(np.random.default_rng(1), 3, 2), Add("a", 2)), sources=((0,), (1,))
+        ),
+        lambda: Graph(
+            (random_gru(np.random.default_rng(1), 3, 2), Add("a", 2)), sources=((0,), (1, 2))
+        ),
+        lambda: Graph(
+            (random_gru(np.random.default_rng(1), 3, 2), Add("a", 2)), sources=((0,), (0, 1))
+        ),
         lambda: Graph((Window("w", 3, 2, 70000), random_gru(np.random.default_rng(1), 6, 2))),
         lambda: Graph((Window("w", 3, 30, 3000), random_gru(np.random.default_rng(1), 90, 2))),
-        lambda: Graph((Window("w", 3, 2, stride=70000), random_gru(np.random.default_rng(1), 6, 2))),
+        lambda: Graph(
+            (Window("w", 3, 2, stride=70000), random_gru(np.random.default_rng(1), 6, 2))
+        ),
         lambda: Graph((Window("w", 3, 0), random_gru(np.random.default_rng(1), 6, 2))),
         lambda: Graph((Window("w", 3, 2, padding=2), random_gru(np.random.default_rng(1), 6, 2))),
         lambda: Graph((Window("w", 3, 40000), random_gru(np.random.default_rng(1), 6, 2))),
-        lambda: Graph((random_gru(np.random.default_rng(1), 3, 2), Embedding("e", np.ones((3, 2)), 2))),
+        lambda: Graph(
+            (random_gru(np.random.default_rng(1), 3, 2), Embedding("e", np.ones((3, 2)), 2))
+        ),
         lambda: Graph((random_gru(np.random.default_rng(1), 3, 2), Slice("s", 2, 1, 2))),
         lambda: Graph((random_gru(np.random.default_rng(1), 3, 2), Slice("s", 2, 0, 0))),
         lambda: Graph((random_gru(np.random.default_rng(1), 3, 4), MaxPool("m", 4, 3))),
         lambda: Graph((random_gru(np.random.default_rng(1), 3, 4), MaxPool("m", 4, 0))),
         lambda: Graph(
-            (random_gru(np.random.default_rng(1), 3, 4), ArgMax("m", 4), Dense("d", np.ones((2, 1)), np.ones(2)))
+            (
+                random_gru(np.random.default_rng(1), 3, 4),
+                ArgMax("m", 4),
+                Dense("d", np.ones((2, 1)), np.ones(2)),
+            )
         ),
-        lambda: Graph((random_gru(np.random.default_rng(1), 3, 1), LayerNorm("n", np.ones(1), np.ones(1)))),
-        lambda: Graph((random_gru(np.random.default_rng(1), 3, 2), LayerNorm("n", np.ones(2), np.ones(2), -1.0))),
-        lambda: Graph((random_gru(np.random.default_rng(1), 3, 2), LayerNorm("n", np.ones(2), np.ones(3)))),
-        lambda: Graph((random_gru(np.random.default_rng(1), 3, 2), Add("a", 2, (0.0, 0.0))), sources=((0,), (1, 1))),
-        lambda: Graph((random_gru(np.random.default_rng(1), 3, 2), Add("a", 2, (np.nan, 1.0))), sources=((0,), (1, 1))),
-        lambda: Graph((random_gru(np.random.default_rng(1), 3, 2), Dense("d", np.ones((2, 1)), np.ones(2), groups=0))),
-        lambda: Graph((random_gru(np.random.default_rng(1), 3, 2), Dense("d", np.ones((3, 1)), np.ones(3), groups=2))),
+        lambda: Graph(
+            (random_gru(np.random.default_rng(1), 3, 1), LayerNorm("n", np.ones(1), np.ones(1)))
+        ),
+        lambda: Graph(
+            (
+                random_gru(np.random.default_rng(1), 3, 2),
+                LayerNorm("n", np.ones(2), np.ones(2), -1.0),
+            )
+        ),
+        lambda: Graph(
+            (random_gru(np.random.default_rng(1), 3, 2), LayerNorm("n", np.ones(2), np.ones(3)))
+        ),
+        lambda: Graph(
+            (random_gru(np.random.default_rng(1), 3, 2), Add("a", 2, (0.0, 0.0))),
+            sources=((0,), (1, 1)),
+        ),
+        lambda: Graph(
+            (random_gru(np.random.default_rng(1), 3, 2), Add("a", 2, (np.nan, 1.0))),
+            sources=((0,), (1, 1)),
+        ),
+        lambda: Graph(
+            (
+                random_gru(np.random.default_rng(1), 3, 2),
+                Dense("d", np.ones((2, 1)), np.ones(2), groups=0),
+            )
+        ),
+        lambda: Graph(
+            (
+                random_gru(np.random.default_rng(1), 3, 2),
+                Dense("d", np.ones((3, 1)), np.ones(3), groups=2),
+            )
+        ),
         lambda: Graph((replace(random_gru(np.random.default_rng(1), 3, 2), clip=0.0),)),
         lambda: Graph((replace(random_gru(np.random.default_rng(1), 3, 2), clip=np.nan),)),
         lambda: Graph((replace(random_gru(np.random.default_rng(1), 3, 2), h0=np.ones(3)),)),
-        lambda: Graph((replace(random_lstm(np.random.default_rng(1), 3, 2), c0=np.full(2, np.inf)),)),
+        lambda: Graph(
+            (replace(random_lstm(np.random.default_rng(1), 3, 2), c0=np.full(2, np.inf)),)
+        ),
         lambda: Graph((replace(random_lstm(np.random.default_rng(1), 3, 2), peephole=np.ones(4)),)),
-        lambda: Graph((replace(random_lstm(np.random.default_rng(1), 3, 2), projection=np.ones((3, 2))),)),
-        lambda: Graph((replace(random_projected(np.random.default_rng(1), 3, 4, 2), projection=None),)),
+        lambda: Graph(
+            (replace(random_lstm(np.random.default_rng(1), 3, 2), projection=np.ones((3, 2))),)
+        ),
+        lambda: Graph(
+            (replace(random_projected(np.random.default_rng(1), 3, 4, 2), projection=None),)
+        ),
         *(
             lambda changes=changes: Graph(
-                (random_gru(np.random.default_rng(1), 3, 2), replace(Attention("t", "dot", 5, 2, 2), **changes)),
+                (
+                    random_gru(np.random.default_rng(1), 3, 2),
+                    replace(Attention("t", "dot", 5, 2, 2), **changes),
+                ),
                 sources=((0,), (1, 1, 1)),
             )
             for changes in (

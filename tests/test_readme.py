@@ -25,7 +25,9 @@ def test_python_example(tmp_path):
     code = example("python")
     assert len(code.strip().splitlines()) <= 16
     shutil.copytree(DEMO, tmp_path / "stepwell-demo")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert re.match(r"about \d+ flights left; the state is 204 bytes", done.stdout)
 
@@ -35,7 +37,10 @@ def test_fine_tuning_example(tmp_path, monkeypatch):
     shutil.copytree(DEMO, tmp_path / "stepwell-demo")
     monkeypatch.chdir(tmp_path)
     x = torch.from_numpy(np.load("stepwell-demo/turbofan_calib.npz")["x"][:8])
-    exec(example("qat", ACCURACY), {"batches": [(x, torch.full((8, 1), 0.5, dtype=torch.float64))] * 2})
+    exec(
+        example("qat", ACCURACY),
+        {"batches": [(x, torch.full((8, 1), 0.5, dtype=torch.float64))] * 2},
+    )
     model = stepwell.load("turbofan.stw")
     assert model.info()["precision"] == "w4a16" and model.notes["fine_tuned"]
 
@@ -52,7 +57,10 @@ def test_commands_of_the_precision_section(tmp_path, monkeypatch):
     for command in commands:
         done = invoke(*command.replace("--steps 100000", "--steps 400").split())
         assert done.code == 0, done.stderr
-    assert stepwell.load("motor.stw").info()["precision"] == "w8a16,0:w4a16" and (tmp_path / "motor.html").is_file()
+    assert (
+        stepwell.load("motor.stw").info()["precision"] == "w8a16,0:w4a16"
+        and (tmp_path / "motor.html").is_file()
+    )
 
 
 def test_c_example(turbofan, tmp_path):
@@ -63,8 +71,12 @@ def test_c_example(turbofan, tmp_path):
         '    printf("%ld\\n", (long)on_sample(x));\n    return 0;\n}\n'
     )
     command = re.search(r"Compile it with `(.*?)`", README).group(1)
-    subprocess.run(f"{command} -Wall -Wextra -Werror -o example", cwd=tmp_path, shell=True, check=True)
-    printed = subprocess.run([tmp_path / "example"], capture_output=True, text=True, check=True).stdout
+    subprocess.run(
+        f"{command} -Wall -Wextra -Werror -o example", cwd=tmp_path, shell=True, check=True
+    )
+    printed = subprocess.run(
+        [tmp_path / "example"], capture_output=True, text=True, check=True
+    ).stdout
     assert int(printed) == turbofan.stream().step_q([0] * turbofan.n_in)[0]
 
 
@@ -82,6 +94,8 @@ def test_links_lead_somewhere():
 
 def test_operators_that_convert_are_listed():
     listed = re.search(
-        r"^Operators known: (.*?)\.\s", (ROOT / "docs" / "import.md").read_text(), re.DOTALL | re.MULTILINE
+        r"^Operators known: (.*?)\.\s",
+        (ROOT / "docs" / "import.md").read_text(),
+        re.DOTALL | re.MULTILINE,
     )
     assert re.split(r",\s+", listed.group(1)) == sorted(HANDLERS)

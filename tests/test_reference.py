@@ -1,4 +1,6 @@
-"""The specification itself: tables, rounding, activation errors, and golden values that may never change."""
+"""The specification itself: tables, rounding, activation errors, and golden values that may never
+change.
+"""
 
 import hashlib
 import json
@@ -58,7 +60,9 @@ def test_softmax_error(n):
 
 
 def test_golden_values():
-    """Outputs of committed models for committed inputs: written by tools/make_golden.py, never edited."""
+    """Outputs of committed models for committed inputs: written by tools/make_golden.py, never
+    edited.
+    """
     for path in sorted((ROOT / "tests" / "golden").glob("*.stw")):
         model = stepwell.load(path)
         golden = json.loads(path.with_suffix(".json").read_text())

@@ -1,4 +1,6 @@
-"""The report: one page that stands alone, numbers that an independent computation finds too, and faults that show."""
+"""The report: one page that stands alone, numbers that an independent computation finds too, and
+faults that show.
+"""
 
 import io
 import json
@@ -37,7 +39,9 @@ def samples_for(graph: Graph, n: int = 6, steps: int = 60) -> Samples:
     return Samples(tuple(sequences_for(graph, 5, n, steps)), None, "made")
 
 
-def analysed(graph: Graph, precision: str = "w8a16", steps: int = 400) -> tuple[stepwell.Model, Samples, Analysis]:
+def analysed(
+    graph: Graph, precision: str = "w8a16", steps: int = 400
+) -> tuple[stepwell.Model, Samples, Analysis]:
     model = stepwell.convert(graph, sequences_for(graph, 8, 16, 60), precision=precision)
     samples = samples_for(graph)
     return model, samples, analyse(model, graph, samples, steps)
@@ -95,7 +99,11 @@ class _Tags(HTMLParser):
 
     def handle_starttag(self, tag, attributes):
         self.names.append(tag)
-        self.loaded += [value for name, value in attributes if name in ("src", "href", "xlink:href", "action", "data")]
+        self.loaded += [
+            value
+            for name, value in attributes
+            if name in ("src", "href", "xlink:href", "action", "data")
+        ]
         if tag not in ("meta", "link", "img", "br"):
             self._open.append(tag)
 
@@ -114,7 +122,13 @@ def test_the_page_stands_alone(page):
     assert not re.findall(r"url\(\s*[\"']?(?!#)", page) and "@import" not in page
     assert not re.search(r"\son\w+=", page)
     assert tags.names.count("svg") == 9
-    for heading in ("What to do", "A run of 1000 steps", "The task", "Which layer costs what", "Cost of a step"):
+    for heading in (
+        "What to do",
+        "A run of 1000 steps",
+        "The task",
+        "Which layer costs what",
+        "Cost of a step",
+    ):
         assert heading in page
     assert "nan" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.DOTALL).lower().split()
 
@@ -131,13 +145,18 @@ def test_pictures_take_their_ink_from_the_page(page):
 def test_same_page_twice(turbofan, tmp_path):
     graph = graph_of("lstm dense")
     _, _, analysis = analysed(graph)
-    first, second = (write_report(analysis, tmp_path / name).read_text() for name in ("a.html", "b.html"))
+    first, second = (
+        write_report(analysis, tmp_path / name).read_text() for name in ("a.html", "b.html")
+    )
     assert first == second
 
 
 def test_names_in_a_model_cannot_become_markup(tmp_path):
     graph = stack()
-    graph = replace(graph, layers=(replace(graph.layers[0], name="<script>alert(1)</script>"), *graph.layers[1:]))
+    graph = replace(
+        graph,
+        layers=(replace(graph.layers[0], name="<script>alert(1)</script>"), *graph.layers[1:]),
+    )
     _, _, analysis = analysed(graph)
     text = write_report(analysis, tmp_path / "a.html").read_text()
     assert "<script" not in text and "&lt;script&gt;" in text
@@ -168,14 +187,41 @@ def test_modes(mode, tmp_path):
 
 def test_json_gives_the_facts(stw, data):
     before = set(stw.parent.iterdir())
-    done = invoke("report", stw, "--data", data, "--float", ONNX, "--steps", 500, "--metric", "mae", "--json")
+    done = invoke(
+        "report", stw, "--data", data, "--float", ONNX, "--steps", 500, "--metric", "mae", "--json"
+    )
     assert done.code == 0 and set(stw.parent.iterdir()) == before  # no page unless asked for
     facts = json.loads(done.stdout)
-    assert set(facts) == {"info", "check", "warm_up", "places", "layers", "long_run", "cost", "advice", "float"}
+    assert set(facts) == {
+        "info",
+        "check",
+        "warm_up",
+        "places",
+        "layers",
+        "long_run",
+        "cost",
+        "advice",
+        "float",
+    }
     assert facts["check"]["metric"]["name"] == "mae" and facts["check"]["engine_mismatches"] == 0
     assert facts["long_run"]["steps"] == 500
-    both = invoke("report", stw, "--data", data, "--float", ONNX, "--steps", 500, "--json", "-o", stw.parent / "b.html")
-    assert json.loads(both.stdout)["long_run"] == facts["long_run"] and (stw.parent / "b.html").is_file()
+    both = invoke(
+        "report",
+        stw,
+        "--data",
+        data,
+        "--float",
+        ONNX,
+        "--steps",
+        500,
+        "--json",
+        "-o",
+        stw.parent / "b.html",
+    )
+    assert (
+        json.loads(both.stdout)["long_run"] == facts["long_run"]
+        and (stw.parent / "b.html").is_file()
+    )
 
 
 @pytest.mark.parametrize(
@@ -217,7 +263,11 @@ def watched(run, kind: str, x: np.ndarray) -> dict[tuple[int, str], np.ndarray]:
     """All that a FloatStream or a Reference shows of its first two layers."""
     seen: dict[tuple[int, str], np.ndarray] = {}
     run(lambda index, name, values: seen.__setitem__((index, name), np.array(values, float))).run(x)
-    return {(index, "h" if name == kind else name): v for (index, name), v in seen.items() if name in ("z", "c", kind)}
+    return {
+        (index, "h" if name == kind else name): v
+        for (index, name), v in seen.items()
+        if name in ("z", "c", kind)
+    }
 
 
 def test_sqnr_of_places():
@@ -235,20 +285,31 @@ def test_sqnr_of_places():
         layer = model.layers[index]
         for k, gate in enumerate("ifgo"):
             columns = slice(k * units, (k + 1) * units)
-            exact, codes = joined(floats, index, "z")[:, columns], joined(integers, index, "z")[:, columns]
+            exact, codes = (
+                joined(floats, index, "z")[:, columns],
+                joined(integers, index, "z")[:, columns],
+            )
             place = found[layer.name, f"z of gate {gate}"]
             assert place["sqnr_db"] == pytest.approx(db(exact, codes * Z))
             assert place["largest"] == pytest.approx(np.abs(exact).max()) and place["limit"] == 16
             assert place["saturated"] == np.sum((codes == 32767) | (codes == -32768))
         cell, hidden = found[layer.name, "cell state c"], found[layer.name, "hidden state h"]
-        assert cell["sqnr_db"] == pytest.approx(db(joined(floats, index, "c"), joined(integers, index, "c") * C))
+        assert cell["sqnr_db"] == pytest.approx(
+            db(joined(floats, index, "c"), joined(integers, index, "c") * C)
+        )
         scale = layer.y_scale
-        assert hidden["sqnr_db"] == pytest.approx(db(joined(floats, index, "h"), joined(integers, index, "h") * scale))
-        assert cell["headroom_bits"] == pytest.approx(np.log2(512 / np.abs(joined(floats, index, "c")).max()))
+        assert hidden["sqnr_db"] == pytest.approx(
+            db(joined(floats, index, "h"), joined(integers, index, "h") * scale)
+        )
+        assert cell["headroom_bits"] == pytest.approx(
+            np.log2(512 / np.abs(joined(floats, index, "c")).max())
+        )
 
 
 def test_ablation_of_a_layer():
-    """Only the second LSTM has its integer weights, each worth mult * 2^(kx - shift) * 2^-11 / the scale of its input."""
+    """Only the second LSTM has its integer weights, each worth mult * 2^(kx - shift) * 2^-11 / the
+    scale of its input.
+    """
     graph = stack()
     model, samples, analysis = analysed(graph, "w4a16")
     layer, source = model.layers[1], graph.layers[1]
@@ -270,7 +331,11 @@ def test_margins_are_those_of_the_weights():
         x = 2**15 * np.abs(layer.w_x.astype(int)).sum(axis=1) + 2**14
         kx = layer.rows.kx.astype(int)
         x = np.where(kx >= 0, x << np.maximum(kx, 0), (x >> np.maximum(-kx, 0)) + 1)
-        total = x + 2**15 * np.abs(layer.w_h.astype(int)).sum(axis=1) + np.abs(layer.rows.bias.astype(int))
+        total = (
+            x
+            + 2**15 * np.abs(layer.w_h.astype(int)).sum(axis=1)
+            + np.abs(layer.rows.bias.astype(int))
+        )
         bits = analysis.curves["margins"][layer.name]
         assert np.allclose(bits, 31 - np.log2(total)) and bits.min() > 0
         found = next(other for other in analysis.facts["layers"] if other["layer"] == layer.name)
@@ -291,18 +356,26 @@ def test_error_over_the_long_run():
     z: list[np.ndarray] = []
     Reference(model, lambda k, name, v: z.append(v) if (k, name) == (0, "z") else None).run(x)
     flat = 100 * (np.abs(z[0][:, 12:24]) > 5 * 2**11).mean()
-    gate = next(g for g in run["flat_gates"] if g["layer"] == model.layers[0].name and g["place"] == "z of gate f")
+    gate = next(
+        g
+        for g in run["flat_gates"]
+        if g["layer"] == model.layers[0].name and g["place"] == "z of gate f"
+    )
     assert gate["integer_percent"] == pytest.approx(flat)
 
 
-@pytest.mark.parametrize(("port", "core"), [("sim:netduinoplus2", "cortex-m4"), ("sim:microbit", "cortex-m0")])
+@pytest.mark.parametrize(
+    ("port", "core"), [("sim:netduinoplus2", "cortex-m4"), ("sim:microbit", "cortex-m0")]
+)
 @pytest.mark.parametrize("precision", ["w8a16", "w4a16"])
 def test_estimated_instructions_are_near_those_of_an_emulated_run(port, core, precision, tmp_path):
     pytest.importorskip("unicorn")
     pytest.importorskip("ziglang")
     graph = graph_of("lstm dense")
     model, samples, analysis = analysed(graph, precision)
-    estimated = next(cost["instructions_per_step"] for cost in analysis.facts["cost"] if cost["core"] == core)
+    estimated = next(
+        cost["instructions_per_step"] for cost in analysis.facts["cost"] if cost["core"] == core
+    )
     model.save(tmp_path / "m.stw")
     np.savez(tmp_path / "x.npz", x=samples.sequences[0][:6])
     done = invoke("hil", "--port", port, tmp_path / "m.stw", "--data", tmp_path / "x.npz", "--json")
@@ -334,16 +407,24 @@ def test_a_unit_that_stands_still_is_named():
     assert analysis.facts["long_run"]["stuck"] == []
     layer = model.layers[0]
     bias = layer.rows.bias.copy()
-    bias[5], w_x, w_h = -(2**28), layer.w_x.copy(), layer.w_h.copy()  # the input gate of unit 5 never opens
+    bias[5], w_x, w_h = (
+        -(2**28),
+        layer.w_x.copy(),
+        layer.w_h.copy(),
+    )  # the input gate of unit 5 never opens
     w_x[5], w_h[5] = 0, 0
     broken = replace(layer, w_x=w_x, w_h=w_h, rows=replace(layer.rows, bias=bias))
     found = analyse(model.replace(layers=(broken, *model.layers[1:])), graph, samples, 400).facts
     assert [unit["unit"] for unit in found["long_run"]["stuck"]] == [5]
-    assert any(f"'{layer.name}' unit 5: its hidden state stands still" in line for line in found["advice"])
+    assert any(
+        f"'{layer.name}' unit 5: its hidden state stands still" in line for line in found["advice"]
+    )
 
 
 def integrator(step: float) -> Graph:
-    """Unit 0 adds ``step`` to its cell at each step of input 1 and never forgets; unit 1 forgets half."""
+    """Unit 0 adds ``step`` to its cell at each step of input 1 and never forgets; unit 1 forgets
+    half.
+    """
     w_x, bias = np.zeros((8, 1)), np.zeros(8)
     w_x[4:6, 0] = np.arctanh(step) / 2  # half of it: the gates' other half comes from the bias
     bias[4:6] = np.arctanh(step) / 2
@@ -355,19 +436,30 @@ def integrator(step: float) -> Graph:
 
 @pytest.mark.parametrize(("step", "saturates"), [(0.05, False), (0.5, True)])
 def test_a_cell_that_climbs_is_named(step, saturates):
-    """Calibrated on 50 steps, run for 4000: 0.05 a step makes 200, 0.5 would make 2000 and Q9.22 ends at 512."""
+    """Calibrated on 50 steps, run for 4000: 0.05 a step makes 200, 0.5 would make 2000 and Q9.22
+    ends at 512.
+    """
     graph = integrator(step)
     x = np.random.default_rng(1).uniform(0.9, 1.1, (16, 50, 1))
     model = stepwell.convert(graph, x)
     facts = analyse(model, graph, Samples(tuple(x), None, "made"), 4000).facts
     cells = facts["long_run"]["climbing"]
-    assert [(cell["layer"], cell["unit"], cell["saturates"]) for cell in cells] == [("counter", 0, saturates)]
+    assert [(cell["layer"], cell["unit"], cell["saturates"]) for cell in cells] == [
+        ("counter", 0, saturates)
+    ]
     assert cells[0]["long_run"] == pytest.approx(4000 * step, rel=0.05)
     assert cells[0]["within_sequences"] == pytest.approx(50 * step, rel=0.05)
-    said = next(line for line in facts["advice"] if "layer 'counter' unit 0: its cell climbs" in line)
+    said = next(
+        line for line in facts["advice"] if "layer 'counter' unit 0: its cell climbs" in line
+    )
     assert "--mode tumble:T" in said and ("the end of its format (512)" in said) == saturates
     windowed = stepwell.convert(graph, x, mode="tumble:50")
-    assert analyse(windowed, graph, Samples(tuple(x), None, "made"), 4000).facts["long_run"]["climbing"] == []
+    assert (
+        analyse(windowed, graph, Samples(tuple(x), None, "made"), 4000).facts["long_run"][
+            "climbing"
+        ]
+        == []
+    )
 
 
 def test_clipped_inputs_are_named(turbofan):
@@ -389,7 +481,9 @@ def test_an_error_that_grows_is_named():
     layer = model.layers[0]
     bias = layer.rows.bias.copy()
     bias[4] += 10_000
-    drifting = model.replace(layers=(replace(layer, rows=replace(layer.rows, bias=bias)), *model.layers[1:]))
+    drifting = model.replace(
+        layers=(replace(layer, rows=replace(layer.rows, bias=bias)), *model.layers[1:])
+    )
     facts = analyse(drifting, graph, Samples(tuple(x), None, "made"), 4000).facts
     assert facts["long_run"]["grows"] and facts["long_run"]["climbing"] == []
     assert any(line.startswith("the error grows over 4000 steps") for line in facts["advice"])

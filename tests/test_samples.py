@@ -126,7 +126,9 @@ def test_npy(tmp_path):
     assert len(load_samples(tmp_path / "x.npy", 3).sequences) == 2
 
 
-@pytest.mark.parametrize("lengths", [[4], [4, 0], [4, 5], [4, -1], [1.5, 2.0], 4, [[4, 4]], ["a", "b"]])
+@pytest.mark.parametrize(
+    "lengths", [[4], [4, 0], [4, 5], [4, -1], [1.5, 2.0], 4, [[4, 4]], ["a", "b"]]
+)
 def test_odd_lengths_are_refused(tmp_path, lengths):
     refused(npz(tmp_path, x=X, lengths=np.array(lengths)), "lengths")
 
@@ -249,7 +251,10 @@ BAD_ROWS = {
     "long row": ("1,2,3\n1,2,3,4\n", ("line 2", "4 values", "3")),
     "wide file": ("a,b,c,d\n1,2,3,4\n", ("line 1", "4 columns (a, b, c, d)", "--columns")),
     "narrow header": ("a,b\n1,2,3\n", ("line 1", "2 values, the model takes 3", "a, b")),
-    "wide file without header": ("1,2,3,4\n", ("line 1", "4 values", "--columns, by number from 0")),
+    "wide file without header": (
+        "1,2,3,4\n",
+        ("line 1", "4 values", "--columns, by number from 0"),
+    ),
     "units": ("a,b,c\nC,%,ppm\n1,2,3\n", ("line 2", "column a", "'C' is not a number")),
     "semicolons": ("1;2;3\n", ("line 1", "comma")),
     "no rows": ("a,b,c\n", ("no rows",)),
@@ -347,12 +352,22 @@ def test_headers(tmp_path, what):
 
 
 NOT_HEADERS = {  # line 1, columns, names of the model, words of the refusal
-    "a column is missing": ("a,b,d", None, "a,b,c", ("no column 'c'", "made from a, b, c", "there is a, b, d")),
+    "a column is missing": (
+        "a,b,d",
+        None,
+        "a,b,c",
+        ("no column 'c'", "made from a, b, c", "there is a, b, d"),
+    ),
     "twice": ("a,b,c,b", None, "a,b,c", ("'b'", "twice")),
     "asked for what is there twice": ("a,b,c,b", "a,b,c", None, ("'b'", "twice")),
     "too few are asked for": ("a,b,c", "a,b", None, ("picks 2", "takes 3")),
     "an index, and too few": (",b,c", None, None, ("behind the index", "2 values", "takes 3")),
-    "numbers in no order": ("2,0,1", "0,1,2", None, ("2, 0, 1 can be names or a sample", "--header", "--no-header")),
+    "numbers in no order": (
+        "2,0,1",
+        "0,1,2",
+        None,
+        ("2, 0, 1 can be names or a sample", "--header", "--no-header"),
+    ),
     "a number that is not there": ("5,6,7.5", "1,2,3", None, ("no column 3", "0 to 2")),
     "names without a header": ("5,6,7.5", "a,b,c", None, ("no header", "numbers, from 0")),
     "a word among numbers": ("5,high,7", None, None, ("column 2", "'high' is not a number")),
@@ -364,7 +379,12 @@ NOT_HEADERS = {  # line 1, columns, names of the model, words of the refusal
 def test_lines_that_are_no_headers(tmp_path, what):
     line, columns, names, words = NOT_HEADERS[what]
     with pytest.raises(SampleError) as info:
-        load_samples(csv(tmp_path, f"{line}\n{'9,' * line.count(',')}9\n"), 3, split(columns), names=split(names))
+        load_samples(
+            csv(tmp_path, f"{line}\n{'9,' * line.count(',')}9\n"),
+            3,
+            split(columns),
+            names=split(names),
+        )
     assert all(word in str(info.value) for word in ("line 1", *words)), info.value
     assert str(info.value).isprintable()
 
@@ -378,7 +398,9 @@ def test_the_name_of_one_column_may_be_data(tmp_path):
 
 
 def test_what_is_taken_as_a_header_is_said(tmp_path):
-    with pytest.warns(SampleWarning, match=r"log.csv line 1 is taken as a header \(0, 1, 2\): --no-header"):
+    with pytest.warns(
+        SampleWarning, match=r"log.csv line 1 is taken as a header \(0, 1, 2\): --no-header"
+    ):
         assert len(load_samples(csv(tmp_path, "0,1,2\n3,4,5\n"), 3).sequences[0]) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -436,10 +458,14 @@ def test_tables_are_matched_by_name():
     found = load_samples(table, 2, names=["a", "b"])
     assert found.columns == ("a", "b")
     np.testing.assert_array_equal(found.sequences[0], [[3.5, 1], [4, 2]])
-    found = load_samples([Table({"a": [1], "b": [2]}), Table({"b": [4, 6], "c": [0, 0], "a": [3, 5]})], 2)
+    found = load_samples(
+        [Table({"a": [1], "b": [2]}), Table({"b": [4, 6], "c": [0, 0], "a": [3, 5]})], 2
+    )
     assert found.columns == ("a", "b")
     np.testing.assert_array_equal(found.sequences[1], [[3, 4], [5, 6]])
-    np.testing.assert_array_equal(load_samples(table, 2, columns=["b", "a"]).sequences[0], [[1, 3.5], [2, 4]])
+    np.testing.assert_array_equal(
+        load_samples(table, 2, columns=["b", "a"]).sequences[0], [[1, 3.5], [2, 4]]
+    )
 
 
 @pytest.mark.parametrize(
@@ -460,7 +486,11 @@ def test_tables_that_do_not_fit(table, words):
 def test_pandas(tmp_path):
     pd = pytest.importorskip("pandas", reason="needs pandas")
     frame = pd.DataFrame(
-        {"t": pd.date_range("2024", periods=3), "b": pd.array([1, None, 3], "Int64"), "a": [4.0, 5, 6]}
+        {
+            "t": pd.date_range("2024", periods=3),
+            "b": pd.array([1, None, 3], "Int64"),
+            "a": [4.0, 5, 6],
+        }
     )
     (sequence,) = load_samples(frame, 2, names=["a", "b"], may_miss=True).sequences
     np.testing.assert_array_equal(sequence, [[4, 1], [5, np.nan], [6, 3]])
@@ -480,7 +510,9 @@ def test_pandas(tmp_path):
 def test_a_header_may_come_after_noise():
     """No line that was refused counts; a header comes before the first row."""
     reader = RowReader(2, None, "stdin", names=["a", "b"])
-    for number, noise in enumerate(["ready", "\0\ufffd", "1,2,3", "x" * (LINE_LIMIT + 1), "1,"], start=1):
+    for number, noise in enumerate(
+        ["ready", "\0\ufffd", "1,2,3", "x" * (LINE_LIMIT + 1), "1,"], start=1
+    ):
         with pytest.raises(SampleError, match=f"stdin line {number}"):
             reader.parse(noise, number)
     assert reader.parse("t,b,a", 6) is None
@@ -524,7 +556,9 @@ def zeros_in_npz(path: Path, member: str = "x.npy", n_bytes: int = GIGABYTE) -> 
         zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
         archive.open(member, "w", force_zip64=True) as out,
     ):
-        np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": (n_bytes // 3, 3)})
+        np.lib.format.write_array_header_1_0(
+            out, {"descr": "|u1", "fortran_order": False, "shape": (n_bytes // 3, 3)}
+        )
         for _ in range(n_bytes >> 24):
             out.write(bytes(1 << 24))
     return path
@@ -550,7 +584,9 @@ def test_npz_beyond_the_limit(bomb):
     assert bomb.stat().st_size < 100_000
 
     def load() -> None:
-        with pytest.raises(SampleError, match=r"x\.npz, array 'x' of shape .* takes 512 MB .*--max-memory"):
+        with pytest.raises(
+            SampleError, match=r"x\.npz, array 'x' of shape .* takes 512 MB .*--max-memory"
+        ):
             load_samples(bomb, 3, max_memory="100M")
 
     assert memory_of(load) < 1 << 20
@@ -619,7 +655,9 @@ def test_keras_files_beyond_the_limit(tmp_path):
 def test_hdf5_files_beyond_the_limit(tmp_path):
     h5py = pytest.importorskip("h5py", reason="keras brings h5py")
     with h5py.File(tmp_path / "m.h5", "w") as content:
-        content.create_dataset("layer/kernel", (1 << 20, 1 << 10), "f4", compression="gzip", chunks=True)
+        content.create_dataset(
+            "layer/kernel", (1 << 20, 1 << 10), "f4", compression="gzip", chunks=True
+        )
     with zipfile.ZipFile(tmp_path / "m.keras", "w") as archive:
         archive.write(tmp_path / "m.h5", "model.weights.h5")
     for name in ("m.h5", "m.keras"):
@@ -664,7 +702,8 @@ def test_limit_of_the_api():
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("2G", 2 << 30), ("512m", 512 << 20), ("64kB", 65536), ("1.5GiB", 3 << 29), (4096, 4096)]
+    ("text", "size"),
+    [("2G", 2 << 30), ("512m", 512 << 20), ("64kB", 65536), ("1.5GiB", 3 << 29), (4096, 4096)],
 )
 def test_sizes(text, size):
     assert parse_size(text) == size

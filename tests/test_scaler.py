@@ -1,4 +1,6 @@
-"""Preprocessing that travels with the model: normalisation, clamps, missing samples, raw counts, units of outputs, bad input."""
+"""Preprocessing that travels with the model: normalisation, clamps, missing samples, raw counts,
+units of outputs, bad input.
+"""
 
 from __future__ import annotations
 
@@ -45,13 +47,22 @@ def convert(mode: str = "carry", **fields) -> stepwell.Model:
 
 
 def every_way(model: stepwell.Model, x: np.ndarray) -> np.ndarray:
-    """Outputs of x [T, n_in] by whole run, chunks, single steps and a batch, in NumPy and C: all the same."""
+    """Outputs of x [T, n_in] by whole run, chunks, single steps and a batch, in NumPy and C: all
+    the same.
+    """
     expected = model.reference().run(x)
-    reference, stream, chunks, batch = model.reference(), model.stream(), model.stream(), model.batch(2)
+    reference, stream, chunks, batch = (
+        model.reference(),
+        model.stream(),
+        model.stream(),
+        model.batch(2),
+    )
     assert np.array_equal(model.stream().run(x), expected)
     assert np.array_equal([reference.step(row) for row in x], expected)
     assert np.array_equal([stream.step(row) for row in x], expected)
-    assert np.array_equal(np.concatenate([chunks.run(x[:7]), chunks.run(x[7:7]), chunks.run(x[7:])]), expected)
+    assert np.array_equal(
+        np.concatenate([chunks.run(x[:7]), chunks.run(x[7:7]), chunks.run(x[7:])]), expected
+    )
     assert np.array_equal([batch.step(np.stack([row, row]))[1] for row in x], expected)
     return expected
 
@@ -61,7 +72,9 @@ def every_way(model: stepwell.Model, x: np.ndarray) -> np.ndarray:
 
 def test_a_scaler_equals_normalised_data():
     model = convert()
-    assert model.id == plain().id and model.x_scale == plain().x_scale, "the device's constants are the same"
+    assert model.id == plain().id and model.x_scale == plain().x_scale, (
+        "the device's constants are the same"
+    )
     exact = FloatStream(GRAPH).run((TEST - MEAN) / STD)
     assert sqnr_db(exact, every_way(model, TEST)) > 45
     ours, theirs = model.quantize(TEST).astype(int), plain().quantize((TEST - MEAN) / STD)
@@ -113,9 +126,13 @@ def assert_same_scaler(a: Scaler, b: Scaler) -> None:
 
 
 def test_one_number_for_all_channels():
-    one = stepwell.convert(GRAPH, NORMAL * 7 + 3, scaler={"mean": 3, "std": 7, "low": -50, "high": 50})
+    one = stepwell.convert(
+        GRAPH, NORMAL * 7 + 3, scaler={"mean": 3, "std": 7, "low": -50, "high": 50}
+    )
     many = stepwell.convert(
-        GRAPH, NORMAL * 7 + 3, scaler={"mean": [3] * 3, "std": [7] * 3, "low": [-50] * 3, "high": [50] * 3}
+        GRAPH,
+        NORMAL * 7 + 3,
+        scaler={"mean": [3] * 3, "std": [7] * 3, "low": [-50] * 3, "high": [50] * 3},
     )
     x = NORMAL[0] * 9
     assert one.id == many.id
@@ -139,7 +156,9 @@ def test_clamps_limit_what_the_network_sees():
     clamped = np.clip(x, low, high)
     assert np.array_equal(every_way(model, x), every_way(model, clamped))
     assert np.array_equal(model.scaler.normalise(x), (clamped - MEAN) / STD)
-    assert model.x_scale == 2 * np.abs(np.clip(USER, low, high) - MEAN).__truediv__(STD).max() / 32767
+    assert (
+        model.x_scale == 2 * np.abs(np.clip(USER, low, high) - MEAN).__truediv__(STD).max() / 32767
+    )
     only = convert(low=low)
     assert np.array_equal(only.stream().run(x), only.stream().run(np.maximum(x, low)))
 
@@ -150,7 +169,12 @@ def test_clamps_limit_what_the_network_sees():
 def filled_by_hand(x: np.ndarray, rule: str, fill: np.ndarray) -> np.ndarray:
     last, made = np.array(fill, float), []
     for row in x:
-        last = np.array([v if not np.isnan(v) else (last[k] if rule == "hold" else fill[k]) for k, v in enumerate(row)])
+        last = np.array(
+            [
+                v if not np.isnan(v) else (last[k] if rule == "hold" else fill[k])
+                for k, v in enumerate(row)
+            ]
+        )
         made.append(last)
     return np.array(made)
 
@@ -246,12 +270,17 @@ def test_calibration_with_gaps_equals_calibration_without():
 
 
 def exact_codes(model: stepwell.Model, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """floor(((clamp(raw) - mean) / std) / x_scale + 1/2) in exact numbers, and how far the argument is from an integer."""
+    """floor(((clamp(raw) - mean) / std) / x_scale + 1/2) in exact numbers, and how far the argument
+    is from an integer.
+    """
     scaler, lowest, highest = model.scaler, *RAW[model.scaler.raw]
     fields = {name: scaler.field(name, model.n_in) for name in ("mean", "std", "low", "high")}
     codes, distance = np.zeros(raw.shape, int), np.zeros(raw.shape)
     for j in range(model.n_in):
-        mean, unit = Fraction(float(fields["mean"][j])), Fraction(float(fields["std"][j])) * Fraction(model.x_scale)
+        mean, unit = (
+            Fraction(float(fields["mean"][j])),
+            Fraction(float(fields["std"][j])) * Fraction(model.x_scale),
+        )
         for t, v in enumerate(raw[:, j]):
             v = min(max(int(v), lowest), highest)
             v = min(max(v, np.ceil(fields["low"][j])), np.floor(fields["high"][j]))
@@ -261,7 +290,9 @@ def exact_codes(model: stepwell.Model, raw: np.ndarray) -> tuple[np.ndarray, np.
     return codes, distance
 
 
-EVERY_INT16 = np.stack([RNG(k).permutation(np.arange(-32768, 32768))[:6000] for k in range(3)], axis=1)
+EVERY_INT16 = np.stack(
+    [RNG(k).permutation(np.arange(-32768, 32768))[:6000] for k in range(3)], axis=1
+)
 ENDS = np.array([[v] * 3 for v in (-(2**31) + 1, -(2**31) + 2, -1, 0, 1, 2**31 - 2, 2**31 - 1)])
 
 
@@ -279,9 +310,13 @@ ENDS = np.array([[v] * 3 for v in (-(2**31) + 1, -(2**31) + 2, -1, 0, 1, 2**31 -
     ],
 )
 def test_raw_counts_give_exact_codes(raw, mean, std):
-    """Equal to the real-number rule but for the rounding of the multiplier, which has 30 bits (a code has 16)."""
+    """Equal to the real-number rule but for the rounding of the multiplier, which has 30 bits (a
+    code has 16).
+    """
     mean, std = np.array(mean, float), np.array(std, float)
-    model = stepwell.convert(GRAPH, NORMAL * std + mean, scaler={"mean": mean, "std": std, "raw": raw})
+    model = stepwell.convert(
+        GRAPH, NORMAL * std + mean, scaler={"mean": mean, "std": std, "raw": raw}
+    )
     near = np.round(RNG(5).normal(size=(2000, 3)) * std + mean).clip(*RAW[raw]).astype(int)
     counts = np.concatenate([EVERY_INT16[:2000], near, ENDS])
     expected, distance = exact_codes(model, counts)
@@ -306,7 +341,9 @@ def test_raw_counts_are_exact_where_the_scale_is_a_power_of_two(raw):
 
 def test_raw_clamps_lie_within_the_limits_given():
     limits = {"low": [-50.5, -(10**9), 3], "high": [50.5, 10**9, 3]}
-    model = stepwell.convert(GRAPH, NORMAL * 100, scaler={"std": [100.0] * 3, "raw": "int16"} | limits)
+    model = stepwell.convert(
+        GRAPH, NORMAL * 100, scaler={"std": [100.0] * 3, "raw": "int16"} | limits
+    )
     assert model.scaler.channels.low.tolist() == [-50, -32768, 3]
     assert model.scaler.channels.high.tolist() == [50, 32767, 3]
     counts = np.concatenate([EVERY_INT16[:1500], ENDS])
@@ -369,7 +406,9 @@ def test_a_model_without_channels_takes_no_raw_counts():
     st.booleans(),
 )
 def test_any_channel_is_exact_or_refused(raw, channels, size, whole):
-    """``size``: log10 of x_scale. The integer adapter against exact numbers, its fields within the bounds of the format."""
+    """``size``: log10 of x_scale. The integer adapter against exact numbers, its fields within the
+    bounds of the format.
+    """
     mean = np.array([c[0] for c in channels])
     mean, std = np.round(mean) if whole else mean, np.array([10.0 ** c[1] for c in channels])
     x_scale = 10.0**size / 32767
@@ -379,7 +418,12 @@ def test_any_channel_is_exact_or_refused(raw, channels, size, whole):
         assert (1 / (std * x_scale)).max() >= 2**29 or (1 / (std * x_scale)).min() <= 2**-47
         return
     c = scaler.channels
-    assert (c.mult >= 1).all() and (c.mult < 2**30).all() and (c.shift >= 1).all() and (c.shift <= 62).all()
+    assert (
+        (c.mult >= 1).all()
+        and (c.mult < 2**30).all()
+        and (c.shift >= 1).all()
+        and (c.shift <= 62).all()
+    )
     assert (np.abs(c.bias) < 2**31).all() and (np.abs(c.offset) < 2**31).all()
     counts = np.concatenate(
         [EVERY_INT16[:50], ENDS, np.round(RNG(1).normal(size=(50, 3)) * std + mean).clip(*RAW[raw])]
@@ -401,9 +445,15 @@ def test_means_and_limits_that_no_count_reaches():
         with pytest.raises(SampleError, match="no int16 lies between low and high"):
             stepwell.convert(GRAPH, NORMAL * 1e4, scaler={"std": 1e4, "raw": "int16"} | limits)
     with pytest.raises(SampleError, match="no raw count lies between low and high"):
-        stepwell.convert(GRAPH, NORMAL * 100, scaler={"std": 100, "raw": "int16", "low": 3.2, "high": 3.8})
-    with pytest.raises(SampleError, match=r"a raw count of channel 1 is 2.*e\+18 codes: it cannot be scaled"):
-        stepwell.convert(GRAPH, NORMAL * [1, 1e-15, 1], scaler={"std": [1, 1e-15, 1], "raw": "int16"})
+        stepwell.convert(
+            GRAPH, NORMAL * 100, scaler={"std": 100, "raw": "int16", "low": 3.2, "high": 3.8}
+        )
+    with pytest.raises(
+        SampleError, match=r"a raw count of channel 1 is 2.*e\+18 codes: it cannot be scaled"
+    ):
+        stepwell.convert(
+            GRAPH, NORMAL * [1, 1e-15, 1], scaler={"std": [1, 1e-15, 1], "raw": "int16"}
+        )
 
 
 # ---- outputs in the user's units ----
@@ -411,7 +461,14 @@ def test_means_and_limits_that_no_count_reaches():
 
 @pytest.mark.parametrize("mode", ["carry", "slide:6"])
 @pytest.mark.parametrize(
-    ("name", "n_out"), [("lstm dense", 1), ("lstm", 5), ("table at the end", 5), ("gru variants", 2), ("layer norm", 2)]
+    ("name", "n_out"),
+    [
+        ("lstm dense", 1),
+        ("lstm", 5),
+        ("table at the end", 5),
+        ("gru variants", 2),
+        ("layer norm", 2),
+    ],
 )
 def test_outputs_in_units(name, n_out, mode):
     graph = graph_of(name)
@@ -498,8 +555,12 @@ def test_objects_like_those_of_scikit_learn():
     x = RNG(1).normal(size=(50, 3)) * [1, 20, 300] + [5, 0, -7]
     mean, std = x.mean(axis=0), x.std(axis=0)
     assert np.allclose(as_scaler(Fitted(mean_=mean, scale_=std)).normalise(x), (x - mean) / std)
-    assert np.allclose(as_scaler(Fitted(mean_=mean, scale_=None)).normalise(x), x - mean)  # with_std=False
-    assert np.allclose(as_scaler(Fitted(mean_=None, scale_=std)).normalise(x), x / std)  # with_mean=False
+    assert np.allclose(
+        as_scaler(Fitted(mean_=mean, scale_=None)).normalise(x), x - mean
+    )  # with_std=False
+    assert np.allclose(
+        as_scaler(Fitted(mean_=None, scale_=std)).normalise(x), x / std
+    )  # with_mean=False
     scale = 2 / (x.max(axis=0) - x.min(axis=0))  # feature_range (-1, 1)
     shift = -1 - x.min(axis=0) * scale
     ranged = as_scaler(Fitted(min_=shift, scale_=scale))
@@ -676,7 +737,14 @@ def test_nothing_is_half_written(tmp_path):
 
     bad, out = tmp_path / "bad.json", tmp_path / "m.stw"
     bad.write_text('{"std": [0]}')
-    arguments = ["convert", DEMO / "turbofan.onnx", "--calib", DEMO / "turbofan_calib.npz", "-o", out]
+    arguments = [
+        "convert",
+        DEMO / "turbofan.onnx",
+        "--calib",
+        DEMO / "turbofan_calib.npz",
+        "-o",
+        out,
+    ]
     done = run(*arguments, "--scaler", bad)
     assert done.returncode == 1 and "a constant channel has no scale" in done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.json"]
@@ -748,7 +816,9 @@ HIDDEN = fold_inputs(GRAPH, -UNITS[0] / UNITS[1], 1 / UNITS[1])  # GRAPH, for nu
 
 
 def affine(factor, bias) -> Dense:
-    return Dense("affine", np.array(factor, float)[:, None], np.array(bias, float), groups=len(factor))
+    return Dense(
+        "affine", np.array(factor, float)[:, None], np.array(bias, float), groups=len(factor)
+    )
 
 
 def same_numbers(graph: Graph, model: stepwell.Model, x: np.ndarray) -> float:
@@ -762,7 +832,11 @@ def same_numbers(graph: Graph, model: stepwell.Model, x: np.ndarray) -> float:
     "affines",
     [
         [affine(1 / UNITS[1], -UNITS[0] / UNITS[1])],
-        [affine([1, 1, 1], -UNITS[0]), affine(1 / UNITS[1], [0, 0, 0]), affine([2, 2, 2], [0.5, 0, -0.5])],
+        [
+            affine([1, 1, 1], -UNITS[0]),
+            affine(1 / UNITS[1], [0, 0, 0]),
+            affine([2, 2, 2], [0.5, 0, -0.5]),
+        ],
         [affine(-1 / UNITS[1], UNITS[0] / UNITS[1])],
         [affine([1e-3, -0.2, 10], [-101, -4.4, -4.5]), affine([1, 1, -1], [0, 0, 1])],
         [affine([1e-3, 0, 10], [-101, 0.7, -4.5])],
@@ -779,7 +853,9 @@ def test_a_leading_affine_is_the_scaler(affines):
     used = factor != 0
     if not any("of its own" in note for note in model.notes["import_notes"]):
         assert np.allclose(model.scaler.std[used], 1 / np.abs(factor[used]), rtol=1e-12)
-        assert np.allclose(model.scaler.mean[used], -(bias / np.where(used, factor, 1))[used], rtol=1e-12)
+        assert np.allclose(
+            model.scaler.mean[used], -(bias / np.where(used, factor, 1))[used], rtol=1e-12
+        )
     assert len(model.layers) == 2 + (not np.all(factor > 0))
     assert sqnr_db(FloatStream(graph).run(SPREAD_TEST), every_way(model, SPREAD_TEST)) > 50
 
@@ -787,7 +863,11 @@ def test_a_leading_affine_is_the_scaler(affines):
 def test_an_affine_that_others_read_past_stays():
     graph = Graph(
         (
-            *(affine(1 / UNITS[1], -UNITS[0] / UNITS[1]), random_lstm(RNG(1), 3, 4), random_lstm(RNG(2), 3, 4)),
+            *(
+                affine(1 / UNITS[1], -UNITS[0] / UNITS[1]),
+                random_lstm(RNG(1), 3, 4),
+                random_lstm(RNG(2), 3, 4),
+            ),
             *(Concat("both", (4, 4)), random_dense(RNG(3), 8, 1)),
         ),
         sources=((0,), (1,), (0,), (2, 3), (4,)),
@@ -830,10 +910,14 @@ def test_every_way_through_own_scales_is_the_same(fields, mode):
     side = float_side(graph, model.scaler)
     exact = run_in_mode(side, model.mode, model.scaler.normalise(x))
     source = fold_outputs(graph, given)
-    assert np.allclose(exact, run_in_mode(source, model.mode, given.normalise(x)), rtol=1e-10, atol=1e-10)
+    assert np.allclose(
+        exact, run_in_mode(source, model.mode, given.normalise(x)), rtol=1e-10, atol=1e-10
+    )
     if fields != {"missing": "fill"}:  # fills 0 there, which is far from all that calibration saw
         assert sqnr_db(exact, integer) > 40
-    assert np.array_equal(model.quantize(np.nan_to_num(x)), model.reference().model.quantize(np.nan_to_num(x)))
+    assert np.array_equal(
+        model.quantize(np.nan_to_num(x)), model.reference().model.quantize(np.nan_to_num(x))
+    )
 
 
 @pytest.mark.parametrize("precision", ["w8a16", "w8x16h8", "w8a8", "w4a16"])
@@ -851,7 +935,13 @@ def test_own_scales_in_every_precision(precision):
 def test_a_padded_channel_keeps_its_zero():
     rng = RNG(4)
     for padding, offset in ((None, 0.0), (0, 1.0)):
-        graph = Graph((Window("w", 3, 3, padding=padding), random_dense(rng, 9, 5, "relu"), random_lstm(rng, 5, 6)))
+        graph = Graph(
+            (
+                Window("w", 3, 3, padding=padding),
+                random_dense(rng, 9, 5, "relu"),
+                random_lstm(rng, 5, 6),
+            )
+        )
         graph = fold_inputs(graph, -offset * UNITS[0] / UNITS[1], 1 / UNITS[1])
         x = SPREAD + (offset - 1) * UNITS[0]
         model = stepwell.convert(graph, x)
@@ -867,16 +957,24 @@ def test_a_channel_that_a_layer_without_weights_reads_keeps_its_scale():
     first = replace(layers[0], w_x=layers[0].w_x / unit)
     x, graph = NORMAL * unit, Graph((first, *layers[1:]), sources=((0,), (1,), (0,), (2, 3)))
     model = stepwell.convert(graph, x)
-    assert model.scaler.mean[1] == 0 and model.scaler.std[1] == 1 and model.scaler.std[0] < 0.01 < model.scaler.std[2]
+    assert (
+        model.scaler.mean[1] == 0
+        and model.scaler.std[1] == 1
+        and model.scaler.std[0] < 0.01 < model.scaler.std[2]
+    )
     assert same_numbers(graph, model, x) < 1e-12
     assert sqnr_db(FloatStream(graph).run(x[0]), every_way(model, x[0])) > 50
     normed = Graph((random_norm(rng, 3), *GRAPH.layers))
-    assert stepwell.convert(normed, x).scaler.is_identity, "LayerNorm mixes channels: their sizes belong to it"
+    assert stepwell.convert(normed, x).scaler.is_identity, (
+        "LayerNorm mixes channels: their sizes belong to it"
+    )
 
 
 @pytest.mark.parametrize("constant", [0.0, 101_325.0, 1e-6])
 def test_dead_channels(constant):
-    """A channel that does not move in the calibration data may move later: it gets room by its weights."""
+    """A channel that does not move in the calibration data may move later: it gets room by its
+    weights.
+    """
     x, test = SPREAD.copy(), SPREAD_TEST.copy()
     x[..., 0], test[..., 0] = constant, constant
     model = stepwell.convert(HIDDEN, x)
@@ -889,7 +987,9 @@ def test_dead_channels(constant):
 
 
 def test_tokens_and_even_channels_are_left_alone():
-    assert stepwell.convert(graph_of("embedding"), RNG(1).integers(0, 11, (8, 20, 2)).astype(float)).scaler.is_identity
+    assert stepwell.convert(
+        graph_of("embedding"), RNG(1).integers(0, 11, (8, 20, 2)).astype(float)
+    ).scaler.is_identity
     assert stepwell.convert(GRAPH, NORMAL).scaler.is_identity
     assert stepwell.convert(HIDDEN, SPREAD / UNITS[1] * 3, auto_scale=False).scaler.is_identity
 
@@ -897,7 +997,9 @@ def test_tokens_and_even_channels_are_left_alone():
 def test_check_report_search_and_fine_tuning_know_what_was_folded():
     graph = Graph((affine(1 / UNITS[1], -UNITS[0] / UNITS[1] + [0, 9, 0]), *GRAPH.layers))
     model, found = stepwell.convert(graph, SPREAD), Samples(tuple(SPREAD[:3]), None, "made")
-    assert len(model.notes["import_notes"]) == 2, "an affine that leaves a channel far from zero: both"
+    assert len(model.notes["import_notes"]) == 2, (
+        "an affine that leaves a channel far from zero: both"
+    )
     result = compare(model, graph, found)
     assert result["sqnr_db"] > 50 and result["engine_mismatches"] == 0
     facts = analyse(model, graph, found, steps=200).facts
@@ -916,11 +1018,16 @@ def test_fine_tuning_takes_the_user_s_units():
     student = qat.prepare(HIDDEN, SPREAD, precision="w8a16")
     y = student(torch.tensor(SPREAD[:2])).detach().numpy()
     assert sqnr_db(FloatStream(HIDDEN).run(SPREAD[:2]), y) > 40
-    assert sqnr_db(FloatStream(HIDDEN).run(SPREAD_TEST), student.model().stream().run(SPREAD_TEST)) > 40
+    assert (
+        sqnr_db(FloatStream(HIDDEN).run(SPREAD_TEST), student.model().stream().run(SPREAD_TEST))
+        > 40
+    )
 
 
 @pytest.mark.parametrize(
-    "fields", [{"source_mean": [0.0]}, {"source_mean": [0.0], "source_std": [1.0]}, {"source_std": [-1.0]}], ids=str
+    "fields",
+    [{"source_mean": [0.0]}, {"source_mean": [0.0], "source_std": [1.0]}, {"source_std": [-1.0]}],
+    ids=str,
 )
 def test_what_convert_fills_in_is_not_for_the_user(fields):
     with pytest.raises(SampleError, match="unknown field"):
@@ -935,8 +1042,13 @@ def test_front_ends_give_the_same_scaler():
     class Normalised(torch.nn.Module):
         def __init__(self, by_norm: bool):
             super().__init__()
-            self.lstm, self.norm = torch.nn.LSTM(3, 6, batch_first=True), torch.nn.BatchNorm1d(3, eps=0.0)
-            self.norm.running_mean[:], self.norm.running_var[:] = (torch.tensor(u) for u in (UNITS[0], UNITS[1] ** 2))
+            self.lstm, self.norm = (
+                torch.nn.LSTM(3, 6, batch_first=True),
+                torch.nn.BatchNorm1d(3, eps=0.0),
+            )
+            self.norm.running_mean[:], self.norm.running_var[:] = (
+                torch.tensor(u) for u in (UNITS[0], UNITS[1] ** 2)
+            )
             self.by_norm = by_norm
 
         def forward(self, x):
@@ -954,7 +1066,9 @@ def test_front_ends_give_the_same_scaler():
 
 
 def test_a_spike_is_no_size():
-    """One value far out is no reason for scales, and where there is one, the channel keeps its codes."""
+    """One value far out is no reason for scales, and where there is one, the channel keeps its
+    codes.
+    """
     x = NORMAL.copy()
     x[0, 0, 0] = 500.0
     assert stepwell.convert(GRAPH, x).scaler.is_identity

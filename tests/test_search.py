@@ -1,4 +1,6 @@
-"""Rules for the input's range, and the smallest precision that keeps a metric: in Python and on the command line."""
+"""Rules for the input's range, and the smallest precision that keeps a metric: in Python and on the
+command line.
+"""
 
 import json
 
@@ -26,7 +28,9 @@ def test_rules():
     below, above = np.sort(x)[[9899, 9900]]
     assert below <= range_rule("percentile:99")(x) <= above
     assert range_rule("percentile:100")(x) == x.max()
-    assert range_rule("percentile:60")(np.array([0.0, 0.0, 0.0, 1.0])) == 1.0  # a range of nothing holds nothing
+    assert (
+        range_rule("percentile:60")(np.array([0.0, 0.0, 0.0, 1.0])) == 1.0
+    )  # a range of nothing holds nothing
 
 
 def test_mse_is_the_best_of_all_ranges():
@@ -38,11 +42,14 @@ def test_mse_is_the_best_of_all_ranges():
 
     best = range_rule("mse")(x)
     assert best < x.max()
-    assert error(best) <= min(error(top) for top in np.linspace(0.02, 1.0, 50) * x.max()) * (1 + 1e-9)
+    assert error(best) <= min(error(top) for top in np.linspace(0.02, 1.0, 50) * x.max()) * (
+        1 + 1e-9
+    )
 
 
 @pytest.mark.parametrize(
-    "rule", ["", "max", "percentile", "percentile:", "percentile:200", "percentile:20", "percentile:nan"]
+    "rule",
+    ["", "max", "percentile", "percentile:", "percentile:200", "percentile:20", "percentile:nan"],
 )
 def test_rules_that_make_no_sense(rule):
     with pytest.raises(QuantizeError, match=f"calibration '{rule}' is not one of auto"):
@@ -58,7 +65,9 @@ def test_a_rule_reaches_the_model():
         for rule in ("minmax", "percentile:99.9", "mse")
     }
     assert models["minmax"].x_scale == pytest.approx(2 * 500 / 32767)
-    assert models["percentile:99.9"].x_scale == pytest.approx(np.percentile(np.abs(x), 99.9) / 32767)
+    assert models["percentile:99.9"].x_scale == pytest.approx(
+        np.percentile(np.abs(x), 99.9) / 32767
+    )
     assert models["mse"].x_scale <= 500 / 32767
     assert models["mse"].notes["calibration"]["rule"] == "mse"
 
@@ -70,7 +79,9 @@ def test_inputs_of_8_bits_take_the_range_that_the_outputs_want():
     y = FloatStream(graph).run(x)
 
     def sqnr(**options) -> float:
-        return sqnr_db(y, stepwell.convert(graph, calib, precision="w8a8", **options).reference().run(x))
+        return sqnr_db(
+            y, stepwell.convert(graph, calib, precision="w8a8", **options).reference().run(x)
+        )
 
     assert sqnr() >= sqnr(calibration="minmax")
     calib[0, 0, 0] = 500.0
@@ -104,8 +115,13 @@ def test_sequences_that_do_not_cover_the_range_are_warned_about():
     x[3] *= 5
     found = calibrate(graph, list(x))
     assert sorted(found.x_halves) == sorted((np.abs(x[::2]).max(), np.abs(x[1::2]).max()))
-    (warning,) = stepwell.convert(graph, x, auto_scale=False).notes["warnings"]  # else in units of its own scales
-    assert "do not cover the inputs' range" in warning and f"half of them reach {np.abs(x).max():.3g}" in warning
+    (warning,) = stepwell.convert(graph, x, auto_scale=False).notes[
+        "warnings"
+    ]  # else in units of its own scales
+    assert (
+        "do not cover the inputs' range" in warning
+        and f"half of them reach {np.abs(x).max():.3g}" in warning
+    )
 
 
 # ---- the smallest precision ----
@@ -121,7 +137,12 @@ def task():
     """A graph, calibration, and test sequences whose targets are what it computes."""
     graph = stack()
     x = random_sequences(np.random.default_rng(5), 6, 60, 3)
-    return graph, random_sequences(np.random.default_rng(8), 16, 60, 3), x, FloatStream(graph).run(x)
+    return (
+        graph,
+        random_sequences(np.random.default_rng(8), 16, 60, 3),
+        x,
+        FloatStream(graph).run(x),
+    )
 
 
 def data_file(folder, x, y=None):
@@ -146,7 +167,9 @@ def test_the_smallest_that_fits_is_taken(task, tmp_path):
     sizes = {plan: model.info()["flash_bytes"] for plan, model in exhaustive.items()}
     assert errors["w8a16"] < min(e for plan, e in errors.items() if plan != "w8a16")
     for limit in sorted(errors.values()):
-        model, tried = stepwell.smallest(graph, calib, file, max_drop=limit * 1.0001, tried=seen.append)
+        model, tried = stepwell.smallest(
+            graph, calib, file, max_drop=limit * 1.0001, tried=seen.append
+        )
         fitting = [plan for plan, error in errors.items() if error <= limit * 1.0001]
         assert str(tried[-1].plan) == min(fitting, key=sizes.get) and tried[-1].fits
         assert model.blob == exhaustive[str(tried[-1].plan)].blob
@@ -163,7 +186,9 @@ def test_the_users_metric_decides(task, tmp_path):
     exact, found = np.abs(y - y - 0.5).mean(), np.abs(outputs - y - 0.5).mean()
     assert tried[-1].drop_percent == pytest.approx(100 * (found - exact) / exact)
     never, always = (lambda t, y: 1.0), iter(range(1, 100))
-    assert len(stepwell.smallest(graph, calib, file, metric=never)[1]) == 1  # what does not care takes the smallest
+    assert (
+        len(stepwell.smallest(graph, calib, file, metric=never)[1]) == 1
+    )  # what does not care takes the smallest
     with pytest.raises(QuantizeError, match="no precision keeps the drop"):
         stepwell.smallest(graph, calib, file, metric=lambda t, y: float(next(always)))
 
@@ -176,11 +201,12 @@ def test_what_cannot_be_had_is_said_with_the_best_there_was(task, tmp_path):
     with pytest.raises(QuantizeError) as info:
         stepwell.smallest(graph, calib, file, max_drop=error / 10)
     assert (
-        f"no precision keeps the drop at {error / 10:g} %; the best is w8a16 with {error:.3g} % in {size} bytes"
-        in str(info.value)
+        f"no precision keeps the drop at {error / 10:g} %; the best is w8a16 with {error:.3g} % in "
+        f"{size} bytes" in str(info.value)
     )
     with pytest.raises(
-        QuantizeError, match=r"within 100 bytes of constants; the best is w8a16 .* fine-tune with stepwell\.qat"
+        QuantizeError,
+        match=r"within 100 bytes of constants; the best is w8a16 .* fine-tune with stepwell\.qat",
     ):
         stepwell.smallest(graph, calib, file, max_drop=50, max_flash=100)
 
@@ -202,15 +228,29 @@ def test_auto_on_the_command_line(tmp_path):
     whole = np.load(DEMO / "turbofan_test.npz")
     np.savez(tmp_path / "test.npz", **{name: whole[name][:30] for name in ("x", "lengths", "y")})
     np.savez(tmp_path / "bare.npz", **{name: whole[name][:30] for name in ("x", "lengths")})
-    command = ("convert", ONNX, "--calib", CALIB, "-o", tmp_path / "m.stw", "--precision", "auto", "--data")
+    command = (
+        "convert",
+        ONNX,
+        "--calib",
+        CALIB,
+        "-o",
+        tmp_path / "m.stw",
+        "--precision",
+        "auto",
+        "--data",
+    )
     done = invoke(*command, tmp_path / "test.npz", "--max-drop", "5%", "--metric", "mae")
     assert done.code == 0, done.stderr
     assert "  tried       w4a16 " in done.stdout and ": taken" in done.stdout
     model = stepwell.load(tmp_path / "m.stw")
     assert model.info()["precision"] == "w4a16" and f"{model.id:08x}, w4a16" in done.stdout
-    found = json.loads(invoke(*command, tmp_path / "bare.npz", "--max-drop", "0.2", "--json").stdout)
+    found = json.loads(
+        invoke(*command, tmp_path / "bare.npz", "--max-drop", "0.2", "--json").stdout
+    )
     assert [trial["precision"] for trial in found["tried"]] == ["w4a16", "w8a16"]
-    assert [trial["fits"] for trial in found["tried"]] == [False, True] and found["precision"] == "w8a16"
+    assert [trial["fits"] for trial in found["tried"]] == [False, True] and found[
+        "precision"
+    ] == "w8a16"
     before = (tmp_path / "m.stw").read_bytes()
     done = invoke(*command, tmp_path / "test.npz", "--max-drop", "5%", "--max-flash", 1000)
     assert done.code == 1 and "within 1000 bytes of constants; the best is" in done.stderr
@@ -225,7 +265,10 @@ def test_auto_on_the_command_line(tmp_path):
             ("--precision", "auto", "--data", "x.npz", "--max-drop", "little"),
             "--max-drop little: expected a percentage",
         ),
-        (("--precision", "auto", "--data", "x.npz", "--max-drop", "-1"), "--max-drop -1: expected a percentage"),
+        (
+            ("--precision", "auto", "--data", "x.npz", "--max-drop", "-1"),
+            "--max-drop -1: expected a percentage",
+        ),
         (("--precision", "auto", "--data", "nowhere.npz"), "nowhere.npz"),
         (("--precision", "w2a2"), "precision 'w2a2' is not one of w8a16"),
         (("--calibration", "median"), "calibration 'median' is not one of auto"),

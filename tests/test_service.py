@@ -1,4 +1,6 @@
-"""The device's program, compiled for this machine under AddressSanitizer and UBSan: bounds before use, in every message."""
+"""The device's program, compiled for this machine under AddressSanitizer and UBSan: bounds before
+use, in every message.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ SANITISED = "-g -O1 -fsanitize=address,undefined -fno-sanitize-recover".split()
 
 
 def host_program(model, folder: Path, *options: str | Path, app: str = "*.c") -> Path:
-    """The device's program with ``model`` for this machine, stdin and stdout its UART. ``options``: flags and more sources."""
+    """The device's program with ``model`` for this machine, stdin and stdout its UART. ``options``:
+    flags and more sources.
+    """
     emit(model, folder, "app_model")
     own, root = ROOT / "tests" / "c" / "service", ROOT / "firmware"
     sources = [path for path in folder.glob("*.c") if path.name != "main.c"]
@@ -42,7 +46,9 @@ class Device:
         self._process = subprocess.Popen([program], env=os.environ | environment, **pipes)
 
     def run(self, wire: bytes) -> list[Frame]:
-        """Feed all of ``wire``; the frames that came back. Fails the test when a sanitiser has something to say."""
+        """Feed all of ``wire``; the frames that came back. Fails the test when a sanitiser has
+        something to say.
+        """
         out, errors = self._process.communicate(wire, timeout=60)
         assert self._process.returncode == 0 and not errors, errors.decode()[:2000]
         reader = FrameReader()
@@ -58,7 +64,9 @@ def program(small_model, tmp_path_factory):
 
 def ask(program, *requests: tuple[int, bytes]) -> list[Frame]:
     """Answers to the requests, one each; every one has its own seq."""
-    wire = b"".join(encode(Frame(type_, seq, payload)) for seq, (type_, payload) in enumerate(requests))
+    wire = b"".join(
+        encode(Frame(type_, seq, payload)) for seq, (type_, payload) in enumerate(requests)
+    )
     answers = Device(program).run(wire)
     assert [answer.seq for answer in answers] == list(range(len(requests)))
     return answers
@@ -69,7 +77,9 @@ def error_of(frame: Frame) -> int | None:
 
 
 def test_wild_requests(program):
-    """Every type with wild lengths, offsets, layers, units and counts, in and out of a session and of its order."""
+    """Every type with wild lengths, offsets, layers, units and counts, in and out of a session and
+    of its order.
+    """
     rng = random.Random(9)
     in_session = (Message.STEP, *range(Message.GET_STATE, Message.BENCH + 1))
     wire, number = b"", 256 * SESSION  # of the request whose turn it is
@@ -80,8 +90,13 @@ def test_wild_requests(program):
             number = (number // 256 + rng.choice([1, 5])) * 256 + rng.randrange(256)
         own = messages.SESSION.pack(number // 256)
         head = rng.choice([own] * 4 + [S[:2], bytes(4), rng.randbytes(4)])
-        numbers = bytes(rng.choice([0, 0, 1, 2, 3, 5, 11, 12, 30, 127, 128, 255]) for _ in range(rng.randrange(8)))
-        payload = (head + numbers + rng.randbytes(rng.choice([0, 0, 0, 2, 4, 12, 100, 244])))[:PAYLOAD_BYTES]
+        numbers = bytes(
+            rng.choice([0, 0, 1, 2, 3, 5, 11, 12, 30, 127, 128, 255])
+            for _ in range(rng.randrange(8))
+        )
+        payload = (head + numbers + rng.randbytes(rng.choice([0, 0, 0, 2, 4, 12, 100, 244])))[
+            :PAYLOAD_BYTES
+        ]
         if type_ == Message.RESET:
             payload = rng.choice([own] * 3 + [bytes(4), S, payload])
         wire += encode(Frame(type_, (number + stray) % 256, payload))
@@ -102,17 +117,29 @@ def test_noise(program, small_model):
 
 def test_each_refusal(program, small_model):
     x = bytes(2 * small_model.n_in)
-    chunk, probe, n = messages.CHUNK.pack, messages.PROBE_REQUEST.pack, small_model.info()["snapshot_bytes"]
+    chunk, probe, n = (
+        messages.CHUNK.pack,
+        messages.PROBE_REQUEST.pack,
+        small_model.info()["snapshot_bytes"],
+    )
     step = messages.STEP_REQUEST.pack
     cases = [
         (Message.STEP, step(SESSION, 1) + x, Error.SESSION),
-        (Message.STEP, step(0, 1) + x, Error.SESSION),  # no session has begun, and none has the nonce 0
+        (
+            Message.STEP,
+            step(0, 1) + x,
+            Error.SESSION,
+        ),  # no session has begun, and none has the nonce 0
         (Message.RESET, bytes(4), Error.RANGE),
         (Message.RESET, S, None),
         (Message.STEP, step(SESSION, 1) + x, None),
         (Message.STEP, step(SESSION, 2) + x, Error.LENGTH),
         (Message.STEP, step(SESSION, 0), Error.RANGE),
-        (Message.STEP, step(SESSION, 31) + 31 * x, Error.RANGE),  # the question fits a frame, the answer would not
+        (
+            Message.STEP,
+            step(SESSION, 31) + 31 * x,
+            Error.RANGE,
+        ),  # the question fits a frame, the answer would not
         (Message.STEP, step(SESSION, 30) + 30 * x, None),
         (Message.STEP, step(SESSION, 1) + 2 * x, Error.LENGTH),
         (Message.STEP, S, Error.LENGTH),
@@ -149,16 +176,22 @@ def test_each_refusal(program, small_model):
 
 def step_frame(seq: int, x_q: np.ndarray, session: int = SESSION) -> Frame:
     """One step, as int16 codes [n_in]."""
-    return Frame(Message.STEP, seq, messages.STEP_REQUEST.pack(session, 1) + x_q.astype("<i2").tobytes())
+    return Frame(
+        Message.STEP, seq, messages.STEP_REQUEST.pack(session, 1) + x_q.astype("<i2").tobytes()
+    )
 
 
 def outputs(answers: list[Frame]) -> list[list[int]]:
-    return [np.frombuffer(a.payload, "<i4", offset=messages.STEP_REPLY.size).tolist() for a in answers]
+    return [
+        np.frombuffer(a.payload, "<i4", offset=messages.STEP_REPLY.size).tolist() for a in answers
+    ]
 
 
 def counts(program, frames: list[Frame]) -> tuple[list[Frame], tuple[int, ...]]:
     """Answers to the frames, and STAT after them: good and damaged frames, steps, repeats."""
-    *answers, stat = Device(program).run(b"".join(map(encode, [*frames, Frame(Message.STAT, 99, b"")])))
+    *answers, stat = Device(program).run(
+        b"".join(map(encode, [*frames, Frame(Message.STAT, 99, b"")]))
+    )
     return answers, messages.STAT_REPLY.unpack(stat.payload)
 
 
@@ -173,23 +206,44 @@ def test_repeated_request_is_answered_and_not_done_again(program, small_model):
 
 
 def test_answer_is_kept_while_others_are_given(program, small_model):
-    """Between a step whose answer was lost and its repetition: requests that change nothing, and old ones."""
+    """Between a step whose answer was lost and its repetition: requests that change nothing, and
+    old ones.
+    """
     x_q = np.arange(2 * small_model.n_in).reshape(2, -1) * 700
     reset, first, second = Frame(Message.RESET, 7, S), step_frame(8, x_q[0]), step_frame(9, x_q[1])
-    others = [Frame(Message.INFO, 40, b""), first, reset, Frame(99, 9, b""), Frame(Message.ECHO, 9, b"abc")]
+    others = [
+        Frame(Message.INFO, 40, b""),
+        first,
+        reset,
+        Frame(99, 9, b""),
+        Frame(Message.ECHO, 9, b"abc"),
+    ]
     answers, stat = counts(program, [reset, first, second, *others, second])
-    assert answers[-1] == answers[2] and outputs([answers[-1]]) == [small_model.stream().run_q(x_q)[1].tolist()]
-    assert [error_of(answer) for answer in answers[3:8]] == [None, Error.OLD, Error.OLD, Error.TYPE, None]
+    assert answers[-1] == answers[2] and outputs([answers[-1]]) == [
+        small_model.stream().run_q(x_q)[1].tolist()
+    ]
+    assert [error_of(answer) for answer in answers[3:8]] == [
+        None,
+        Error.OLD,
+        Error.OLD,
+        Error.TYPE,
+        None,
+    ]
     assert answers[7].payload == b"abc" and stat[2:] == (2, 1)
 
 
 @pytest.mark.parametrize("late", [1, 2, 3, 100, 200, 255, 256, 257, 300, 512])
 def test_step_that_comes_late_is_refused(late, program, small_model):
-    """Frame k once more behind frame k + ``late``: nothing is done, and the run goes on as if it had not come."""
+    """Frame k once more behind frame k + ``late``: nothing is done, and the run goes on as if it
+    had not come.
+    """
     n = late + 40
     x_q = np.random.default_rng(late).integers(-20000, 20000, (n, small_model.n_in))
     numbers = [256 * SESSION + 250 + k for k in range(n)]  # session and seq count on together
-    steps = [step_frame(number % 256, row, number // 256) for number, row in zip(numbers, x_q, strict=True)]
+    steps = [
+        step_frame(number % 256, row, number // 256)
+        for number, row in zip(numbers, x_q, strict=True)
+    ]
     frames, again = [Frame(Message.RESET, 249, S)], []
     for k, step in enumerate(steps):
         frames.append(step)
@@ -208,20 +262,37 @@ def test_step_of_the_future_is_refused(program, small_model):
     """One is missing before it; then the missing one comes, and all is well."""
     x_q = np.arange(3 * small_model.n_in).reshape(3, -1) * 700
     first, second, third = (step_frame(11 + k, row) for k, row in enumerate(x_q))
-    answers, stat = counts(program, [Frame(Message.RESET, 10, S), first, third, step_frame(138, x_q[2]), second, third])
-    assert [error_of(answer) for answer in answers] == [None, None, Error.GAP, Error.GAP, None, None]
-    assert outputs([answers[1], *answers[4:]]) == small_model.stream().run_q(x_q).tolist() and stat[2] == 3
+    answers, stat = counts(
+        program, [Frame(Message.RESET, 10, S), first, third, step_frame(138, x_q[2]), second, third]
+    )
+    assert [error_of(answer) for answer in answers] == [
+        None,
+        None,
+        Error.GAP,
+        Error.GAP,
+        None,
+        None,
+    ]
+    assert (
+        outputs([answers[1], *answers[4:]]) == small_model.stream().run_q(x_q).tolist()
+        and stat[2] == 3
+    )
 
 
 def test_a_refusal_names_its_request(program, small_model):
-    """When it was out of turn: the refusal of an old one is not taken for that of the request with the same seq."""
+    """When it was out of turn: the refusal of an old one is not taken for that of the request with
+    the same seq.
+    """
     old = step_frame(3, np.zeros(small_model.n_in), 77)
     (answer,), _ = counts(program, [old])
-    assert answer.payload == messages.ERROR_REPLY.pack(Error.SESSION, 0, Message.STEP) + check_bytes(old)
+    assert answer.payload == messages.ERROR_REPLY.pack(
+        Error.SESSION, 0, Message.STEP
+    ) + check_bytes(old)
 
 
 @pytest.mark.parametrize(
-    "kind", [Message.RESET, Message.SET_STATE, Message.PROBE_INPUT, Message.BENCH, Message.GET_STATE]
+    "kind",
+    [Message.RESET, Message.SET_STATE, Message.PROBE_INPUT, Message.BENCH, Message.GET_STATE],
 )
 def test_whatever_belongs_to_a_session_is_done_in_turn(kind, program, small_model):
     """A late frame of each kind leaves the state and the outputs as they are."""
@@ -247,7 +318,9 @@ def test_whatever_belongs_to_a_session_is_done_in_turn(kind, program, small_mode
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a pty")
 def test_over_a_serial_port(program, small_model):
-    """A pty is as near to /dev/ttyACM0 as it gets without a board: the path of real hardware, pyserial included."""
+    """A pty is as near to /dev/ttyACM0 as it gets without a board: the path of real hardware,
+    pyserial included.
+    """
     import tty
 
     board_end, host_end = os.openpty()

@@ -7,7 +7,9 @@ import struct
 
 import pytest
 
-unicorn = pytest.importorskip("unicorn", reason='unicorn is not installed: pip install "stepwell[sim]"')
+unicorn = pytest.importorskip(
+    "unicorn", reason='unicorn is not installed: pip install "stepwell[sim]"'
+)
 
 from stepwell._engine import ffi, lib  # noqa: E402
 from stepwell.link import sim  # noqa: E402

@@ -1,4 +1,6 @@
-"""The stack of stw_step by gcc's frames and calls: a bound for every board, above what an emulated run has used; no recursion."""
+"""The stack of stw_step by gcc's frames and calls: a bound for every board, above what an emulated
+run has used; no recursion.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,7 @@ from stepwell.link import connect, qemu, sim
 from stepwell.link.emulators import EMULATORS
 from stepwell.link.hil import run_hil
 
-CALLED_BY_USERS = (
-    "stw_init stw_init_shared stw_reset stw_step stw_step_raw stw_save stw_load stw_probe stw_blob_open".split()
-)
+CALLED_BY_USERS = "stw_init stw_init_shared stw_reset stw_step stw_step_raw stw_save stw_load stw_probe stw_blob_open".split()
 MAY_TAKE = 1150  # bytes; the widest layer kinds of all, on any board here
 GOLDEN = ROOT / "tests" / "golden"
 
@@ -41,9 +41,13 @@ GOLDEN = ROOT / "tests" / "golden"
     ],
 )
 def test_bounds_are_above_what_a_run_paints(port, golden, tmp_path):
-    """Of a step and of the program, whose deepest requests are made; on an AVR with the clock's interrupt, at any moment."""
+    """Of a step and of the program, whose deepest requests are made; on an AVR with the clock's
+    interrupt, at any moment.
+    """
     emulator, _, board = port.partition(":")
-    skip_for(no_compiler("gcc", load_board(board)) or EMULATORS[emulator].why_not(load_board(board)))
+    skip_for(
+        no_compiler("gcc", load_board(board)) or EMULATORS[emulator].why_not(load_board(board))
+    )
     path = GOLDEN / f"{golden}.stw"
     model = stepwell.load(path)
     image = build(model, board, tmp_path, "gcc")
@@ -77,12 +81,15 @@ def test_a_stack_that_is_too_small(small_model, tmp_path):
     needs = build(small_model, facts, tmp_path, "gcc").program_stack
     small = replace(facts, facts=facts.facts | {"STACK_BYTES": str(needs - 4)})
     with pytest.raises(
-        BuildError, match=f"the program with this model takes up to {needs} B of stack, and STACK_BYTES = {needs - 4}"
+        BuildError,
+        match=f"the program with this model takes up to {needs} B of stack, and STACK_BYTES = {needs - 4}",
     ):
         build(small_model, small, tmp_path, "gcc")
     tight = replace(facts, facts=facts.facts | {"STACK_BYTES": "200"})
     image = build(small_model, tight, tmp_path, "zig")
-    used_up = pytest.raises(LinkError, match="all 200 B that microbit reserves for the stack were used")
+    used_up = pytest.raises(
+        LinkError, match="all 200 B that microbit reserves for the stack were used"
+    )
     with connect("sim:microbit", image=image.elf, model=small_model) as link, used_up:
         run_hil(link, small_model, [np.zeros((3, small_model.n_in))])
 
@@ -108,7 +115,9 @@ def test_no_function_of_the_library_calls_itself(board, not_linked, tmp_path):
 
 def pushed_bytes(objdump: str, function: str) -> int:
     """By every push of a function and what it takes off sp, as if nothing were popped in between."""
-    body = re.search(rf"^[0-9a-f]+ <{function}>:\n(.+?)(?:\n\n|\Z)", objdump, re.MULTILINE | re.DOTALL)
+    body = re.search(
+        rf"^[0-9a-f]+ <{function}>:\n(.+?)(?:\n\n|\Z)", objdump, re.MULTILINE | re.DOTALL
+    )
     pushes = re.findall(r"\t(?:push|stmdb\tsp!,)\s+\{([^}]+)\}", body[1]) if body else []
     taken = re.findall(r"\tsub\s+sp, (?:sp, )?#(\d+)", body[1]) if body else []
     return sum(4 * len(registers.split(",")) for registers in pushes) + sum(map(int, taken))
@@ -116,12 +125,17 @@ def pushed_bytes(objdump: str, function: str) -> int:
 
 @pytest.mark.parametrize(
     ("board", "functions"),
-    [("microbit", ["stw_dot4_v6m", "__aeabi_lmul"]), ("netduinoplus2", ["stw_pairs_dsp_unit", "stw_pairs_dsp_sums"])],
+    [
+        ("microbit", ["stw_dot4_v6m", "__aeabi_lmul"]),
+        ("netduinoplus2", ["stw_pairs_dsp_unit", "stw_pairs_dsp_sums"]),
+    ],
 )
 def test_assembly_pushes_what_the_bound_counts(board, functions, tmp_path):
     skip_for(no_compiler("gcc", load_board(board)))
     image = build(stepwell.load(GOLDEN / "gru_rnn_lstm_gru_w8a8.stw"), board, tmp_path, "gcc")
-    code = subprocess.run(["arm-none-eabi-objdump", "-d", image.elf], capture_output=True, text=True, check=True).stdout
+    code = subprocess.run(
+        ["arm-none-eabi-objdump", "-d", image.elf], capture_output=True, text=True, check=True
+    ).stdout
     for function in functions:
         pushed, counted = pushed_bytes(code, function), stack.ASSEMBLY[function]
         assert pushed == counted if function.startswith("stw") else 0 < pushed <= counted, function

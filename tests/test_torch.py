@@ -1,4 +1,6 @@
-"""torch modules read directly: the graph as a stream gives what the module gives, or the refusal names the culprit."""
+"""torch modules read directly: the graph as a stream gives what the module gives, or the refusal
+names the culprit.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,18 @@ import numpy as np
 import pytest
 import stepwell
 from stepwell.errors import ImportRefused, QuantizeError
-from stepwell.layers import Attention, Concat, Dense, Embedding, Gru, LayerNorm, Lstm, MaxPool, Rnn, Window
+from stepwell.layers import (
+    Attention,
+    Concat,
+    Dense,
+    Embedding,
+    Gru,
+    LayerNorm,
+    Lstm,
+    MaxPool,
+    Rnn,
+    Window,
+)
 from stepwell.metrics import sqnr_db
 from stepwell.stream import FloatStream, run_in_mode
 
@@ -54,7 +67,9 @@ def kinds(graph) -> list[type]:
 
 
 def checked(module: nn.Module, batch_first: bool = True, n_steps: int = 23, **options):
-    """The import, its stream compared once more with the module in float32 and with a length of its own."""
+    """The import, its stream compared once more with the module in float32 and with a length of its
+    own.
+    """
     imported = import_torch(module, **options)
     graph = imported.graph
     assert imported.replay.error <= LIMIT
@@ -109,13 +124,22 @@ MATRIX = list(itertools.product(CELLS, (1, 2, 3), (True, False), HEADS))
 @pytest.mark.parametrize("cell, n_layers, batch_first, head", MATRIX)
 def test_matrix(cell, n_layers, batch_first, head):
     build, options, layers = CELLS[cell]
-    rnn = build(N_IN, UNITS, n_layers, batch_first=batch_first, dropout=0.4 if n_layers > 1 else 0, **options)
+    rnn = build(
+        N_IN,
+        UNITS,
+        n_layers,
+        batch_first=batch_first,
+        dropout=0.4 if n_layers > 1 else 0,
+        **options,
+    )
     width = options.get("proj_size", UNITS) * (2 if "bidirectional" in options else 1)
     graph = checked(Net(HEADS[head], rnn=rnn, fc=nn.Linear(width, 2)), batch_first)
     assert kinds(graph) == layers * n_layers + [Dense] * (head != "none")
     assert graph.readout == ("last" if head in ("last", "softmax") else "every")
     assert graph.n_in == N_IN
-    assert getattr(graph.layers[-1], "activation", "none") == ("softmax" if head == "softmax" else "none")
+    assert getattr(graph.layers[-1], "activation", "none") == (
+        "softmax" if head == "softmax" else "none"
+    )
 
 
 # ---- what is read out ----
@@ -143,13 +167,21 @@ def test_readouts(name):
 
 
 def test_unused_layers_are_left_out():
-    graph = checked(Net(READOUTS["h[0] of two"], rnn=nn.LSTM(N_IN, UNITS, 2, batch_first=True), spare=nn.Linear(2, 2)))
+    graph = checked(
+        Net(
+            READOUTS["h[0] of two"],
+            rnn=nn.LSTM(N_IN, UNITS, 2, batch_first=True),
+            spare=nn.Linear(2, 2),
+        )
+    )
     assert kinds(graph) == [Lstm]
 
 
 BIDIRECTIONAL = {
     "cat": lambda net, x: torch.cat((net.rnn(x)[1][0][-2], net.rnn(x)[1][0][-1]), 1),
-    "named": lambda net, x: torch.cat((net.rnn(x)[1][0][-2, :, :], net.rnn(x)[1][0][-1, :, :]), dim=-1),
+    "named": lambda net, x: torch.cat(
+        (net.rnn(x)[1][0][-2, :, :], net.rnn(x)[1][0][-1, :, :]), dim=-1
+    ),
     "grid": lambda net, x: net.rnn(x)[1][0].view(1, 2, x.size(0), UNITS)[-1][1],
     "sum of halves": lambda net, x: net.rnn(x)[0][:, :, :UNITS] + net.rnn(x)[0][:, :, UNITS:],
 }
@@ -157,7 +189,9 @@ BIDIRECTIONAL = {
 
 @pytest.mark.parametrize("name", BIDIRECTIONAL)
 def test_bidirectional(name):
-    graph = checked(Net(BIDIRECTIONAL[name], rnn=nn.LSTM(N_IN, UNITS, batch_first=True, bidirectional=True)))
+    graph = checked(
+        Net(BIDIRECTIONAL[name], rnn=nn.LSTM(N_IN, UNITS, batch_first=True, bidirectional=True))
+    )
     assert graph.needs_window
 
 
@@ -166,7 +200,9 @@ def test_squeezed_state_of_one_layer():
         _, (h_n, _) = net.rnn(x)
         return net.fc(h_n.squeeze(0)).squeeze(-1)
 
-    assert kinds(checked(Net(run, rnn=nn.LSTM(N_IN, UNITS), fc=nn.Linear(UNITS, 1)), batch_first=False)) == [
+    assert kinds(
+        checked(Net(run, rnn=nn.LSTM(N_IN, UNITS), fc=nn.Linear(UNITS, 1)), batch_first=False)
+    ) == [
         Lstm,
         Dense,
     ]
@@ -368,7 +404,9 @@ FUNCTIONS = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_activation_functions(name):
     net = Net(
-        lambda net, x: FUNCTIONS[name](net.fc(net.rnn(x)[0])), rnn=nn.GRU(3, 4, batch_first=True), fc=nn.Linear(4, 4)
+        lambda net, x: FUNCTIONS[name](net.fc(net.rnn(x)[0])),
+        rnn=nn.GRU(3, 4, batch_first=True),
+        fc=nn.Linear(4, 4),
     )
     checked(net)
 
@@ -378,7 +416,9 @@ def test_activation_functions(name):
 
 class Arithmetic(Net):
     def __init__(self, run):
-        super().__init__(run, rnn=nn.GRU(4, 4, batch_first=True), other=nn.Linear(4, 4), gate=nn.Linear(4, 1))
+        super().__init__(
+            run, rnn=nn.GRU(4, 4, batch_first=True), other=nn.Linear(4, 4), gate=nn.Linear(4, 1)
+        )
         self.scale = nn.Parameter(torch.randn(4))
         self.matrix = nn.Parameter(torch.randn(4, 3))
         self.register_buffer("offset", torch.randn(1, 1, 4))
@@ -405,9 +445,15 @@ SUMS = {
     "chunk": lambda net, x: net.rnn(x)[0].chunk(2, dim=-1)[1],
     "split": lambda net, x: torch.cat(net.rnn(x)[0].split([1, 3], dim=2)[::-1], dim=2),
     "unbind": lambda net, x: net.rnn(x)[0].unbind(-1)[2],
-    "view of all steps": lambda net, x: net.other(net.rnn(x)[0].reshape(-1, 4)).view(x.size(0), x.size(1), -1),
-    "odd axes": lambda net, x: net.rnn(x.permute(0, 2, 1).movedim(1, 2).unsqueeze(0).squeeze(0))[0].flatten(2),
-    "sizes asked": lambda net, x: net.rnn(x if x.dim() == 3 and len(x) > 0 else x.unsqueeze(0))[0].view(*x.shape),
+    "view of all steps": lambda net, x: net.other(net.rnn(x)[0].reshape(-1, 4)).view(
+        x.size(0), x.size(1), -1
+    ),
+    "odd axes": lambda net, x: net.rnn(x.permute(0, 2, 1).movedim(1, 2).unsqueeze(0).squeeze(0))[
+        0
+    ].flatten(2),
+    "sizes asked": lambda net, x: net.rnn(x if x.dim() == 3 and len(x) > 0 else x.unsqueeze(0))[
+        0
+    ].view(*x.shape),
 }
 
 
@@ -442,7 +488,10 @@ def test_width_of_the_input_that_no_layer_tells(name):
 
 
 def test_width_of_the_input_told_by_what_is_made_of_it():
-    assert checked(Arithmetic(lambda net, x: net.rnn(torch.cat([torch.tanh(x), x], dim=-1))[0])).n_in == 2
+    assert (
+        checked(Arithmetic(lambda net, x: net.rnn(torch.cat([torch.tanh(x), x], dim=-1))[0])).n_in
+        == 2
+    )
     assert checked(Arithmetic(lambda net, x: net.rnn((x - net.offset) * net.scale)[0])).n_in == 4
 
 
@@ -476,7 +525,10 @@ def test_residual_stack_with_two_heads():
     )
     assert checked(net, outputs="output0").n_out == 2
     graph = import_torch(net).graph
-    assert [(output.name, output.size) for output in graph.outputs] == [("output0", 2), ("output1", 5)]
+    assert [(output.name, output.size) for output in graph.outputs] == [
+        ("output0", 2),
+        ("output1", 5),
+    ]
 
 
 def settled(norm: nn.BatchNorm1d) -> nn.BatchNorm1d:
@@ -494,15 +546,30 @@ CAUSAL = {
     "chomp by size": (nn.Conv1d(3, 4, 2, padding=1), lambda conv, x: conv(x)[:, :, : x.size(2)]),
     "depthwise": (nn.Conv1d(3, 6, 3, groups=3), lambda conv, x: conv(F.pad(x, (2, 0)))),
     "pointwise": (nn.Conv1d(3, 4, 1), lambda conv, x: conv(x)),
-    "zeros before": (nn.Conv1d(3, 4, 3), lambda conv, x: conv(torch.cat([x.new_zeros(x.size(0), 3, 2), x], dim=2))),
+    "zeros before": (
+        nn.Conv1d(3, 4, 3),
+        lambda conv, x: conv(torch.cat([x.new_zeros(x.size(0), 3, 2), x], dim=2)),
+    ),
     "valid": (nn.Conv1d(3, 4, 3), lambda conv, x: conv(x)),
-    "modules": (nn.Sequential(nn.ConstantPad1d((2, 0), 0.0), nn.Conv1d(3, 4, 3, bias=False)), lambda conv, x: conv(x)),
+    "modules": (
+        nn.Sequential(nn.ConstantPad1d((2, 0), 0.0), nn.Conv1d(3, 4, 3, bias=False)),
+        lambda conv, x: conv(x),
+    ),
     "strided": (nn.Conv1d(3, 4, 3, stride=2), lambda conv, x: conv(x)),
-    "max pool": (nn.Sequential(nn.Conv1d(3, 4, 1), nn.ReLU(), nn.MaxPool1d(2)), lambda conv, x: conv(x)),
-    "average pool": (nn.Sequential(nn.Conv1d(3, 4, 1), nn.AvgPool1d(3, stride=1)), lambda conv, x: conv(x)),
+    "max pool": (
+        nn.Sequential(nn.Conv1d(3, 4, 1), nn.ReLU(), nn.MaxPool1d(2)),
+        lambda conv, x: conv(x),
+    ),
+    "average pool": (
+        nn.Sequential(nn.Conv1d(3, 4, 1), nn.AvgPool1d(3, stride=1)),
+        lambda conv, x: conv(x),
+    ),
     "F.max_pool1d": (nn.Conv1d(3, 4, 2), lambda conv, x: F.max_pool1d(conv(x), 3, 2)),
     "F.avg_pool1d": (nn.Conv1d(3, 4, 2), lambda conv, x: F.avg_pool1d(conv(x), kernel_size=4)),
-    "batch norm": (nn.Sequential(nn.Conv1d(3, 4, 1), nn.BatchNorm1d(4), nn.ReLU()), lambda conv, x: conv(x)),
+    "batch norm": (
+        nn.Sequential(nn.Conv1d(3, 4, 1), nn.BatchNorm1d(4), nn.ReLU()),
+        lambda conv, x: conv(x),
+    ),
 }
 
 
@@ -522,7 +589,9 @@ def test_convolution_then_lstm(name):
     )
     for n_steps in (22, 23):
         graph = checked(net, n_steps=n_steps)
-    assert Lstm in kinds(graph) and (Window in kinds(graph)) == (name not in ("pointwise", "batch norm"))
+    assert Lstm in kinds(graph) and (Window in kinds(graph)) == (
+        name not in ("pointwise", "batch norm")
+    )
 
 
 def test_a_readout_that_depends_on_the_length_needs_a_window():
@@ -533,7 +602,9 @@ def test_a_readout_that_depends_on_the_length_needs_a_window():
     )
     graph = import_torch(net).graph
     assert graph.needs_window
-    with pytest.raises(QuantizeError, match=r"layer 'conv' looks ahead.*mode='slide:T' or 'tumble:T'"):
+    with pytest.raises(
+        QuantizeError, match=r"layer 'conv' looks ahead.*mode='slide:T' or 'tumble:T'"
+    ):
         stepwell.convert(graph, np.ones((8, 20, 3)))
 
 
@@ -546,24 +617,39 @@ def looking_ahead() -> dict:
         "strided": (nn.Conv1d(3, 4, 5, stride=2, padding=2), lambda conv, x: conv(x)),
         "two": (
             nn.Sequential(
-                nn.Conv1d(3, 5, 3, padding=1), nn.ReLU(), settled(nn.BatchNorm1d(5)), nn.Conv1d(5, 4, 5, padding=2)
+                nn.Conv1d(3, 5, 3, padding=1),
+                nn.ReLU(),
+                settled(nn.BatchNorm1d(5)),
+                nn.Conv1d(5, 4, 5, padding=2),
             ),
             lambda conv, x: conv(x),
         ),
-        "then pooled": (nn.Sequential(nn.Conv1d(3, 4, 3, padding=1), nn.MaxPool1d(2)), lambda conv, x: conv(x)),
+        "then pooled": (
+            nn.Sequential(nn.Conv1d(3, 4, 3, padding=1), nn.MaxPool1d(2)),
+            lambda conv, x: conv(x),
+        ),
         "padded by hand": (nn.Conv1d(3, 4, 4), lambda conv, x: conv(F.pad(x, (1, 2)))),
         "cut by hand": (nn.Conv1d(3, 4, 5, padding=4), lambda conv, x: conv(x)[:, :, :-2]),
         "two, then cut": (
             nn.Sequential(nn.Conv1d(3, 4, 3, padding=1), nn.Conv1d(4, 4, 3, padding=1)),
             lambda conv, x: F.pad(conv(x), (0, -1)),
         ),
-        "largest": (nn.Sequential(nn.Conv1d(3, 4, 1), nn.MaxPool1d(3, 1, padding=1)), lambda conv, x: conv(x)),
+        "largest": (
+            nn.Sequential(nn.Conv1d(3, 4, 1), nn.MaxPool1d(3, 1, padding=1)),
+            lambda conv, x: conv(x),
+        ),
         "largest, dilated": (
             nn.Sequential(nn.Conv1d(3, 4, 1), nn.MaxPool1d(3, 2, 1, dilation=2)),
             lambda conv, x: conv(x),
         ),
-        "largest among zeros": (nn.Conv1d(3, 4, 1), lambda conv, x: F.max_pool1d(F.pad(conv(x), (1, 1)), 3, 1)),
-        "mean with zeros": (nn.Sequential(nn.Conv1d(3, 4, 1), nn.AvgPool1d(3, 2, 1)), lambda conv, x: conv(x)),
+        "largest among zeros": (
+            nn.Conv1d(3, 4, 1),
+            lambda conv, x: F.max_pool1d(F.pad(conv(x), (1, 1)), 3, 1),
+        ),
+        "mean with zeros": (
+            nn.Sequential(nn.Conv1d(3, 4, 1), nn.AvgPool1d(3, 2, 1)),
+            lambda conv, x: conv(x),
+        ),
         "mean": (
             nn.Sequential(nn.Conv1d(3, 4, 1), nn.AvgPool1d(4, 2, 2, count_include_pad=False)),
             lambda conv, x: conv(x),
@@ -593,7 +679,11 @@ def test_what_looks_ahead_is_exact_in_windows(name, n_steps):
         except QuantizeError as error:
             assert not text.startswith("slide") and "none at the window's last" in str(error)
             continue
-        ends = [t for t in range(n_steps - 1, 30) if not text.startswith("tumble") or (t + 1) % n_steps == 0]
+        ends = [
+            t
+            for t in range(n_steps - 1, 30)
+            if not text.startswith("tumble") or (t + 1) % n_steps == 0
+        ]
         wanted = expected[[t + 1 - n_steps for t in ends]]
         assert np.abs(run_in_mode(graph, model.mode, x)[ends] - wanted).max() < 1e-5
         y = model.stream().run(x)
@@ -602,7 +692,9 @@ def test_what_looks_ahead_is_exact_in_windows(name, n_steps):
 
 
 def test_a_tensor_and_the_same_one_cut():
-    """What is cut of a convolution's padding is not cut of the convolution for those that read all of it."""
+    """What is cut of a convolution's padding is not cut of the convolution for those that read all
+    of it.
+    """
 
     def run(net, x):
         whole = net.conv(x.mT)
@@ -613,7 +705,11 @@ def test_a_tensor_and_the_same_one_cut():
         net = Net(run, conv=nn.Conv1d(3, 4, 3, padding=2), rnn=nn.GRU(4, 5, batch_first=True))
         net.cuts = cuts
         graph = import_torch(net).graph
-        assert graph.lags[-1] == lag and [layer.name for layer in graph.layers] == ["conv.window", "conv", "rnn_l0"]
+        assert graph.lags[-1] == lag and [layer.name for layer in graph.layers] == [
+            "conv.window",
+            "conv",
+            "rnn_l0",
+        ]
 
 
 def test_convolution_on_channels_first_input():
@@ -668,7 +764,9 @@ def test_embedding(batch_first):
     assert kinds(imported.graph) == [Embedding, Lstm, Dense] and imported.graph.n_in == 1
     tokens = torch.randint(0, 11, (3, 9))
     y = net(tokens if batch_first else tokens.T).detach().numpy()
-    np.testing.assert_allclose(FloatStream(imported.graph).run(tokens.numpy()[..., None])[:, -1], y, atol=1e-5)
+    np.testing.assert_allclose(
+        FloatStream(imported.graph).run(tokens.numpy()[..., None])[:, -1], y, atol=1e-5
+    )
 
 
 # ---- windows of a fixed length ----
@@ -769,20 +867,33 @@ FIXED = {
 
 @pytest.mark.parametrize("name", FIXED)
 def test_pooling_over_a_whole_window(name):
-    net = Net(FIXED[name], rnn=nn.GRU(3, 4, batch_first=True), fc=nn.Linear(4, 2), pool=nn.AdaptiveMaxPool1d(1))
+    net = Net(
+        FIXED[name],
+        rnn=nn.GRU(3, 4, batch_first=True),
+        fc=nn.Linear(4, 2),
+        pool=nn.AdaptiveMaxPool1d(1),
+    )
     graph = checked(net, steps=12)
     assert Window in kinds(graph) and (MaxPool in kinds(graph)) == ("max" in name)
     with pytest.raises(
-        ImportRefused, match=r"needs windows of a fixed length: give it \(steps=\), or read out the last step"
+        ImportRefused,
+        match=r"needs windows of a fixed length: give it \(steps=\), or read out the last step",
     ):
         import_torch(net)
 
 
 @pytest.mark.parametrize("flat", [lambda y: y.reshape(y.size(0), -1), lambda y: y.mT.flatten(1)])
 def test_linear_over_a_flattened_window(flat):
-    net = Net(lambda net, x: net.fc(flat(net.rnn(x)[0])), rnn=nn.GRU(3, 4, batch_first=True), fc=nn.Linear(48, 2))
+    net = Net(
+        lambda net, x: net.fc(flat(net.rnn(x)[0])),
+        rnn=nn.GRU(3, 4, batch_first=True),
+        fc=nn.Linear(48, 2),
+    )
     assert kinds(checked(net, steps=12)) == [Gru, Window, Dense]
-    with pytest.raises(ImportRefused, match=r"fc \(Linear\): reads a flattened window of 12 steps at once.* steps=12"):
+    with pytest.raises(
+        ImportRefused,
+        match=r"fc \(Linear\): reads a flattened window of 12 steps at once.* steps=12",
+    ):
         import_torch(net)
 
 
@@ -790,7 +901,9 @@ def test_linear_over_a_flattened_window(flat):
 
 
 def test_the_module_is_not_changed():
-    module = Net(last_step, rnn=nn.LSTM(3, 4, 2, batch_first=True, dropout=0.5), fc=nn.Linear(4, 2)).train()
+    module = Net(
+        last_step, rnn=nn.LSTM(3, 4, 2, batch_first=True, dropout=0.5), fc=nn.Linear(4, 2)
+    ).train()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     random = torch.get_rng_state()
     import_torch(module)
@@ -809,7 +922,9 @@ def test_half_precision_is_converted_and_said(dtype):
 def test_provenance():
     module = Net(last_step, rnn=nn.LSTM(3, 4, batch_first=True), fc=nn.Linear(4, 2))
     source = import_torch(module, verify=False).graph.source
-    assert source.file == "Net" and source.producer.startswith("torch ") and len(source.sha256) == 64
+    assert (
+        source.file == "Net" and source.producer.startswith("torch ") and len(source.sha256) == 64
+    )
     with torch.no_grad():
         module.fc.bias += 1
     assert import_torch(module, verify=False).graph.source.sha256 != source.sha256
@@ -818,7 +933,9 @@ def test_provenance():
 def test_weight_norm_and_compiled_modules():
     def build():
         return Net(
-            last_step, rnn=nn.GRU(3, 4, batch_first=True), fc=nn.utils.parametrizations.weight_norm(nn.Linear(4, 2))
+            last_step,
+            rnn=nn.GRU(3, 4, batch_first=True),
+            fc=nn.utils.parametrizations.weight_norm(nn.Linear(4, 2)),
         )
 
     checked(build())
@@ -836,7 +953,13 @@ def test_subclasses():
 
 def test_nested_modules_are_named():
     inner = Net(lambda net, x: net.rnn(x)[0], rnn=nn.GRU(3, 4, batch_first=True))
-    graph = checked(Net(lambda net, x: net.head(net.encoder(x)), encoder=inner, head=nn.Sequential(nn.Linear(4, 2))))
+    graph = checked(
+        Net(
+            lambda net, x: net.head(net.encoder(x)),
+            encoder=inner,
+            head=nn.Sequential(nn.Linear(4, 2)),
+        )
+    )
     assert [layer.name for layer in graph.layers] == ["encoder.rnn_l0", "head.0"]
 
 
@@ -864,7 +987,10 @@ def refused_nets():
     with torch.no_grad():
         nan.weight_ih_l0[1, 1] = np.nan
     return {
-        "no recurrent layer": (nn.Sequential(nn.Linear(3, 4)), "needs at least one recurrent layer"),
+        "no recurrent layer": (
+            nn.Sequential(nn.Linear(3, 4)),
+            "needs at least one recurrent layer",
+        ),
         "log softmax": (
             with_rnn(lambda net, x: net.end(net.rnn(x)[0]), end=nn.LogSoftmax(-1)),
             r"end \(LogSoftmax\): end the model in softmax",
@@ -874,21 +1000,31 @@ def refused_nets():
             r"'log_softmax'.*end the model in softmax",
         ),
         "conv2d": (
-            with_rnn(lambda net, x: net.head(net.rnn(x)[0].unsqueeze(1)), head=nn.Sequential(nn.Conv2d(1, 1, 3))),
+            with_rnn(
+                lambda net, x: net.head(net.rnn(x)[0].unsqueeze(1)),
+                head=nn.Sequential(nn.Conv2d(1, 1, 3)),
+            ),
             r"head\.0 \(Conv2d\): convolutions run along time only",
         ),
         "multihead": (
             with_rnn(
-                lambda net, x: net.att(*[net.rnn(x)[0]] * 3)[0], att=nn.MultiheadAttention(4, 2, batch_first=True)
+                lambda net, x: net.att(*[net.rnn(x)[0]] * 3)[0],
+                att=nn.MultiheadAttention(4, 2, batch_first=True),
             ),
             r"att \(MultiheadAttention\): attention of several heads",
         ),
         "transformer": (
-            with_rnn(lambda net, x: net.enc(net.rnn(x)[0]), enc=nn.TransformerEncoderLayer(4, 2, batch_first=True)),
+            with_rnn(
+                lambda net, x: net.enc(net.rnn(x)[0]),
+                enc=nn.TransformerEncoderLayer(4, 2, batch_first=True),
+            ),
             r"enc \(TransformerEncoderLayer\)",
         ),
         "control flow": (with_rnn(branch), "control flow depends on the values"),
-        "comparison": (with_rnn(lambda net, x: net.rnn(x)[0] > 0), r"'gt' .*comparisons and control flow on data"),
+        "comparison": (
+            with_rnn(lambda net, x: net.rnn(x)[0] > 0),
+            r"'gt' .*comparisons and control flow on data",
+        ),
         "second input": (
             StepNet(lambda net, x, y: net.rnn(x + y)[0], rnn=nn.GRU(3, 4)),
             "argument 'state', which is neither",
@@ -897,7 +1033,10 @@ def refused_nets():
             StepNet(lambda net, x, h: net.rnn(x, h), rnn=nn.GRU(3, 4, bidirectional=True)),
             "no state can be handed on",
         ),
-        "loop over cells": (Net(loop, cell=nn.GRUCell(3, 4)), "takes timestep 0 out of the sequence"),
+        "loop over cells": (
+            Net(loop, cell=nn.GRUCell(3, 4)),
+            "takes timestep 0 out of the sequence",
+        ),
         "decoder": (with_rnn(decoder), "encoder-decoders cannot be streamed"),
         "cell without state": (
             Net(lambda net, x: net.cell(x), cell=nn.GRUCell(3, 4)),
@@ -909,13 +1048,27 @@ def refused_nets():
         ),
         "first step": (with_rnn(lambda net, x: net.rnn(x)[0][:, 0]), "takes timestep 0"),
         "strided time": (with_rnn(lambda net, x: net.rnn(x)[0][:, ::2]), "only contiguous"),
-        "warm-up cut": (with_rnn(lambda net, x: net.rnn(x)[0][:, 3:]), "a stream reads every step or the last one"),
-        "end cut": (with_rnn(lambda net, x: net.rnn(x)[0][:, :-1]), "a stream reads every step or the last one"),
-        "flip": (with_rnn(lambda net, x: net.rnn(x.flip(1))[0]), "reversed time cannot be streamed"),
-        "softmax over batch": (with_rnn(lambda net, x: F.softmax(net.rnn(x)[0], 0)), "not the one of the features"),
+        "warm-up cut": (
+            with_rnn(lambda net, x: net.rnn(x)[0][:, 3:]),
+            "a stream reads every step or the last one",
+        ),
+        "end cut": (
+            with_rnn(lambda net, x: net.rnn(x)[0][:, :-1]),
+            "a stream reads every step or the last one",
+        ),
+        "flip": (
+            with_rnn(lambda net, x: net.rnn(x.flip(1))[0]),
+            "reversed time cannot be streamed",
+        ),
+        "softmax over batch": (
+            with_rnn(lambda net, x: F.softmax(net.rnn(x)[0], 0)),
+            "not the one of the features",
+        ),
         "division by data": (with_rnn(lambda net, x: 1 / net.rnn(x)[0]), "divides by data"),
         "zeros that nothing sees": (
-            with_rnn(lambda net, x: net.rnn(net.conv(F.pad(x.mT, (0, 3))).mT)[0], conv=nn.Conv1d(3, 3, 3)),
+            with_rnn(
+                lambda net, x: net.rnn(net.conv(F.pad(x.mT, (0, 3))).mT)[0], conv=nn.Conv1d(3, 3, 3)
+            ),
             "pads 0 steps before the sequence, 3 after it, and looks at 3",
         ),
         "zeros behind a cell": (
@@ -935,32 +1088,64 @@ def refused_nets():
             r"conv \(Conv1d\): padding_mode 'reflect'",
         ),
         "statistics of the batch": (
-            with_rnn(lambda net, x: net.bn(net.rnn(x)[0].mT), bn=nn.BatchNorm1d(4, track_running_stats=False)),
+            with_rnn(
+                lambda net, x: net.bn(net.rnn(x)[0].mT),
+                bn=nn.BatchNorm1d(4, track_running_stats=False),
+            ),
             "track_running_stats=True",
         ),
-        "many slopes": (with_rnn(lambda net, x: net.act(net.rnn(x)[0][:, -1]), act=nn.PReLU(4)), "use one"),
+        "many slopes": (
+            with_rnn(lambda net, x: net.act(net.rnn(x)[0][:, -1]), act=nn.PReLU(4)),
+            "use one",
+        ),
         "mixed readout": (
             with_rnn(lambda net, x: torch.cat([net.rnn(x)[0], x], 1)),
             "is not the one of the features",
         ),
         "packed": (
-            with_rnn(lambda net, x: net.rnn(nn.utils.rnn.pack_padded_sequence(x, [3, 2], batch_first=True))[0]),
+            with_rnn(
+                lambda net, x: net.rnn(
+                    nn.utils.rnn.pack_padded_sequence(x, [3, 2], batch_first=True)
+                )[0]
+            ),
             "pack_padded_sequence|torch.onnx.export",
         ),
         "nan": (nan, "weight_ih_l0 holds NaN or infinity"),
-        "complex": (Net(lambda net, x: x, weights=nn.Parameter(torch.zeros(3, dtype=torch.complex64))), "complex64"),
+        "complex": (
+            Net(lambda net, x: x, weights=nn.Parameter(torch.zeros(3, dtype=torch.complex64))),
+            "complex64",
+        ),
         "lazy": (nn.Sequential(nn.LazyLinear(3), nn.GRU(3, 4)), "has no values yet"),
         "meta": (nn.GRU(3, 4, device="meta"), "meta device"),
-        "all final states": (Net(lambda net, x: net.rnn(x)[1], rnn=nn.GRU(3, 4, 2)), r"return one of them, h_n\[-1\]"),
-        "module made in forward": (with_rnn(lambda net, x: nn.GRU(3, 4)(x)[0]), "is not installed|torch.onnx.export"),
+        "all final states": (
+            Net(lambda net, x: net.rnn(x)[1], rnn=nn.GRU(3, 4, 2)),
+            r"return one of them, h_n\[-1\]",
+        ),
+        "module made in forward": (
+            with_rnn(lambda net, x: nn.GRU(3, 4)(x)[0]),
+            "is not installed|torch.onnx.export",
+        ),
         "nothing": (with_rnn(lambda net, x: None), "returns nothing that depends on its input"),
         "raises": (with_rnn(lambda net, x: [][1]), "IndexError.*torch.onnx.export"),
-        "asserts": (with_rnn(lambda net, x: (_ for _ in ()).throw(AssertionError("own"))), "AssertionError: own"),
-        "no arguments": (type("Mute", (nn.Module,), {"forward": lambda self: None})(), "returns nothing"),
-        "any arguments": (type("Any", (nn.Module,), {"forward": lambda self, *x: x[0]})(), "torch.onnx.export"),
+        "asserts": (
+            with_rnn(lambda net, x: (_ for _ in ()).throw(AssertionError("own"))),
+            "AssertionError: own",
+        ),
+        "no arguments": (
+            type("Mute", (nn.Module,), {"forward": lambda self: None})(),
+            "returns nothing",
+        ),
+        "any arguments": (
+            type("Any", (nn.Module,), {"forward": lambda self, *x: x[0]})(),
+            "torch.onnx.export",
+        ),
         "no forward": (nn.Module(), "torch.onnx.export"),
         "a cell written out": (
-            StepNet(lambda net, x, h: torch.tanh(net.a(x) + net.b(h)), a=nn.Linear(3, 4), b=nn.Linear(4, 4)),
+            StepNet(
+                lambda net, x, h: torch.tanh(net.a(x) + net.b(h)),
+                a=nn.Linear(3, 4),
+                b=nn.Linear(4, 4),
+            ),
             r"b \(Linear\): reads argument 'state'.* write cells as nn.LSTMCell",
         ),
         "two inputs to a memory": (
@@ -1054,11 +1239,18 @@ def two_heads(result) -> nn.Module:
 def test_results_of_forward_stand_side_by_side(name):
     result, names = RESULTS[name]
     imported = import_torch(two_heads(result))
-    assert [output.name for output in imported.graph.outputs] == names and imported.replay.error <= LIMIT
+    assert [
+        output.name for output in imported.graph.outputs
+    ] == names and imported.replay.error <= LIMIT
     assert sum(output.size for output in imported.graph.outputs) == imported.graph.n_out == 3
     turned = import_torch(two_heads(result), outputs=names[::-1])
-    assert [output.name for output in turned.graph.outputs] == names[::-1] and turned.replay.error <= LIMIT
-    assert import_torch(two_heads(result), outputs=names[1]).graph.outputs == imported.graph.outputs[1:]
+    assert [output.name for output in turned.graph.outputs] == names[
+        ::-1
+    ] and turned.replay.error <= LIMIT
+    assert (
+        import_torch(two_heads(result), outputs=names[1]).graph.outputs
+        == imported.graph.outputs[1:]
+    )
 
 
 def test_a_lone_output_needs_no_name():
@@ -1076,7 +1268,9 @@ def test_a_parameter_among_the_results():
 
 def test_results_that_cannot_be_streamed_do_not_matter_when_others_are_wanted():
     net = two_heads(lambda a, b, state: {"total": a.cumsum(1), "value": b})
-    with pytest.raises(ImportRefused, match=r"cumsum.*'value' converts by itself: choose with --outputs NAME"):
+    with pytest.raises(
+        ImportRefused, match=r"cumsum.*'value' converts by itself: choose with --outputs NAME"
+    ):
         import_torch(net)
     assert import_torch(net, outputs=["value"]).replay.error <= LIMIT
     with pytest.raises(ImportRefused, match="adds up without bound"):
@@ -1088,7 +1282,12 @@ def test_attributes_that_cannot_be_printed():
         y, _ = net.get_submodule("rnn\t\u202e")(x)
         return {"mu\x1b[2J": net.mu(y), "gr\u00f6\u00dfe \U0001f600": net.value(y)}
 
-    net = Net(run, mu=nn.Linear(4, 2), value=nn.Linear(4, 1), **{"rnn\t\u202e": nn.LSTM(3, 4, batch_first=True)})
+    net = Net(
+        run,
+        mu=nn.Linear(4, 2),
+        value=nn.Linear(4, 1),
+        **{"rnn\t\u202e": nn.LSTM(3, 4, batch_first=True)},
+    )
     graph = import_torch(net).graph
     assert [output.name for output in graph.outputs] == ["mu\\x1b[2J", "gr\u00f6\u00dfe \U0001f600"]
     assert all(layer.name.isprintable() for layer in graph.layers)

@@ -1,4 +1,6 @@
-"""Field update of the device's program, compiled for this machine: its flash is a file that loses power at any operation."""
+"""Field update of the device's program, compiled for this machine: its flash is a file that loses
+power at any operation.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,19 @@ from stepwell.model import Model
 from test_service import SANITISED, Device, error_of, host_program
 
 AREA, PAGE, RAM = 4096, 256, 256
-UPDATES = (f"-DBOARD_UPDATE_BYTES={AREA}", f"-DBOARD_UPDATE_PAGE_BYTES={PAGE}", f"-DBOARD_UPDATE_RAM_BYTES={RAM}")
+UPDATES = (
+    f"-DBOARD_UPDATE_BYTES={AREA}",
+    f"-DBOARD_UPDATE_PAGE_BYTES={PAGE}",
+    f"-DBOARD_UPDATE_RAM_BYTES={RAM}",
+)
 FLASH = ROOT / "tests" / "c" / "service" / "flash.c"
 UNIT = messages.UPDATE_UNIT
 S = messages.SESSION.pack(5)
-TORN = ("0", "1", "2")  # where the power goes, a word or page is: as before, half done, half done the other way
+TORN = (
+    "0",
+    "1",
+    "2",
+)  # where the power goes, a word or page is: as before, half done, half done the other way
 
 
 def lstm_model(seed: int, units: int = 3, n_in: int = 2, mode: str = "carry") -> Model:
@@ -58,7 +68,10 @@ class Board:
     flash: Path
 
     def ask(self, *requests: tuple[int, bytes], **environment: str) -> list[Frame]:
-        wire = b"".join(encode(Frame(type_, seq % 256, payload)) for seq, (type_, payload) in enumerate(requests))
+        wire = b"".join(
+            encode(Frame(type_, seq % 256, payload))
+            for seq, (type_, payload) in enumerate(requests)
+        )
         return Device(self.program, FLASH_FILE=str(self.flash), **environment).run(wire)
 
     def errors(self, *requests: tuple[int, bytes]) -> list[int | None]:
@@ -92,7 +105,10 @@ def messages_of(update: Update, piece: int = 7 * UNIT) -> list[tuple[int, bytes]
 
 
 X_Q = (np.arange(10).reshape(5, 2) * 1700 - 8000).astype("<i2")
-STEPS = [(Message.RESET, S), (Message.STEP, messages.STEP_REQUEST.pack(5, len(X_Q)) + X_Q.tobytes())]
+STEPS = [
+    (Message.RESET, S),
+    (Message.STEP, messages.STEP_REQUEST.pack(5, len(X_Q)) + X_Q.tobytes()),
+]
 PROBE = [(Message.INFO, b""), *STEPS]
 # in a session of its own: a RESET with the number of one that runs is a late frame
 PROBE_AGAIN = [
@@ -103,7 +119,9 @@ PROBE_AGAIN = [
 
 
 def runs(answers: list[Frame], candidates: dict[int, Model]) -> int:
-    """The version that a board runs by its answers to PROBE, whose outputs must be that model's in every bit."""
+    """The version that a board runs by its answers to PROBE, whose outputs must be that model's in
+    every bit.
+    """
     info, _, step = answers
     *_, model_id, _, _, room, version = messages.INFO_REPLY.unpack_from(info.payload)
     assert room == AREA // 2 - 3 * UNIT
@@ -126,7 +144,8 @@ def test_updates_run_at_once_and_after_every_restart(board, small_model, updates
 
 @pytest.mark.full
 def test_power_cut_at_every_operation(small_model, updates, tmp_path):
-    """Before and in the middle of every word that is written and every page that is erased: old or new, never none, never a mix.
+    """Before and in the middle of every word that is written and every page that is erased: old or
+    new, never none, never a mix.
 
     Then the same update is sent again, and must arrive.
     """
@@ -155,7 +174,9 @@ def test_power_cut_at_every_operation(small_model, updates, tmp_path):
 
 
 def test_two_power_cuts_in_a_row(small_model, updates, tmp_path):
-    """The second one while what the first one left is erased and written again; both slots have had their turn."""
+    """The second one while what the first one left is erased and written again; both slots have had
+    their turn.
+    """
     program = host_program(small_model, tmp_path / "program", FLASH, *UPDATES, "-O1")
     models, base = dict(enumerate([small_model, *updates])), Board(program, tmp_path / "flash")
     for version in (1, 2):
@@ -164,7 +185,16 @@ def test_two_power_cuts_in_a_row(small_model, updates, tmp_path):
     whole = base.copy("whole")
     whole.ask(*update)
     last, rng, cuts = whole.operations() - 1, np.random.default_rng(7), 0
-    for k in (0, 1, 7, 8, last // 2, last - 16, last - 15, last - 14):  # erasures, words, the three of the header
+    for k in (
+        0,
+        1,
+        7,
+        8,
+        last // 2,
+        last - 16,
+        last - 15,
+        last - 14,
+    ):  # erasures, words, the three of the header
         first = base.copy("first")
         first.ask(*update, FLASH_CUT=str(k), FLASH_TORN=rng.choice(TORN))
         for j in (0, 1, 8, rng.integers(last - 16), last - 14):
@@ -177,7 +207,9 @@ def test_two_power_cuts_in_a_row(small_model, updates, tmp_path):
 
 
 def test_word_that_reads_well_once(small_model, updates, tmp_path):
-    """The power goes in the header; its last word reads well at one start and not at the next, when the other slot is erased."""
+    """The power goes in the header; its last word reads well at one start and not at the next, when
+    the other slot is erased.
+    """
     program = host_program(small_model, tmp_path / "program", FLASH, *UPDATES, "-O1")
     models, board = dict(enumerate([small_model, *updates])), Board(program, tmp_path / "flash")
     board.ask(*messages_of(make_update(models[1], 1)))
@@ -202,9 +234,11 @@ def test_word_that_reads_well_once(small_model, updates, tmp_path):
 
 @pytest.mark.parametrize("fault", ["FLASH_FAIL", "FLASH_STUCK"])
 def test_flash_that_does_not_work(fault, small_model, updates, tmp_path):
-    """An operation fails, or does nothing and says nothing: the host is told, the old model goes on; the next update arrives.
+    """An operation fails, or does nothing and says nothing: the host is told, the old model goes
+    on; the next update arrives.
 
-    One that fails behind the header's last word is told, too, and the next start finds the slot whole: old or new.
+    One that fails behind the header's last word is told, too, and the next start finds the slot
+    whole: old or new.
     """
     program = host_program(small_model, tmp_path / "program", FLASH, *UPDATES, "-O1")
     models, base = dict(enumerate([small_model, *updates])), Board(program, tmp_path / "flash")
@@ -218,9 +252,13 @@ def test_flash_that_does_not_work(fault, small_model, updates, tmp_path):
         answers = board.ask(*update, *PROBE, **{fault: str(k)})
         refused = Error.FLASH in map(error_of, answers)
         told += refused
-        assert runs(answers[-3:], models) == (2 if refused else 3)  # not: a word of ones, or one of the seal
+        assert runs(answers[-3:], models) == (
+            2 if refused else 3
+        )  # not: a word of ones, or one of the seal
         started_again = runs(board.ask(*PROBE), models)
-        assert started_again == (2 if refused else 3) or (refused and k > whole.operations() - 2 * UNIT // 4 + 2)
+        assert started_again == (2 if refused else 3) or (
+            refused and k > whole.operations() - 2 * UNIT // 4 + 2
+        )
         assert runs(board.ask(*update, *PROBE)[-3:], models) == 3
     assert told > 0.8 * whole.operations() / 3
 
@@ -232,7 +270,12 @@ def test_each_refusal(board, small_model, updates):
     blob_bytes, model_id, version, _ = messages.MANIFEST.unpack(good.manifest)
 
     def manifest(**changed: int) -> tuple[int, bytes]:
-        fields = {"blob_bytes": blob_bytes, "id": model_id, "version": version, "signature": 0} | changed
+        fields = {
+            "blob_bytes": blob_bytes,
+            "id": model_id,
+            "version": version,
+            "signature": 0,
+        } | changed
         return Message.BLOB_BEGIN, messages.MANIFEST.pack(*fields.values())
 
     def write(offset: int, data: bytes) -> tuple[int, bytes]:
@@ -276,7 +319,9 @@ def test_each_refusal(board, small_model, updates):
     answers = board.ask(begin, messages_of(make_update(updates[1], 5))[0], *PROBE)
     assert [error_of(answer) for answer in answers[:2]] == [Error.VERSION] * 2
     assert runs(answers[-3:], {5: updates[0]}) == 5
-    assert board.errors(messages_of(make_update(updates[1], 4))[0]) == [Error.VERSION], "also after a restart"
+    assert board.errors(messages_of(make_update(updates[1], 4))[0]) == [Error.VERSION], (
+        "also after a restart"
+    )
 
 
 def refused_at_commit(board: Board, update: Update, builtin: Model) -> tuple[int, int]:
@@ -307,7 +352,9 @@ def test_every_damaged_bit_is_refused(board, small_model, updates):
         damaged[bit // 8] ^= 1 << bit % 8
         requests += messages_of(announced(bytes(damaged), updates[0]))
     answers = board.ask(*requests, *PROBE)
-    commits = [a for a, (type_, _) in zip(answers, requests, strict=False) if type_ == Message.BLOB_COMMIT]
+    commits = [
+        a for a, (type_, _) in zip(answers, requests, strict=False) if type_ == Message.BLOB_COMMIT
+    ]
     assert len(commits) == 60 and {error_of(commit) for commit in commits} == {Error.BLOB}
     assert runs(answers[-3:], {0: small_model}) == 0
 
@@ -331,7 +378,9 @@ def test_packing_of_another_core_is_refused(board, small_model, updates, tmp_pat
     packed = make_update(updates[0], 1, "pairs")
     assert packed.body[27] == 1, "this model cannot be packed: the test proves nothing"
     assert refused_at_commit(board, packed, small_model) == (Error.PACKING, 0)
-    program = host_program(small_model, tmp_path / "pairs", FLASH, *UPDATES, "-DUPDATE_PACKING=STW_PAIRS")
+    program = host_program(
+        small_model, tmp_path / "pairs", FLASH, *UPDATES, "-DUPDATE_PACKING=STW_PAIRS"
+    )
     core_with_pairs = Board(program, tmp_path / "flash2")
     for update in (packed, make_update(updates[1], 2)):  # plain rows serve every core
         answers = core_with_pairs.ask(*messages_of(update), *PROBE)
@@ -348,14 +397,18 @@ def test_model_without_room_is_refused(board, small_model):
 
 
 def test_wild_updates(board, small_model, updates):
-    """Any order, offset and manifest; blobs with wild bytes and right checksums. The sanitisers and the flash are silent."""
+    """Any order, offset and manifest; blobs with wild bytes and right checksums. The sanitisers and
+    the flash are silent.
+    """
     rng, blob = np.random.default_rng(8), pack(updates[0], with_notes=False)
     fields = (0, 1, 31, 32, 44, len(blob), AREA // 2, 2**31, 2**32 - 1)
     requests: list[tuple[int, bytes]] = []
     for _ in range(300):
         changed = bytearray(blob)
         for _ in range(rng.integers(1, 4)):
-            changed[rng.integers(len(changed) - 4)] = rng.choice([0, 1, 127, 128, 255, int(rng.integers(256))])
+            changed[rng.integers(len(changed) - 4)] = rng.choice(
+                [0, 1, 127, 128, 255, int(rng.integers(256))]
+            )
         update = messages_of(announced(with_crc(bytes(changed)), updates[0]))
         if rng.random() < 0.4:  # parts of it, in any order, with other manifests among them
             manifest = messages.MANIFEST.pack(*(int(rng.choice(fields)) for _ in range(4)))
@@ -377,32 +430,45 @@ def test_wild_updates(board, small_model, updates):
 def test_more_layers_than_there_is_room_for(small_model, updates, tmp_path):
     program = host_program(small_model, tmp_path / "program", FLASH, *UPDATES, "-DUPDATE_LAYERS=1u")
     space = -2
-    assert refused_at_commit(Board(program, tmp_path / "flash"), make_update(updates[0], 1), small_model) == (
+    assert refused_at_commit(
+        Board(program, tmp_path / "flash"), make_update(updates[0], 1), small_model
+    ) == (
         Error.BLOB,
         space,
     )
 
 
 def test_state_of_the_old_model_is_refused(board, small_model, updates):
-    """Same shapes, other weights: the snapshot names its model. The session ends with the old model."""
+    """Same shapes, other weights: the snapshot names its model. The session ends with the old
+    model.
+    """
     new = updates[0]
     assert new.info()["snapshot_bytes"] == small_model.info()["snapshot_bytes"]
     take, put = messages.CHUNK.pack(5, 0), messages.CHUNK.pack(5, 0)
     first = board.ask(*STEPS, (Message.GET_STATE, take))
     old_state = first[-1].payload
     answers = board.ask(
-        *STEPS, *messages_of(make_update(new, 1)), STEPS[1], STEPS[0], (Message.SET_STATE, put + old_state), STEPS[1]
+        *STEPS,
+        *messages_of(make_update(new, 1)),
+        STEPS[1],
+        STEPS[0],
+        (Message.SET_STATE, put + old_state),
+        STEPS[1],
     )
     step, reset, refused, same = answers[-4:]
     assert error_of(step) == Error.SESSION and error_of(reset) is None
     mismatch = -6
     assert messages.ERROR_REPLY.unpack(refused.payload)[:2] == (Error.STATE, mismatch)
     y_q = np.frombuffer(same.payload, "<i4", offset=messages.STEP_REPLY.size).reshape(len(X_Q), -1)
-    assert np.array_equal(y_q, new.stream().run_q(X_Q)), "the refused snapshot left something behind"
+    assert np.array_equal(y_q, new.stream().run_q(X_Q)), (
+        "the refused snapshot left something behind"
+    )
 
 
 def test_damage_in_the_running_slot_falls_back(board, small_model, updates):
-    """To the other slot, then to the image's own model; any bit of both headers, of manifest or blob will do."""
+    """To the other slot, then to the image's own model; any bit of both headers, of manifest or
+    blob will do.
+    """
     models = dict(enumerate([small_model, *updates]))
     for version in (1, 2):
         board.ask(*messages_of(make_update(models[version], version)))
@@ -445,11 +511,15 @@ def test_another_image_runs_its_own_model(board, small_model, updates, tmp_path)
 def test_signature_hook(small_model, updates, tmp_path):
     source = tmp_path / "key.c"
     source.write_text(SIGNED)
-    board = Board(host_program(small_model, tmp_path / "program", FLASH, source, *UPDATES), tmp_path / "flash")
+    board = Board(
+        host_program(small_model, tmp_path / "program", FLASH, source, *UPDATES), tmp_path / "flash"
+    )
     new = updates[0]
     program = "import sys, zlib; sys.stdout.buffer.write(zlib.crc32(sys.stdin.buffer.read(), 77).to_bytes(4, 'little'))"
     signed = make_update(new, 3, sign=sign_with([sys.executable, "-c", program]))
-    replayed = Update(signed.manifest[:8] + b"\4" + signed.manifest[9:], signed.body)  # an old one as a new version
+    replayed = Update(
+        signed.manifest[:8] + b"\4" + signed.manifest[9:], signed.body
+    )  # an old one as a new version
     forged = Update(signed.manifest, signed.body[:-1] + bytes([signed.body[-1] ^ 1]))
     for update in (make_update(new, 3), forged, replayed):
         assert refused_at_commit(board, update, small_model) == (Error.SIGNATURE, 0)
@@ -458,11 +528,18 @@ def test_signature_hook(small_model, updates, tmp_path):
 
 
 def test_another_signature_of_the_same_update(program, tmp_path, updates):
-    """Some schemes sign differently each time: what was interrupted behind its last byte begins anew, and does not get stuck."""
-    first, second = (make_update(updates[0], 3, sign=lambda message, tail=tail: tail) for tail in (b"first", b"other"))
+    """Some schemes sign differently each time: what was interrupted behind its last byte begins
+    anew, and does not get stuck.
+    """
+    first, second = (
+        make_update(updates[0], 3, sign=lambda message, tail=tail: tail)
+        for tail in (b"first", b"other")
+    )
     begin, *writes, _ = messages_of(first)
     again = messages_of(second)
-    answers = Board(program, tmp_path / "flash").ask(begin, *writes, again[0], again[-2], *again, *PROBE)
+    answers = Board(program, tmp_path / "flash").ask(
+        begin, *writes, again[0], again[-2], *again, *PROBE
+    )
     refused = [k for k, answer in enumerate(answers) if error_of(answer) is not None]
     assert refused == [len(writes) + 2] and error_of(answers[refused[0]]) == Error.ORDER
     assert runs(answers[-3:], {3: updates[0]}) == 3
@@ -475,9 +552,14 @@ def test_signers_that_fail(small_model):
         make_update(
             small_model,
             1,
-            sign=sign_with([sys.executable, "-c", "import sys; print('no key', file=sys.stderr); sys.exit(3)"]),
+            sign=sign_with(
+                [sys.executable, "-c", "import sys; print('no key', file=sys.stderr); sys.exit(3)"]
+            ),
         )
-    with pytest.raises(StepwellError, match=f"^signing: {re.escape(sys.executable)} wrote no signature to its stdout$"):
+    with pytest.raises(
+        StepwellError,
+        match=f"^signing: {re.escape(sys.executable)} wrote no signature to its stdout$",
+    ):
         make_update(small_model, 1, sign=sign_with([sys.executable, "-c", ""]))
     lengths = iter(range(1, 9))
     with pytest.raises(StepwellError, match="another length each time"):

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""What each precision costs on five real tasks: trains small LSTMs, quantises them in every way, writes docs/accuracy.md's table.
+"""What each precision costs on five real tasks: trains small LSTMs, quantises them in every way,
+writes docs/accuracy.md's table.
 
     pip install torch onnxscript onnxruntime
     python tools/accuracy_table.py --data ../shared/data --out accuracy          # all, about 15 minutes on one core
@@ -11,7 +12,8 @@
     pm25       LSTM-32, air pollution in 6 hours, RMSE at the last of 48 hours (Beijing PM2.5, Liang et al. 2015, CC BY 4.0)
     occupancy  LSTM-16, is the room occupied, F1 at every minute of one long stream (Candanedo & Feldheim 2016, CC BY 4.0)
 
-The same test data for all columns, looked at once. "dynamic int8" is onnxruntime's quantize_dynamic of the same ONNX file.
+The same test data for all columns, looked at once. "dynamic int8" is onnxruntime's quantize_dynamic
+of the same ONNX file.
 """
 
 from __future__ import annotations
@@ -60,7 +62,9 @@ class Net(torch.nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """``batch`` gives training data; ``loss(outputs at every step, targets)``; ``calib`` [n, T, n_in]; ``test`` with targets."""
+    """``batch`` gives training data; ``loss(outputs at every step, targets)``; ``calib`` [n, T,
+    n_in]; ``test`` with targets.
+    """
 
     net: Net
     batch: Callable
@@ -81,13 +85,25 @@ def turbofan(folder: Path, rng: np.random.Generator) -> Task:
     test_x, test_left = turbofan_windows(folder, "test", rng)
     test = Samples(tuple(test_x.astype(float)), tuple(test_left.astype(float)), "turbofan")
     loss, batch = last(torch.nn.functional.mse_loss), picks(x, left, rng, 0.3)
-    return Task(Net(14, 32, 1), batch, loss, x[rng.permutation(len(x))[:64]], test, METRICS["rmse"], 800, CAP)
+    return Task(
+        Net(14, 32, 1),
+        batch,
+        loss,
+        x[rng.permutation(len(x))[:64]],
+        test,
+        METRICS["rmse"],
+        800,
+        CAP,
+    )
 
 
 def digits(folder: Path, rng: np.random.Generator) -> Task:
     x, label, held_out = spoken_digits(folder)
     test = Samples(tuple(x[held_out].astype(float)), tuple(label[held_out]), "digits")
-    loss, batch = last(torch.nn.functional.cross_entropy), picks(x[~held_out], label[~held_out], rng, 0.3)
+    loss, batch = (
+        last(torch.nn.functional.cross_entropy),
+        picks(x[~held_out], label[~held_out], rng, 0.3),
+    )
     calib = x[~held_out][rng.permutation(int((~held_out).sum()))[:64]]
     return Task(Net(16, 32, 10), batch, loss, calib, test, METRICS["accuracy"], 800)
 
@@ -95,19 +111,29 @@ def digits(folder: Path, rng: np.random.Generator) -> Task:
 def gestures(folder: Path, rng: np.random.Generator) -> Task:
     data = np.load(folder / "magic_wand_digits.npz")
     ends = np.cumsum(data["length"].astype(int))
-    strokes = [data["points_q7"][end - n : end] / 128 for end, n in zip(ends, data["length"].astype(int), strict=True)]
+    strokes = [
+        data["points_q7"][end - n : end] / 128
+        for end, n in zip(ends, data["length"].astype(int), strict=True)
+    ]
     x = np.stack([_resampled(stroke) for stroke in strokes]).astype(np.float32)
     label, held_out = data["label"].astype(np.int64), data["index_in_file"] >= 80
     test = Samples(tuple(x[held_out].astype(float)), tuple(label[held_out]), "gestures")
-    loss, batch = last(torch.nn.functional.cross_entropy), picks(x[~held_out], label[~held_out], rng, 0.05)
+    loss, batch = (
+        last(torch.nn.functional.cross_entropy),
+        picks(x[~held_out], label[~held_out], rng, 0.05),
+    )
     calib = x[~held_out][rng.permutation(int((~held_out).sum()))[:64]]
     return Task(Net(4, 32, 10), batch, loss, calib, test, METRICS["accuracy"], 1000)
 
 
 def _resampled(stroke: np.ndarray) -> np.ndarray:
-    """POINTS points, centred, scaled to the stroke's size, and their steps from one to the next: [POINTS, 4]."""
+    """POINTS points, centred, scaled to the stroke's size, and their steps from one to the next:
+    [POINTS, 4].
+    """
     at = np.linspace(0, len(stroke) - 1, POINTS)
-    points = np.stack([np.interp(at, np.arange(len(stroke)), column) for column in stroke.T], axis=1)
+    points = np.stack(
+        [np.interp(at, np.arange(len(stroke)), column) for column in stroke.T], axis=1
+    )
     points = (points - points.mean(0)) / (np.abs(points - points.mean(0)).max() or 1.0)
     return np.hstack([points, 10 * np.diff(points, axis=0, prepend=points[:1])])
 
@@ -115,7 +141,9 @@ def _resampled(stroke: np.ndarray) -> np.ndarray:
 def pm25(folder: Path, rng: np.random.Generator) -> Task:
     with gzip.open(folder / "beijing_pm25.csv.gz", "rt") as lines:
         rows = list(csv.DictReader(lines))
-    values = np.array([float(row["pm2.5"]) if row["pm2.5"] not in ("", "NA") else np.nan for row in rows])
+    values = np.array(
+        [float(row["pm2.5"]) if row["pm2.5"] not in ("", "NA") else np.nan for row in rows]
+    )
     for k in np.flatnonzero(np.isnan(values)):  # hold the last one: no look ahead
         values[k] = values[k - 1] if k and not np.isnan(values[k - 1]) else 90.0
     names = ("DEWP", "TEMP", "PRES", "Iws")
@@ -127,7 +155,9 @@ def pm25(folder: Path, rng: np.random.Generator) -> Task:
     train = rng.integers(HOURS, first_test - AHEAD, 12000)
     tests = np.arange(first_test + HOURS, len(x) - AHEAD, 12)
     windows = [np.stack([x[end - HOURS : end] for end in ends]) for ends in (train, tests)]
-    targets = [(x[ends - 1 + AHEAD, :1] - x[ends - 1, :1]).astype(np.float32) for ends in (train, tests)]
+    targets = [
+        (x[ends - 1 + AHEAD, :1] - x[ends - 1, :1]).astype(np.float32) for ends in (train, tests)
+    ]
     test = Samples(tuple(windows[1].astype(float)), tuple(targets[1].astype(float)), "pm25")
     loss, batch = last(torch.nn.functional.mse_loss), picks(windows[0], targets[0], rng, 0.0)
     return Task(Net(5, 32, 1), batch, loss, windows[0][:64], test, METRICS["rmse"], 800)
@@ -190,7 +220,9 @@ def dynamic_int8(task: Task, path: Path) -> dict[str, float]:
     target = path.with_suffix(".int8.onnx")
     quantize_dynamic(path, target, weight_type=QuantType.QInt8)
     session = onnxruntime.InferenceSession(target, providers=["CPUExecutionProvider"])
-    outputs = [session.run(None, {"x": x[None].astype(np.float32)})[0][0] for x in task.test.sequences]
+    outputs = [
+        session.run(None, {"x": x[None].astype(np.float32)})[0][0] for x in task.test.sequences
+    ]
     exact = [FloatStream(import_onnx(path, verify=False).graph).run(x) for x in task.test.sequences]
     sqnr = sqnr_db(np.concatenate(exact), np.concatenate(outputs))
     every = len(np.ravel(task.test.targets[0])) == len(outputs[0])
@@ -202,14 +234,25 @@ def measured(name: str, seed: int, folder: Path, out: Path) -> dict[str, dict[st
     """Column -> metric, SQNR and bytes of constants."""
     torch.manual_seed(seed)
     task = TASKS[name](folder, np.random.default_rng(seed))
-    fit(task.net, task.batch, lambda y, target: task.loss(y, target), task.steps, f"{name}, seed {seed}")
+    fit(
+        task.net,
+        task.batch,
+        lambda y, target: task.loss(y, target),
+        task.steps,
+        f"{name}, seed {seed}",
+    )
     path = out / f"{name}_{seed}.onnx"
     exported(task, path)
     graph, columns = import_onnx(path).graph, {}
-    models = {bits: stepwell.convert(path, task.calib.astype(float), precision=bits) for bits in PRECISIONS}
+    models = {
+        bits: stepwell.convert(path, task.calib.astype(float), precision=bits)
+        for bits in PRECISIONS
+    }
     models["w4a16 + fine-tuning"] = fine_tuned(task, path)
     for column, model in models.items():
-        model.save(out / f"{name}_{seed}.{column.split()[0]}{'_tuned' if 'tuning' in column else ''}.stw")
+        model.save(
+            out / f"{name}_{seed}.{column.split()[0]}{'_tuned' if 'tuning' in column else ''}.stw"
+        )
         found = compare(model, graph, task.test, metric=task.metric)
         assert found["engine_mismatches"] == 0
         columns.setdefault("float", {"metric": found["metric"]["float"] * task.unit})
@@ -230,10 +273,15 @@ def measured(name: str, seed: int, folder: Path, out: Path) -> dict[str, dict[st
 def page(results: dict[str, dict[str, dict[str, dict[str, float]]]]) -> str:
     """Markdown: a row for each task and seed."""
     columns = ["float", *PRECISIONS, "w4a16 + fine-tuning", "dynamic int8"]
-    lines = ["| task, metric | seed | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 2)]
+    lines = [
+        "| task, metric | seed | " + " | ".join(columns) + " |",
+        "|" + "---|" * (len(columns) + 2),
+    ]
     for name, seeds in results.items():
         for seed, found in seeds.items():
-            metric = {"turbofan": "RMSE, cycles", "pm25": "RMSE", "occupancy": "F1"}.get(name, "accuracy")
+            metric = {"turbofan": "RMSE, cycles", "pm25": "RMSE", "occupancy": "F1"}.get(
+                name, "accuracy"
+            )
             cells = [_cell(found[column]) for column in columns]
             lines.append(f"| {name}, {metric} | {seed} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -256,7 +304,9 @@ BEGIN, END = "<!-- written by tools/accuracy_table.py -->", "<!-- end -->"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, type=Path, help="folder with the data sets")
     parser.add_argument("--out", default=Path("accuracy"), type=Path, help="where models go")
     parser.add_argument("--tasks", default=",".join(TASKS))
@@ -267,7 +317,10 @@ def main() -> None:
     logging.disable(logging.WARNING)
     results: dict[str, dict] = {}
     for name in args.tasks.split(","):
-        results[name] = {str(seed): measured(name, seed, args.data, args.out) for seed in range(1, args.seeds + 1)}
+        results[name] = {
+            str(seed): measured(name, seed, args.data, args.out)
+            for seed in range(1, args.seeds + 1)
+        }
     (args.out / "results.json").write_text(json.dumps(results, indent=1))
     if list(results) == list(TASKS):
         write_page(results)

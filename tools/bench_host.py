@@ -5,9 +5,10 @@
     python tools/bench_host.py --size 16x64 --json
     python tools/bench_host.py --batch 1024 --threads 2
 
-All engines run the same LSTM (random weights, one step a call, state carried by the caller or the engine) on one thread, in
-interleaved rounds of one process, so that a machine that changes its speed changes it for all: judge the ratios. Peers that
-are not installed are skipped. "best" is the fastest round, "median" the one in the middle; both in microseconds a step.
+All engines run the same LSTM (random weights, one step a call, state carried by the caller or the
+engine) on one thread, in interleaved rounds of one process, so that a machine that changes its
+speed changes it for all: judge the ratios. Peers that are not installed are skipped. "best" is the
+fastest round, "median" the one in the middle; both in microseconds a step.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ def to_onnx(lstm: Lstm, batch: int = 1) -> bytes:
         "R": lstm.w_h[order][None],
         "B": np.concatenate([lstm.bias[order], np.zeros(4 * h)])[None],
     }
-    node = helper.make_node("LSTM", ["x", "W", "R", "B", "", "h0", "c0"], ["", "h", "c"], hidden_size=h)
+    node = helper.make_node(
+        "LSTM", ["x", "W", "R", "B", "", "h0", "c0"], ["", "h", "c"], hidden_size=h
+    )
     state = [1, batch, h]
 
     def value(name: str, shape: list[int]):
@@ -56,7 +59,10 @@ def to_onnx(lstm: Lstm, batch: int = 1) -> bytes:
         "step",
         [value("x", [1, batch, lstm.n_in]), value("h0", state), value("c0", state)],
         [value("h", state), value("c", state)],
-        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in tensors.items()],
+        [
+            numpy_helper.from_array(array.astype(np.float32), name)
+            for name, array in tensors.items()
+        ],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model)
@@ -70,7 +76,9 @@ class Ours:
     """A step of ours, and the kernel that a round of it runs with."""
 
     def __init__(self, lstm: Lstm, kernel: str, bound: bool):
-        model = stepwell.convert(Graph((lstm,)), np.random.default_rng(2).normal(size=(2, 40, lstm.n_in)))
+        model = stepwell.convert(
+            Graph((lstm,)), np.random.default_rng(2).normal(size=(2, 40, lstm.n_in))
+        )
         stream, row = model.stream(), np.random.default_rng(3).normal(size=lstm.n_in)
         stream.x[:] = row
         self.kernel, self.call = kernel, stream.advance if bound else lambda: stream.step(row)
@@ -86,7 +94,10 @@ def session(content: bytes):
 
 def ort_run(lstm: Lstm, batch: int = 1) -> Step:
     run = session(to_onnx(lstm, batch)).run
-    state = {"h0": np.zeros((1, batch, lstm.n_out), np.float32), "c0": np.zeros((1, batch, lstm.n_out), np.float32)}
+    state = {
+        "h0": np.zeros((1, batch, lstm.n_out), np.float32),
+        "c0": np.zeros((1, batch, lstm.n_out), np.float32),
+    }
     x = np.random.default_rng(3).normal(size=(1, batch, lstm.n_in)).astype(np.float32)
 
     def step() -> None:
@@ -101,10 +112,17 @@ def ort_bound(lstm: Lstm) -> Step:
     made = session(to_onnx(lstm))
     x = np.random.default_rng(3).normal(size=(1, 1, lstm.n_in)).astype(np.float32)
     buffers = [
-        [onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((1, 1, lstm.n_out), np.float32)) for _ in "hc"] for _ in "ab"
+        [
+            onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((1, 1, lstm.n_out), np.float32))
+            for _ in "hc"
+        ]
+        for _ in "ab"
     ]
     bindings = []
-    for read, written in (buffers, buffers[::-1]):  # the state goes from one pair to the other and back
+    for read, written in (
+        buffers,
+        buffers[::-1],
+    ):  # the state goes from one pair to the other and back
         binding = made.io_binding()
         binding.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(x))
         for name, value in zip(("h0", "c0"), read, strict=True):
@@ -137,18 +155,29 @@ def torch_cell(lstm: Lstm) -> Step:
 
 
 def litert(lstm: Lstm, dynamic_range: bool = False) -> Step:
-    """Its fused LSTM operator, which keeps its state itself. The weights are the converter's own: time does not depend on them."""
-    os.environ |= {"TF_USE_LEGACY_KERAS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    """Its fused LSTM operator, which keeps its state itself. The weights are the converter's own:
+    time does not depend on them.
+    """
+    os.environ |= {
+        "TF_USE_LEGACY_KERAS": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     import tensorflow as tf
     import tf_keras
     from ai_edge_litert.interpreter import Interpreter
 
-    model = tf_keras.Sequential([tf_keras.Input(batch_shape=(1, 1, lstm.n_in)), tf_keras.layers.LSTM(lstm.n_out)])
+    model = tf_keras.Sequential(
+        [tf_keras.Input(batch_shape=(1, 1, lstm.n_in)), tf_keras.layers.LSTM(lstm.n_out)]
+    )
     converter = tf.lite.TFLiteConverter.from_keras_model(model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT] if dynamic_range else []
     interpreter = Interpreter(model_content=converter.convert(), num_threads=1)
     interpreter.allocate_tensors()
-    x_at, y_at = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+    x_at, y_at = (
+        interpreter.get_input_details()[0]["index"],
+        interpreter.get_output_details()[0]["index"],
+    )
     x = np.random.default_rng(3).normal(size=(1, 1, lstm.n_in)).astype(np.float32)
 
     def step() -> None:
@@ -223,7 +252,9 @@ def one_stream(size: str) -> dict[str, dict[str, float]]:
 def many_streams(size: str, n: int, threads: int) -> dict[str, dict[str, float]]:
     """Thousands of stream-steps a second; one call steps all streams."""
     lstm = layer("lstm", *map(int, size.split("x")))
-    model = stepwell.convert(Graph((lstm,)), np.random.default_rng(2).normal(size=(2, 40, lstm.n_in)))
+    model = stepwell.convert(
+        Graph((lstm,)), np.random.default_rng(2).normal(size=(2, 40, lstm.n_in))
+    )
     x = np.random.default_rng(3).normal(size=(n, lstm.n_in))
     steps: dict[str, object] = {}
     for k in sorted({1, threads}):
@@ -237,7 +268,9 @@ def many_streams(size: str, n: int, threads: int) -> dict[str, dict[str, float]]
     return {name: {what: n / t * 1e3 for what, t in times.items()} for name, times in found.items()}
 
 
-def table(title: str, columns: list[str], found: dict[str, dict[str, dict[str, float]]], digits: int) -> str:
+def table(
+    title: str, columns: list[str], found: dict[str, dict[str, dict[str, float]]], digits: int
+) -> str:
     """Rows are engines; best (median)."""
     names = list(dict.fromkeys(name for of_size in found.values() for name in of_size))
     lines = [f"| {title} | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
@@ -245,7 +278,9 @@ def table(title: str, columns: list[str], found: dict[str, dict[str, dict[str, f
         cells = [found[c].get(name) for c in columns]
         lines.append(
             f"| {name} | "
-            + " | ".join(f"{c['best']:.{digits}f} ({c['median']:.{digits}f})" if c else "" for c in cells)
+            + " | ".join(
+                f"{c['best']:.{digits}f} ({c['median']:.{digits}f})" if c else "" for c in cells
+            )
             + " |"
         )
     return "\n".join(lines)
@@ -254,7 +289,9 @@ def table(title: str, columns: list[str], found: dict[str, dict[str, dict[str, f
 def main() -> int:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    parser.add_argument("--size", default=",".join(SIZES), help="inputs x units, several with commas")
+    parser.add_argument(
+        "--size", default=",".join(SIZES), help="inputs x units, several with commas"
+    )
     parser.add_argument("--batch", type=int, default=1024, help="streams of the batch; 0: none")
     parser.add_argument("--threads", type=int, default=2, help="threads of the batch")
     parser.add_argument("--json", action="store_true")
@@ -270,10 +307,20 @@ def main() -> int:
     batch = many_streams("16x64", args.batch, args.threads) if args.batch > 0 else {}
     if args.json:
         print(
-            json.dumps({"kernel": engine.kernel, "microseconds": found, "thousand_steps_per_second": batch}, indent=2)
+            json.dumps(
+                {
+                    "kernel": engine.kernel,
+                    "microseconds": found,
+                    "thousand_steps_per_second": batch,
+                },
+                indent=2,
+            )
         )
         return 0
-    print(f"kernel {engine.kernel}; microseconds a step, best (median) of {ROUNDS} interleaved rounds\n")
+    print(
+        f"kernel {engine.kernel}; microseconds a step, best (median) of {ROUNDS} interleaved "
+        f"rounds\n"
+    )
     print(table("I x H", sizes, found, 2))
     if batch:
         print(f"\n16x64, {args.batch} streams, thousand stream-steps a second, best (median)\n")

@@ -6,10 +6,11 @@
     python tools/bench_mcu.py                                   all cores and sizes, with the peer's figures
     python tools/bench_mcu.py --check                           against tools/mcu/recorded.json, as CI does
 
-QEMU runs with -icount, so that each instruction moves the board's timer by the same amount: counts are exact and the same on
-every machine. They are instructions, not cycles. Before each measurement the counter must give three loops of known length.
-The model is one LSTM (or GRU) layer with random weights, and nothing else. Code is what the image links of the engine, tables
-included; RAM is that of one stream; stack is what a step takes.
+QEMU runs with -icount, so that each instruction moves the board's timer by the same amount: counts
+are exact and the same on every machine. They are instructions, not cycles. Before each measurement
+the counter must give three loops of known length. The model is one LSTM (or GRU) layer with random
+weights, and nothing else. Code is what the image links of the engine, tables included; RAM is that
+of one stream; stack is what a step takes.
 """
 
 from __future__ import annotations
@@ -48,9 +49,16 @@ CORES = {
     "rv32": "rv32-virt",
 }
 SIZES = ["4x16", "8x32", "16x64", "32x128", "40x256"]
-RECORDED_RUNS = [("m4", "4x16", "w8a16", "lstm"), ("m4", "16x64", "w8a8", "lstm"), ("m4", "16x64", "w8a16", "gru")]
-RECORDED_RUNS += [(core, "16x64", "w8a16", "lstm") for core in ("m0", "m3", "m4", "m7", "m33", "m55", "rv32")]
-# CMSIS-NN's LSTM s8, counted the same way: QEMU, gcc 12.2 -O2, one step at a time, memory without wait states
+RECORDED_RUNS = [
+    ("m4", "4x16", "w8a16", "lstm"),
+    ("m4", "16x64", "w8a8", "lstm"),
+    ("m4", "16x64", "w8a16", "gru"),
+]
+RECORDED_RUNS += [
+    (core, "16x64", "w8a16", "lstm") for core in ("m0", "m3", "m4", "m7", "m33", "m55", "rv32")
+]
+# CMSIS-NN's LSTM s8, counted the same way: QEMU, gcc 12.2 -O2, one step at a time, memory without
+# wait states
 CMSIS_NN = {
     ("m4", "4x16"): 13_313,
     ("m4", "8x32"): 29_649,
@@ -72,7 +80,9 @@ CMSIS_NN = {
 }
 # symbols of the program around the engine
 AROUND = re.compile(
-    r"bench_.*|board_.*|cpu_.*|main|vectors|fault|Reset_Handler|mem(cpy|move|set)|__aeabi_mem.*|" + NAME + ".*"
+    r"bench_.*|board_.*|cpu_.*|main|vectors|fault|Reset_Handler|mem(cpy|move|set)|__aeabi_mem.*|"
+    + NAME
+    + ".*"
 )
 SECONDS = 120
 
@@ -97,9 +107,19 @@ def random_model(kind: str, size: str, precision: str) -> stepwell.Model:
 
 def run(board: Board, elf: Path) -> list[tuple[str, int]]:
     """What the image says: (word, number) of each line."""
-    options = ["-nographic", "-monitor", "none", "-serial", "stdio", "-icount", f"shift={qemu.ICOUNT_SHIFT}"]
+    options = [
+        "-nographic",
+        "-monitor",
+        "none",
+        "-serial",
+        "stdio",
+        "-icount",
+        f"shift={qemu.ICOUNT_SHIFT}",
+    ]
     command = [*board.words("QEMU"), *options, "-kernel", str(elf)]
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True
+    ) as process:
         watch = threading.Timer(SECONDS, process.kill)
         watch.start()
         lines = []
@@ -116,7 +136,9 @@ def run(board: Board, elf: Path) -> list[tuple[str, int]]:
 
 
 def instructions(board: Board, lines: list[tuple[str, int]]) -> dict[str, list[int]]:
-    """Instructions of each kind of line, beyond those of reading the counter. CounterError when known loops are not seen."""
+    """Instructions of each kind of line, beyond those of reading the counter. CounterError when
+    known loops are not seen.
+    """
     ticks = board.number("QEMU_TIMER_HZ") * 1e-9 * (1 << qemu.ICOUNT_SHIFT)
     found: dict[str, list[int]] = {}
     nothing = dict(lines)["nothing"]
@@ -124,7 +146,9 @@ def instructions(board: Board, lines: list[tuple[str, int]]) -> dict[str, list[i
         found.setdefault(word, []).append(round((number - nothing) % 2**32 / ticks))
     steps = np.diff(found["known"])
     if any(abs(step - 2000) > 1 for step in steps):
-        raise CounterError(f"{board.name}: loops of 2000 instructions more count as {steps.tolist()} more")
+        raise CounterError(
+            f"{board.name}: loops of 2000 instructions more count as {steps.tolist()} more"
+        )
     return found
 
 
@@ -133,26 +157,50 @@ def engine_bytes(elf: Path) -> int:
     with elf.open("rb") as file:
         parsed = ELFFile(file)
         stored = {
-            i for i, s in enumerate(parsed.iter_sections()) if s["sh_type"] == "SHT_PROGBITS" and s["sh_flags"] & 2
+            i
+            for i, s in enumerate(parsed.iter_sections())
+            if s["sh_type"] == "SHT_PROGBITS" and s["sh_flags"] & 2
         }
-        symbols = [s for s in parsed.get_section_by_name(".symtab").iter_symbols() if s["st_shndx"] in stored]
-        places = {s["st_value"]: s["st_size"] for s in symbols if s["st_size"] and not AROUND.fullmatch(s.name)}
+        symbols = [
+            s
+            for s in parsed.get_section_by_name(".symtab").iter_symbols()
+            if s["st_shndx"] in stored
+        ]
+        places = {
+            s["st_value"]: s["st_size"]
+            for s in symbols
+            if s["st_size"] and not AROUND.fullmatch(s.name)
+        }
     return sum(places.values())  # by place: some have two names
 
 
 def measure(
-    core: str, size: str, precision: str = "w8a16", kind: str = "lstm", compiler: str = "gcc", target: str | None = None
+    core: str,
+    size: str,
+    precision: str = "w8a16",
+    kind: str = "lstm",
+    compiler: str = "gcc",
+    target: str | None = None,
 ) -> dict:
-    """The figures of one core, size and precision, packed for the core unless ``target`` is another."""
+    """The figures of one core, size and precision, packed for the core unless ``target`` is
+    another.
+    """
     board, model = load_board(CORES[core]), random_model(kind, size, precision)
     target = target or board.target
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         emit(model, work / "model", NAME, target)
-        elf = compile_image(board, compiler, work, [HERE / "mcu" / "bench.c"], *lean_flags(model, target))
+        elf = compile_image(
+            board, compiler, work, [HERE / "mcu" / "bench.c"], *lean_flags(model, target)
+        )
         lines = run(board, elf)
         found, code = instructions(board, lines), engine_bytes(elf)
-    x = np.array([[((t * 7919 + k * 12345) * 31 + 2**15) % 2**16 - 2**15 for k in range(model.n_in)] for t in range(6)])
+    x = np.array(
+        [
+            [((t * 7919 + k * 12345) * 31 + 2**15) % 2**16 - 2**15 for k in range(model.n_in)]
+            for t in range(6)
+        ]
+    )
     stream = model.stream()
     stream.run_q(x.astype(np.int16))
     if dict(lines)["digest"] != stream.digest():
@@ -178,13 +226,20 @@ def measure(
 
 # ---- the cost model of `stepwell bench` and the report ----
 
-FITTED = {"lstm8": ("lstm", "w8a16"), "lstm4": ("lstm", "w4a16"), "gru8": ("gru", "w8a16"), "gru4": ("gru", "w4a16")}
+FITTED = {
+    "lstm8": ("lstm", "w8a16"),
+    "lstm4": ("lstm", "w4a16"),
+    "gru8": ("gru", "w8a16"),
+    "gru4": ("gru", "w4a16"),
+}
 FIT_SIZES = ["4x16", "8x32", "16x64", "32x128"]
 TRIED_SIZES = ["7x21", "12x30", "7x20"]  # others: what the fit misses there, it says
 
 
 def fit(core: str) -> dict[str, object]:
-    """Instructions a step = a * MACs + b * units + c, for each cell and width, and what of it the fit misses at most."""
+    """Instructions a step = a * MACs + b * units + c, for each cell and width, and what of it the
+    fit misses at most.
+    """
     found, missed = {}, 0.0
     targets = {load_board(CORES[core]).target, "any"}
     for name, (kind, precision) in FITTED.items():
@@ -195,14 +250,24 @@ def fit(core: str) -> dict[str, object]:
                 for size in FIT_SIZES + TRIED_SIZES
                 if random_model(kind, size, precision).layers[0].packing(packing) == packing
             ]
-            costs = [measure(core, size, precision, kind, target=target)["instructions_per_step"] for size in sizes]
+            costs = [
+                measure(core, size, precision, kind, target=target)["instructions_per_step"]
+                for size in sizes
+            ]
             shapes = np.array([tuple(map(int, size.split("x"))) for size in sizes], float).T
             n_in, units = shapes
             macs = {"lstm": 4, "gru": 3}[kind] * units * (n_in + units)
-            terms = np.column_stack([macs, units, np.ones(len(costs))]) / np.array(costs, float)[:, None]
-            answer = np.linalg.lstsq(terms[: len(FIT_SIZES)], np.ones(len(FIT_SIZES)), rcond=None)[0]
+            terms = (
+                np.column_stack([macs, units, np.ones(len(costs))])
+                / np.array(costs, float)[:, None]
+            )
+            answer = np.linalg.lstsq(terms[: len(FIT_SIZES)], np.ones(len(FIT_SIZES)), rcond=None)[
+                0
+            ]
             missed = max(missed, float(np.abs(terms @ answer - 1).max()))
-            found[name + (" pairs" if packing == "pairs" else "")] = [round(float(v), 3) for v in answer]
+            found[name + (" pairs" if packing == "pairs" else "")] = [
+                round(float(v), 3) for v in answer
+            ]
     return found | {"missed": round(missed, 4)}
 
 
@@ -228,9 +293,18 @@ def check(update: bool) -> int:
         name = f"{core} {cell} {size} {precision}"
         fresh[name] = measure(core, size, precision, cell)["instructions_per_step"]
         before = fresh[name] if update else kept.get(name, 0)
-        verdict = "not recorded" if not before else "too many" if fresh[name] > MAY_RISE * before else "ok"
+        verdict = (
+            "not recorded"
+            if not before
+            else "too many"
+            if fresh[name] > MAY_RISE * before
+            else "ok"
+        )
         bad += verdict != "ok"
-        print(f"{name:<22} {fresh[name]:>8} instructions a step, recorded {before:>8}: {verdict}", flush=True)
+        print(
+            f"{name:<22} {fresh[name]:>8} instructions a step, recorded {before:>8}: {verdict}",
+            flush=True,
+        )
     if update:
         RECORDED.write_text(json.dumps(fresh, indent=2) + "\n")
     return int(bad > 0)
@@ -240,7 +314,11 @@ def row(found: dict) -> str:
     ratio = f"{found['ratio']:.3f}" if found["ratio"] else ""
     figures = [found["instructions_per_step"], found["instructions_per_mac"], ratio]
     sizes = [found[f"{what}_bytes"] for what in ("code", "ram", "stack")]
-    return "| " + " | ".join(map(str, [found["core"], found["size"], found["precision"], *figures, *sizes])) + " |"
+    return (
+        "| "
+        + " | ".join(map(str, [found["core"], found["size"], found["precision"], *figures, *sizes]))
+        + " |"
+    )
 
 
 def plot(found: list[dict], path: Path) -> None:
@@ -256,7 +334,9 @@ def plot(found: list[dict], path: Path) -> None:
     for at, f in enumerate(rows):
         counts = f"{f['instructions_per_step']:,} of {f['cmsis_nn_s8']:,}"
         axes.text(f["ratio"] + 0.01, at, f"{f['ratio']:.2f}   {counts}", va="center", fontsize=8)
-    axes.set_yticks(range(len(rows)), [f"{f['core']} {f['size']} {f['precision']}" for f in rows], fontsize=8)
+    axes.set_yticks(
+        range(len(rows)), [f"{f['core']} {f['size']} {f['precision']}" for f in rows], fontsize=8
+    )
     axes.set(xlim=(0, 1.15), xlabel="instructions a step (emulated), CMSIS-NN LSTM s8 = 1")
     axes.axvline(1, color="#888888", linewidth=1)
     axes.invert_yaxis()
@@ -271,17 +351,25 @@ HEADER = """| core | I x H | precision | instructions a step | a MAC | CMSIS-NN 
 def main() -> int:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
-    parser.add_argument("--core", default=",".join(CORES), help=f"of {', '.join(CORES)}; several with commas")
-    parser.add_argument("--size", default=",".join(SIZES), help="inputs x units, several with commas")
+    parser.add_argument(
+        "--core", default=",".join(CORES), help=f"of {', '.join(CORES)}; several with commas"
+    )
+    parser.add_argument(
+        "--size", default=",".join(SIZES), help="inputs x units, several with commas"
+    )
     parser.add_argument("--precision", default="w8a16", help="several with commas")
     parser.add_argument("--cell", default="lstm", choices=["lstm", "gru"])
     parser.add_argument("--compiler", default="gcc", choices=["gcc", "zig"])
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw what has a peer")
-    parser.add_argument("--check", action="store_true", help="exit 1 when a count is 3 %% above the recorded one")
+    parser.add_argument(
+        "--check", action="store_true", help="exit 1 when a count is 3 %% above the recorded one"
+    )
     parser.add_argument("--record", action="store_true", help="write the recorded counts anew")
     parser.add_argument(
-        "--fit", action="store_true", help="write python/stepwell/costs.json, what estimates are made of"
+        "--fit",
+        action="store_true",
+        help="write python/stepwell/costs.json, what estimates are made of",
     )
     args = parser.parse_args()
     if args.fit:
@@ -301,7 +389,9 @@ def main() -> int:
             for precision in args.precision.split(","):
                 try:
                     found.append(measure(core, size, precision, args.cell, args.compiler))
-                except stepwell.StepwellError as error:  # does not fit the board's flash, an unknown precision
+                except (
+                    stepwell.StepwellError
+                ) as error:  # does not fit the board's flash, an unknown precision
                     print(f"{core} {size} {precision}: {error}", file=sys.stderr)
                     continue
                 if not args.json:

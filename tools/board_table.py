@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
-"""What each board was built and run with, as a table in docs/boards.md: sizes, emulators, cost of a step, flash programs.
+"""What each board was built and run with, as a table in docs/boards.md: sizes, emulators, cost of a
+step, flash programs.
 
     python tools/board_table.py            writes the table: every cell comes from this run
     python tools/board_table.py --check    exit 1 when a cell that needs no emulator is stale; builds with gcc, as CI does
 
-The demo's model is built for each board with each compiler that is installed, streamed through each emulator that is installed,
-and compared with the host, outputs and state. What is not installed stays empty.
+The demo's model is built for each board with each compiler that is installed, streamed through each
+emulator that is installed, and compared with the host, outputs and state. What is not installed
+stays empty.
 """
 
 from __future__ import annotations
@@ -62,7 +64,10 @@ def emulated(board: Board, emulator: str, image: Image, model: Model, x: list) -
         return "", ""
     with connect(f"{emulator}:{board.name}", model=model, image=image.elf) as link:
         report = run_hil(link, model, x)
-    return f"{emulator} {'equal' if report.ok else 'DIFFERENT'}", f"{report.cost_per_step:.0f} {report.cost_unit}"
+    return (
+        f"{emulator} {'equal' if report.ok else 'DIFFERENT'}",
+        f"{report.cost_per_step:.0f} {report.cost_unit}",
+    )
 
 
 def told(board: Board, image: Image | None) -> dict[str, str]:
@@ -70,7 +75,9 @@ def told(board: Board, image: Image | None) -> dict[str, str]:
     return {
         "label": board.label,
         "flash, RAM": f"{image.sizes.flash / 1000:.1f} kB, {image.sizes.ram} B" if image else "",
-        "stack: step, program": f"{image.step_stack} B, {image.program_stack} B" if image and image.step_stack else "",
+        "stack: step, program": f"{image.step_stack} B, {image.program_stack} B"
+        if image and image.step_stack
+        else "",
         "updates": "yes" if board.has_update_area else "-",
         "flash programs": " ".join(board.words("FLASH_RUNNERS")) or "-",
     }
@@ -79,12 +86,23 @@ def told(board: Board, image: Image | None) -> dict[str, str]:
 def line(name: str, model: Model, x: list) -> str:
     board = load_board(name)
     with tempfile.TemporaryDirectory() as folder:
-        images = {compiler: built(board, compiler, model, Path(folder) / compiler) for compiler in COMPILERS}
+        images = {
+            compiler: built(board, compiler, model, Path(folder) / compiler)
+            for compiler in COMPILERS
+        }
         image = next((found for found in images.values() if isinstance(found, Image)), None)
-        runs = [emulated(board, emulator, image, model, x) for emulator in EMULATORS] if image else []
-    ran, costs = ([cell for cell in column if cell] for column in zip(*runs, strict=True)) if runs else ([], [])
+        runs = (
+            [emulated(board, emulator, image, model, x) for emulator in EMULATORS] if image else []
+        )
+    ran, costs = (
+        ([cell for cell in column if cell] for column in zip(*runs, strict=True))
+        if runs
+        else ([], [])
+    )
     compilers = ", ".join(
-        compiler if isinstance(found, Image) else found for compiler, found in images.items() if found
+        compiler if isinstance(found, Image) else found
+        for compiler, found in images.items()
+        if found
     )
     cells = {
         "board": name,
@@ -129,14 +147,18 @@ def same(column: str, there: str, now: str) -> bool:
 def stale(row: dict[str, str], now: dict[str, str]) -> list[str]:
     """What is wrong with a row."""
     wrong = [column for column in now if not same(column, row.get(column, ""), now[column])]
-    return [f"{column} is '{now[column]}', the table has '{row.get(column, '')}'" for column in wrong]
+    return [
+        f"{column} is '{now[column]}', the table has '{row.get(column, '')}'" for column in wrong
+    ]
 
 
 def check(model: Model) -> int:
     table, failed = rows(PAGE.read_text()), False
     for name in sorted({*table, *board_names()}):
         if name not in table or name not in board_names():
-            found = ["the table has no such row" if name in board_names() else "there is no such board"]
+            found = [
+                "the table has no such row" if name in board_names() else "there is no such board"
+            ]
         elif reason := why_not("gcc", load_board(name)):
             print(f"{name}: not checked: {reason}")
             continue
@@ -145,7 +167,10 @@ def check(model: Model) -> int:
         failed |= bool(found)
         print(f"{name}: {'STALE: ' + '; '.join(found) if found else 'fresh'}", flush=True)
     if failed:
-        print(f"{PAGE.relative_to(ROOT)} is stale: run `python tools/board_table.py` where every emulator is installed")
+        print(
+            f"{PAGE.relative_to(ROOT)} is stale: run `python tools/board_table.py` where every "
+            f"emulator is installed"
+        )
     return int(failed)
 
 
@@ -158,7 +183,9 @@ def checked(board: Board, row: dict[str, str], model: Model) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--check", action="store_true", help="compare what needs no emulator with what is written there"
+        "--check",
+        action="store_true",
+        help="compare what needs no emulator with what is written there",
     )
     model = convert(DEMO / "turbofan.onnx", DEMO / "turbofan_calib.npz")
     return check(model) if parser.parse_args().check else write(model)

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Export a matrix of recurrent Keras 3 models to ONNX: one file for each pattern that an importer meets, with inputs and outputs.
+"""Export a matrix of recurrent Keras 3 models to ONNX: one file for each pattern that an importer
+meets, with inputs and outputs.
 
     pip install keras tensorflow-cpu tf2onnx                     # or: keras torch onnxscript
     KERAS_BACKEND=tensorflow python tools/export_keras.py patterns/
     KERAS_BACKEND=torch python tools/export_keras.py patterns/ gru      # those whose name holds "gru"
 
-BACKEND-NAME.onnx comes with BACKEND-NAME_io.npz: "x" [batch, T, n_in], and "y", what Keras computes for it. The tests of the Keras
-importer take their models from the same table.
+BACKEND-NAME.onnx comes with BACKEND-NAME_io.npz: "x" [batch, T, n_in], and "y", what Keras computes
+for it. The tests of the Keras importer take their models from the same table.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ def _models() -> dict[str, Callable[[], list]]:
         "lstm_dense": lambda: [k.LSTM(**lstm), k.Dense(N_OUT)],
         "lstm_last_softmax": lambda: [k.LSTM(N_HIDDEN), k.Dense(N_OUT, activation="softmax")],
         "lstm_no_bias": lambda: [k.LSTM(N_HIDDEN, use_bias=False)],
-        "lstm_hard": lambda: [k.LSTM(N_HIDDEN, activation="relu", recurrent_activation="hard_sigmoid")],
+        "lstm_hard": lambda: [
+            k.LSTM(N_HIDDEN, activation="relu", recurrent_activation="hard_sigmoid")
+        ],
         "lstm_unrolled": lambda: [k.LSTM(N_HIDDEN, unroll=True)],
         "lstm_backwards": lambda: [k.LSTM(N_HIDDEN, go_backwards=True)],
         "lstm_stacked": lambda: [k.LSTM(**lstm), k.Dropout(0.3), k.LSTM(6), k.Dense(N_OUT)],
@@ -55,22 +58,44 @@ def _models() -> dict[str, Callable[[], list]]:
         "bidirectional": lambda: [k.Bidirectional(k.LSTM(**lstm))],
         "bidirectional_last": lambda: [k.Bidirectional(k.GRU(N_HIDDEN)), k.Dense(N_OUT)],
         "bidirectional_sum": lambda: [k.Bidirectional(k.LSTM(**lstm), merge_mode="sum")],
-        "time_distributed": lambda: [k.LSTM(**lstm), k.TimeDistributed(k.Dense(N_OUT, activation="tanh"))],
-        "conv_lstm": lambda: [k.Conv1D(7, 3, padding="causal", activation="relu"), k.LSTM(N_HIDDEN), k.Dense(N_OUT)],
+        "time_distributed": lambda: [
+            k.LSTM(**lstm),
+            k.TimeDistributed(k.Dense(N_OUT, activation="tanh")),
+        ],
+        "conv_lstm": lambda: [
+            k.Conv1D(7, 3, padding="causal", activation="relu"),
+            k.LSTM(N_HIDDEN),
+            k.Dense(N_OUT),
+        ],
         "conv_dilated_gru": lambda: [
             k.Conv1D(6, 3, padding="causal", dilation_rate=2),
             k.BatchNormalization(),
             k.ReLU(),
             k.GRU(**lstm),
         ],
-        "conv_same_lstm": lambda: [k.Conv1D(7, 3, padding="same", activation="relu"), k.LSTM(N_HIDDEN)],
-        "conv_pool_lstm": lambda: [k.Conv1D(7, 3, activation="relu"), k.MaxPooling1D(2), k.LSTM(N_HIDDEN)],
+        "conv_same_lstm": lambda: [
+            k.Conv1D(7, 3, padding="same", activation="relu"),
+            k.LSTM(N_HIDDEN),
+        ],
+        "conv_pool_lstm": lambda: [
+            k.Conv1D(7, 3, activation="relu"),
+            k.MaxPooling1D(2),
+            k.LSTM(N_HIDDEN),
+        ],
         "depthwise_lstm": lambda: [k.ZeroPadding1D((2, 0)), k.DepthwiseConv1D(3), k.LSTM(N_HIDDEN)],
-        "separable_lstm": lambda: [k.ZeroPadding1D((2, 0)), k.SeparableConv1D(6, 3), k.LSTM(N_HIDDEN)],
+        "separable_lstm": lambda: [
+            k.ZeroPadding1D((2, 0)),
+            k.SeparableConv1D(6, 3),
+            k.LSTM(N_HIDDEN),
+        ],
         "layer_norm_gru": lambda: [k.Dense(6), k.LayerNormalization(), k.GRU(N_HIDDEN)],
         "lstm_global_average": lambda: [k.LSTM(**lstm), k.GlobalAveragePooling1D(), k.Dense(N_OUT)],
         "lstm_global_max": lambda: [k.LSTM(**lstm), k.GlobalMaxPooling1D(), k.Dense(N_OUT)],
-        "embedding_lstm": lambda: [k.Embedding(VOCABULARY, 6), k.LSTM(N_HIDDEN), k.Dense(N_OUT, activation="sigmoid")],
+        "embedding_lstm": lambda: [
+            k.Embedding(VOCABULARY, 6),
+            k.LSTM(N_HIDDEN),
+            k.Dense(N_OUT, activation="sigmoid"),
+        ],
     }
 
 
@@ -86,7 +111,9 @@ def build(name: str, steps: int | None = STEPS):
 
 
 def randomise(model) -> None:
-    """New values for every weight that a stream reads: what is zero or one at the start would hide mistakes."""
+    """New values for every weight that a stream reads: what is zero or one at the start would hide
+    mistakes.
+    """
     rng = np.random.default_rng(7)
     for weight in model.weights:
         if weight.dtype.startswith("float") and "rnn_state" not in weight.path:
@@ -108,7 +135,9 @@ def names() -> list[str]:
 
 
 def lengths() -> tuple[int | None, ...]:
-    """T fixed and dynamic. With the torch backend fixed only: Keras traces a dynamic T as one step, and the file computes one."""
+    """T fixed and dynamic. With the torch backend fixed only: Keras traces a dynamic T as one step,
+    and the file computes one.
+    """
     import keras
 
     return (STEPS,) if keras.backend.backend() == "torch" else (STEPS, None)
@@ -136,7 +165,11 @@ def operators(path: Path) -> str:
     import onnx
 
     kinds = [node.op_type for node in onnx.load(path, load_external_data=False).graph.node]
-    return " ".join(kinds) if len(kinds) <= 40 else f"{len(kinds)} nodes: {dict(Counter(kinds).most_common())}"
+    return (
+        " ".join(kinds)
+        if len(kinds) <= 40
+        else f"{len(kinds)} nodes: {dict(Counter(kinds).most_common())}"
+    )
 
 
 @contextlib.contextmanager
@@ -145,7 +178,11 @@ def _silence():
     sink = io.StringIO()
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(sink),
+            contextlib.redirect_stderr(sink),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -153,7 +190,9 @@ def _silence():
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("part", nargs="?", default="", help="only models whose name holds this")
     args = parser.parse_args()
@@ -165,10 +204,16 @@ def main() -> int:
                 try:
                     path = export(name, steps, args.folder)
                     print(f"{path.name}: {operators(path)}", flush=True)
-                except Exception as error:  # one model that Keras cannot export must not stop the others
+                except (
+                    Exception
+                ) as error:  # one model that Keras cannot export must not stop the others
                     failed += 1
                     reason = (str(error) or type(error).__name__).splitlines()[0][:150]
-                    print(f"{name}, T = {steps}: Keras does not export it: {reason}", file=sys.stderr, flush=True)
+                    print(
+                        f"{name}, T = {steps}: Keras does not export it: {reason}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
     return min(failed, 1)
 
 

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Export a matrix of recurrent models from PyTorch: one ONNX file for each pattern that an importer meets, with inputs and outputs.
+"""Export a matrix of recurrent models from PyTorch: one ONNX file for each pattern that an importer
+meets, with inputs and outputs.
 
     pip install torch onnxscript
     python tools/export_patterns.py patterns/            # all of them
     python tools/export_patterns.py patterns/ legacy     # those whose name holds "legacy"
 
-Each NAME.onnx comes with NAME_io.npz: "x", the input in the model's own layout, and "y", what torch computes for it.
-The tests export the same matrix into a temporary folder and import it.
+Each NAME.onnx comes with NAME_io.npz: "x", the input in the model's own layout, and "y", what torch
+computes for it. The tests export the same matrix into a temporary folder and import it.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ ACTIVATIONS = {
 class Case:
     """One export.
 
-    ``readout``: "every" step, the "last" one by indexing, or "hidden" (h_n[-1], the same by another way).
-    ``head``: the activation after the dense layer, or "bare" (no dense layer), "deep" (dense, relu, dense), "lstm_relu" (no
-    dense layer, relu after the LSTM). ``front``: a dense layer before the LSTM. ``dynamic``: "", "time" or "time batch".
+    ``readout``: "every" step, the "last" one by indexing, or "hidden" (h_n[-1], the same by another
+    way). ``head``: the activation after the dense layer, or "bare" (no dense layer), "deep" (dense,
+    relu, dense), "lstm_relu" (no dense layer, relu after the LSTM). ``front``: a dense layer before
+    the LSTM. ``dynamic``: "", "time" or "time batch".
     """
 
     exporter: str
@@ -68,19 +70,29 @@ class Case:
     def name(self) -> str:
         """Every field that is not the default."""
         fields = type(self).__dataclass_fields__
-        changed = {k: getattr(self, k) for k, f in fields.items() if k != "exporter" and getattr(self, k) != f.default}
-        parts = (k if v is True else f"no_{k}" if v is False else f"{k}_{v}" for k, v in changed.items())
+        changed = {
+            k: getattr(self, k)
+            for k, f in fields.items()
+            if k != "exporter" and getattr(self, k) != f.default
+        }
+        parts = (
+            k if v is True else f"no_{k}" if v is False else f"{k}_{v}" for k, v in changed.items()
+        )
         return "-".join([self.exporter, *parts]).replace(" ", "_")
 
 
 class Net(torch.nn.Module):
-    """A recurrent stack with an optional dense layer before and dense layers after it, as ``case`` says."""
+    """A recurrent stack with an optional dense layer before and dense layers after it, as ``case``
+    says.
+    """
 
     def __init__(self, case: Case) -> None:
         super().__init__()
         self.case = case
         self.front = torch.nn.Linear(case.n_in, N_IN) if case.front else torch.nn.Identity()
-        self.recurrent = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[case.cell](
+        self.recurrent = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn": torch.nn.RNN}[
+            case.cell
+        ](
             N_IN if case.front else case.n_in,
             N_HIDDEN,
             case.n_layers,
@@ -99,7 +111,9 @@ class Net(torch.nn.Module):
         if case.head == "lstm_relu":
             return torch.nn.ReLU()
         if case.head == "deep":
-            return torch.nn.Sequential(torch.nn.Linear(self.width, 7), torch.nn.ReLU(), torch.nn.Linear(7, N_OUT))
+            return torch.nn.Sequential(
+                torch.nn.Linear(self.width, 7), torch.nn.ReLU(), torch.nn.Linear(7, N_OUT)
+            )
         layers = [torch.nn.Linear(self.width, N_OUT, bias=case.bias)]
         layers += [torch.nn.Dropout(0.5)] if case.dropout else []
         layers += [ACTIVATIONS[case.head]()] if ACTIVATIONS[case.head] else []
@@ -108,7 +122,9 @@ class Net(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self._read_out(*self.recurrent(self.front(x)))
 
-    def _read_out(self, y: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor] | torch.Tensor) -> torch.Tensor:
+    def _read_out(
+        self, y: torch.Tensor, state: tuple[torch.Tensor, torch.Tensor] | torch.Tensor
+    ) -> torch.Tensor:
         if self.case.readout == "last":
             y = y[:, -1] if self.case.batch_first else y[-1]
         elif self.case.readout == "hidden":
@@ -132,10 +148,14 @@ def cases() -> Iterator[Case]:
             yield Case(exporter, opset, readout="last")
             yield Case(exporter, opset, readout="every", batch_first=False, n_layers=2)
         for head in ("relu", "tanh", "sigmoid", "softmax", "bare", "deep", "lstm_relu"):
-            yield Case(exporter, 18, head=head, readout="last" if head in ("softmax", "bare") else "every")
+            yield Case(
+                exporter, 18, head=head, readout="last" if head in ("softmax", "bare") else "every"
+            )
         for opset in (11, 13, 20) if exporter == "legacy" else (20,):
             yield Case(exporter, opset, dynamic="time batch", readout="last", batch=2)
-            yield Case(exporter, opset, dynamic="time batch", batch_first=False, n_layers=2, batch=2)
+            yield Case(
+                exporter, opset, dynamic="time batch", batch_first=False, n_layers=2, batch=2
+            )
             yield Case(exporter, opset, head="softmax", readout="last")
             yield Case(exporter, opset, readout="hidden", n_layers=2, batch=2)
         yield Case(exporter, 18, dynamic="time", n_layers=3)
@@ -148,7 +168,9 @@ def cases() -> Iterator[Case]:
         yield Case(exporter, 18, state=True, steps=1)
         yield Case(exporter, 18, state=True, steps=1, n_layers=2, batch_first=False)
         yield Case(exporter, 18, state=True, n_layers=2, readout="last")
-        for cell in ("gru", "rnn") if exporter == "legacy" else ("gru",):  # dynamo unrolls torch.nn.RNN
+        for cell in (
+            ("gru", "rnn") if exporter == "legacy" else ("gru",)
+        ):  # dynamo unrolls torch.nn.RNN
             for opset in (11, 17) if exporter == "legacy" else (20,):
                 yield Case(exporter, opset, cell, n_layers=2, readout="last")
             yield Case(exporter, 18, cell, batch_first=False, head="deep")
@@ -161,19 +183,29 @@ def cases() -> Iterator[Case]:
 def crossing() -> Iterator[Case]:
     """Every cell, with projection or in both directions, x layers x exporter x layout x head."""
     cells: list[dict] = [
-        {"cell": cell, "bidirectional": both} for cell in ("lstm", "gru", "rnn") for both in (False, True)
+        {"cell": cell, "bidirectional": both}
+        for cell in ("lstm", "gru", "rnn")
+        for both in (False, True)
     ]
     cells.append({"cell": "lstm", "proj": 3})
     for exporter, fields, n_layers in product(("legacy", "dynamo"), cells, (1, 2, 3)):
         for batch_first, head in product((True, False), ("bare", "none")):
-            yield Case(exporter, 18, batch_first=batch_first, n_layers=n_layers, head=head, **fields)
+            yield Case(
+                exporter, 18, batch_first=batch_first, n_layers=n_layers, head=head, **fields
+            )
 
 
 def export(case: Case, folder: Path) -> Path:
-    """Write NAME.onnx (with NAME.onnx.data when external) and NAME_io.npz; returns the path of the first."""
+    """Write NAME.onnx (with NAME.onnx.data when external) and NAME_io.npz; returns the path of the
+    first.
+    """
     torch.manual_seed(3)  # one whose relu heads are not all zero
     net = (StepNet if case.state else Net)(case).eval()
-    x = torch.randn((case.batch, case.steps, case.n_in) if case.batch_first else (case.steps, case.batch, case.n_in))
+    x = torch.randn(
+        (case.batch, case.steps, case.n_in)
+        if case.batch_first
+        else (case.steps, case.batch, case.n_in)
+    )
     # two tensors: dynamo takes one given twice for one input
     state = [torch.zeros(case.n_layers, case.batch, N_HIDDEN) for _ in "hc"] if case.state else []
     path = folder / f"{case.name}.onnx"
@@ -194,7 +226,11 @@ def _silence() -> Iterator[None]:
     sink = io.StringIO()
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(sink),
+            contextlib.redirect_stderr(sink),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -211,7 +247,11 @@ def _names(case: Case) -> dict[str, list[str]]:
 
 def _export_legacy(case: Case, net: Net, inputs: tuple, path: Path) -> None:
     batch, time = (0, 1) if case.batch_first else (1, 0)
-    axes = {axis: name for axis, name in ((time, "time"), (batch, "batch")) if name in case.dynamic.split()}
+    axes = {
+        axis: name
+        for axis, name in ((time, "time"), (batch, "batch"))
+        if name in case.dynamic.split()
+    }
     torch.onnx.export(
         net,
         inputs,
@@ -225,7 +265,9 @@ def _export_legacy(case: Case, net: Net, inputs: tuple, path: Path) -> None:
         import onnx
 
         model = onnx.load(path)
-        onnx.save(model, path, save_as_external_data=True, location=path.name + ".data", size_threshold=0)
+        onnx.save(
+            model, path, save_as_external_data=True, location=path.name + ".data", size_threshold=0
+        )
 
 
 def _export_dynamo(case: Case, net: Net, inputs: tuple, path: Path) -> None:
@@ -248,7 +290,9 @@ def _export_dynamo(case: Case, net: Net, inputs: tuple, path: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("part", nargs="?", default="", help="only patterns whose name holds this")
     args = parser.parse_args()
@@ -258,9 +302,14 @@ def main() -> int:
         if args.part in case.name:
             try:
                 print(export(case, args.folder).name)
-            except Exception as error:  # one pattern that torch cannot export must not stop the others
+            except (
+                Exception
+            ) as error:  # one pattern that torch cannot export must not stop the others
                 failed += 1
-                print(f"{case.name}: torch does not export it: {str(error).splitlines()[0][:150]}", file=sys.stderr)
+                print(
+                    f"{case.name}: torch does not export it: {str(error).splitlines()[0][:150]}",
+                    file=sys.stderr,
+                )
     return min(failed, 1)
 
 

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Write tests/golden: small models, inputs, and the outputs of the NumPy reference. ``--check`` compares and writes nothing.
+"""Write tests/golden: small models, inputs, and the outputs of the NumPy reference. ``--check``
+compares and writes nothing.
 
-The models themselves are made once (``--new-models``): requantising depends on the machine's linear algebra, the integer
-arithmetic does not, and it is the arithmetic that must never change.
+The models themselves are made once (``--new-models``): requantising depends on the machine's linear
+algebra, the integer arithmetic does not, and it is the arithmetic that must never change.
 """
 
 import argparse
@@ -33,17 +34,26 @@ def new_models() -> None:
     from shapes import SHAPES, graph_of, sequences_for
     from test_modes import BACKWARD
 
-    wanted = [(name, graph_of(name, number), "carry") for number, name in enumerate(SHAPES) if name != "lstm dense"]
+    wanted = [
+        (name, graph_of(name, number), "carry")
+        for number, name in enumerate(SHAPES)
+        if name != "lstm dense"
+    ]
     wanted += [(f"{name} {mode}", graph_of(name), mode) for name in WINDOWED for mode in MODES]
     wanted += [(name, graph, "slide:7") for name, graph in BACKWARD.items()]
     wanted = [(*some, "w8a16") for some in wanted]
     wanted += [
-        (f"{name} {bits}", graph_of(name), "carry", bits) for name in CELLS for bits in PRECISIONS if bits != "w8a16"
+        (f"{name} {bits}", graph_of(name), "carry", bits)
+        for name in CELLS
+        for bits in PRECISIONS
+        if bits != "w8a16"
     ]
     for number, (name, graph, mode, bits) in enumerate(wanted, start=100):
         slug = re.sub(r"\W+", "_", name)
         sequences = sequences_for(graph, number, 16, 40)
-        stepwell.convert(graph, sequences, name=slug, mode=mode, precision=bits).save(GOLDEN / f"{slug}.stw")
+        stepwell.convert(graph, sequences, name=slug, mode=mode, precision=bits).save(
+            GOLDEN / f"{slug}.stw"
+        )
 
 
 def values(path: Path) -> dict:
@@ -55,13 +65,20 @@ def values(path: Path) -> dict:
     reference, stream = model.reference(), model.stream()
     y_q = reference.run_q(x_q)
     stream.run_q(x_q)
-    return {"id": f"{model.id:08x}", "x_q": x_q.tolist(), "y_q": y_q.tolist(), "digest": stream.digest()}
+    return {
+        "id": f"{model.id:08x}",
+        "x_q": x_q.tolist(),
+        "y_q": y_q.tolist(),
+        "digest": stream.digest(),
+    }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="exit 1 when a golden file differs")
-    parser.add_argument("--new-models", action="store_true", help="make the models anew (their ids change)")
+    parser.add_argument(
+        "--new-models", action="store_true", help="make the models anew (their ids change)"
+    )
     args = parser.parse_args()
     if args.new_models:
         new_models()

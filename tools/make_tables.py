@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Write csrc/stw_table.c: the activation tables of docs/numerics.md. CI runs it with --check and fails on a difference."""
+"""Write csrc/stw_table.c: the activation tables of docs/numerics.md. CI runs it with --check and
+fails on a difference.
+"""
 
 import argparse
 import hashlib
@@ -37,10 +39,14 @@ def sigmoid_array(centred: list[int]) -> str:
     """The array as specified; with STW_LONG_TABLE its last value again and again, up to index 513."""
     comment = "T[k] - 2^15, T[k] = min(65535, round(65536 / (1 + exp(-k / 32))))"
     assert centred[-2:] == [32767, 32767]
-    text = c_array("stw_sigmoid_table", "int16_t", comment, centred).replace("[353]", "[STW_SIGMOID_ENTRIES]")
+    text = c_array("stw_sigmoid_table", "int16_t", comment, centred).replace(
+        "[353]", "[STW_SIGMOID_ENTRIES]"
+    )
     more = [32767] * (514 - len(centred))
     rows = [", ".join(map(str, more[i : i + 16])) for i in range(0, len(more), 16)]
-    return text.replace("};\n", "\n#if STW_LONG_TABLE\n    , " + ",\n    ".join(rows) + "\n#endif\n};\n")
+    return text.replace(
+        "};\n", "\n#if STW_LONG_TABLE\n    , " + ",\n    ".join(rows) + "\n#endif\n};\n"
+    )
 
 
 def render() -> str:
@@ -55,14 +61,17 @@ def render() -> str:
             "/* clang-format off */",
             sigmoid_array(centred),
             "#if STW_WITH_SOFTMAX || STW_WITH_ATTENTION",
-            c_array("stw_exp2_table", "uint16_t", "round(2^15 * 2^(-k / 64))", exp2_table()) + "#endif\n",
+            c_array("stw_exp2_table", "uint16_t", "round(2^15 * 2^(-k / 64))", exp2_table())
+            + "#endif\n",
         ]
     )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the file is stale")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 when the file is stale"
+    )
     if parser.parse_args().check:
         if TARGET.read_text() != render():
             print(f"{TARGET} is stale: run tools/make_tables.py", file=sys.stderr)

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Deviations of csrc from MISRA C:2012 as cppcheck's addon sees them, written into docs/misra.md with why they stay.
+"""Deviations of csrc from MISRA C:2012 as cppcheck's addon sees them, written into docs/misra.md
+with why they stay.
 
     tools/misra.py           writes the tables anew
     tools/misra.py --check   exit 1 when a rule, or a file's count for a rule, has risen above what is written there
 
-A rule without a reason here is refused: either mend the code or give the reason. Needs cppcheck (2.10 wrote the tables).
+A rule without a reason here is refused: either mend the code or give the reason. Needs cppcheck
+(2.10 wrote the tables).
 """
 
 from __future__ import annotations
@@ -77,7 +79,9 @@ def why_not() -> str | None:
 
 def deviations(csrc: Path = CSRC) -> dict[str, Counter[str]]:
     """rule -> file -> how many."""
-    done = subprocess.run([*COMMAND, f"-I{csrc}", csrc], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*COMMAND, f"-I{csrc}", csrc], capture_output=True, text=True, check=False
+    )
     found: dict[str, Counter[str]] = {}
     for path, rule in re.findall(r"^(\S+?):\d+:misra-c2012-(\d+\.\d+)$", done.stderr, re.MULTILINE):
         found.setdefault(rule, Counter())[Path(path).name] += 1
@@ -98,7 +102,10 @@ def table(found: dict[str, Counter[str]]) -> str:
 def recorded(text: str) -> dict[str, dict[str, int]]:
     """What the table of docs/misra.md says."""
     rows = ROW.findall(text)
-    return {rule: {f: int(n) for f, n in (place.split() for place in places.split(", "))} for rule, places in rows}
+    return {
+        rule: {f: int(n) for f, n in (place.split() for place in places.split(", "))}
+        for rule, places in rows
+    }
 
 
 def risen(found: dict[str, Counter[str]], before: dict[str, dict[str, int]]) -> list[str]:
@@ -122,10 +129,19 @@ def main() -> int:
     found, text = deviations(), DOC.read_text()
     if args.check:
         new = risen(found, recorded(text))
-        print("\n".join([*new, "mend them, or run tools/misra.py to accept them"] if new else ["no new deviations"]))
+        print(
+            "\n".join(
+                [*new, "mend them, or run tools/misra.py to accept them"]
+                if new
+                else ["no new deviations"]
+            )
+        )
         return int(bool(new))
     if without := sorted(set(found) - set(REASONS)):
-        print(f"no reason is given for rules {', '.join(without)}: mend the code or add them here", file=sys.stderr)
+        print(
+            f"no reason is given for rules {', '.join(without)}: mend the code or add them here",
+            file=sys.stderr,
+        )
         return 1
     before, rest = text.split(BEGIN)
     DOC.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{rest.split(END)[1]}")

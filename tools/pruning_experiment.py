@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Does block-sparse pruning beat weights of 4 bits at the same bytes of flash? The table in docs/accuracy.md.
+"""Does block-sparse pruning beat weights of 4 bits at the same bytes of flash? The table in
+docs/accuracy.md.
 
     pip install torch onnxscript onnxruntime
     python tools/pruning_experiment.py --data ../shared/data          # about 5 minutes on one core
 
-The LSTM of each task of accuracy_table.py loses the blocks of least magnitude until what is left, 8 bits a weight and one bit a
-block to say whether it is there, takes the bytes of w4a16. All else speaks for pruning: its weights are not even rounded, and
-of two learning rates the better counts. Blocks are 1 x 4 (four inputs of one row) or 4 x 1 (the four gates of a unit, one input).
+The LSTM of each task of accuracy_table.py loses the blocks of least magnitude until what is left, 8
+bits a weight and one bit a block to say whether it is there, takes the bytes of w4a16. All else
+speaks for pruning: its weights are not even rounded, and of two learning rates the better counts.
+Blocks are 1 x 4 (four inputs of one row) or 4 x 1 (the four gates of a unit, one input).
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from stepwell.stream import FloatStream
 from train_hybrids import fit
 
 BLOCK = 4
-DENSITY = 0.5 - 1 / (8 * BLOCK)  # of the weights: with a bit a block they take half of what all would
+DENSITY = 0.5 - 1 / (
+    8 * BLOCK
+)  # of the weights: with a bit a block they take half of what all would
 RATES = (3e-4, 1e-3)
 
 
@@ -43,7 +47,9 @@ def blocks(weight: torch.Tensor, shape: str) -> torch.Tensor:
 
 
 def pruned(task: table.Task, shape: str, rate: float) -> table.Task:
-    """The task's net without its weakest blocks, trained on as w4a16 is fine-tuned unless ``rate`` is zero."""
+    """The task's net without its weakest blocks, trained on as w4a16 is fine-tuned unless ``rate``
+    is zero.
+    """
     net = copy.deepcopy(task.net)
     weights = [net.lstm.weight_ih_l0, net.lstm.weight_hh_l0]
     magnitudes = [blocks(weight, shape) for weight in weights]
@@ -76,7 +82,13 @@ def measured(name: str, seed: int, folder: Path, out: Path) -> dict[str, tuple[f
     """Column -> metric and SQNR."""
     torch.manual_seed(seed)
     task = table.TASKS[name](folder, np.random.default_rng(seed))
-    fit(task.net, task.batch, lambda y, target: task.loss(y, target), task.steps, f"{name}, seed {seed}")
+    fit(
+        task.net,
+        task.batch,
+        lambda y, target: task.loss(y, target),
+        task.steps,
+        f"{name}, seed {seed}",
+    )
     path = out / f"{name}_{seed}.onnx"
     table.exported(task, path)
     graph, targets = import_onnx(path).graph, task.test.targets
@@ -95,7 +107,9 @@ def measured(name: str, seed: int, folder: Path, out: Path) -> dict[str, tuple[f
         return scored([model.stream().run(x) for x in task.test.sequences])
 
     best = max if task.metric.higher_is_better else min
-    columns = {"float": (task_metric(targets, exact, exact, task.metric)["float"] * task.unit, np.inf)}
+    columns = {
+        "float": (task_metric(targets, exact, exact, task.metric)["float"] * task.unit, np.inf)
+    }
     columns["w4a16"] = of_model(stepwell.convert(path, task.calib.astype(float), precision="w4a16"))
     for shape in ("1 x 4", "4 x 1"):
         columns[f"{shape} pruned"] = of_net(pruned(task, shape, 0.0))
@@ -108,7 +122,9 @@ def measured(name: str, seed: int, folder: Path, out: Path) -> dict[str, tuple[f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, type=Path, help="folder with the data sets")
     parser.add_argument("--out", default=Path("accuracy"), type=Path, help="where models go")
     parser.add_argument("--tasks", default="turbofan,digits,gestures,pm25")
@@ -125,7 +141,10 @@ def main() -> None:
                 f"{score:.4g} ({sqnr:.1f} dB)" if np.isfinite(sqnr) else f"{score:.4g}"
                 for score, sqnr in found.values()
             ]
-            header = ["| task | seed | " + " | ".join(found) + " |", "|" + "---|" * (len(found) + 2)]
+            header = [
+                "| task | seed | " + " | ".join(found) + " |",
+                "|" + "---|" * (len(found) + 2),
+            ]
             lines = lines or header
             lines.append(f"| {name} | {seed} | " + " | ".join(cells) + " |")
             print(lines[-1], flush=True)

@@ -1,5 +1,7 @@
 #!/usr/bin/env python3
-"""Code bytes of each C file per core and level, written into csrc/README.md. Needs arm-none-eabi-gcc."""
+"""Code bytes of each C file per core and level, written into csrc/README.md. Needs
+arm-none-eabi-gcc.
+"""
 
 import argparse
 import subprocess
@@ -12,7 +14,19 @@ README = CSRC / "README.md"
 HEADERS = CSRC.parent / "firmware" / "cpu" / "freestanding"  # string.h, for a compiler without libc
 CORES = {"Cortex-M0": "-mcpu=cortex-m0", "Cortex-M4": "-mcpu=cortex-m4"}
 CORE = ["stepwell.c", "stw_check.c", "stw_cell.c", "stw_dense.c", "stw_table.c"]
-MORE = ["ACTIVATION", "SOFTMAX", "STRINGS", "MIX", "WINDOW", "NORM", "ATTENTION", "MODES", "VARIANTS", "PAIRS", "W4"]
+MORE = [
+    "ACTIVATION",
+    "SOFTMAX",
+    "STRINGS",
+    "MIX",
+    "WINDOW",
+    "NORM",
+    "ATTENTION",
+    "MODES",
+    "VARIANTS",
+    "PAIRS",
+    "W4",
+]
 LSTM = ["stw_lstm.c", "stw_dot_v6m.c", "stw_dot_riscv.c"]
 EVERYTHING = [*CORE, *LSTM, "stw_pairs.c", "stw_gru.c", "stw_rnn.c"]
 EVERYTHING += ["stw_window.c", "stw_attention.c", "stw_norm.c", "stw_softmax.c", "stw_mode.c"]
@@ -60,14 +74,19 @@ def table() -> str:
     lines = ["| level | " + " | ".join(CORES) + " |", "|---|" + "---|" * len(CORES)]
     with tempfile.TemporaryDirectory() as folder:
         for level, (sources, off) in LEVELS.items():
-            sizes = [sum(code_bytes(s, cpu, off, Path(folder)) for s in sources) for cpu in CORES.values()]
+            sizes = [
+                sum(code_bytes(s, cpu, off, Path(folder)) for s in sources)
+                for cpu in CORES.values()
+            ]
             lines.append(f"| {level} | " + " | ".join(str(size) for size in sizes) + " |")
     return "\n".join(lines)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the table is stale")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 when the table is stale"
+    )
     args = parser.parse_args()
     text = README.read_text()
     before, rest = text.split(BEGIN)

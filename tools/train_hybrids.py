@@ -10,8 +10,9 @@
     occupancy  GRU + LayerNorm + Linear at every minute, on raw sensor units: the scaler travels with the integer model
                (UCI Occupancy Detection, Candanedo & Feldheim 2016, CC BY 4.0)
 
-Each is written as NAME.onnx (legacy exporter), NAME.dynamo.onnx, NAME_calib.npz and NAME_test.npz; the import proves each file
-to be what the stream computes. The test data are looked at once, at the end.
+Each is written as NAME.onnx (legacy exporter), NAME.dynamo.onnx, NAME_calib.npz and NAME_test.npz;
+the import proves each file to be what the stream computes. The test data are looked at once, at the
+end.
 """
 
 import argparse
@@ -30,7 +31,22 @@ from stepwell.samples import Samples
 WINDOW = 30  # cycles that the turbofan model sees
 CAP = 125.0  # cycles: the largest remaining life that is told apart
 FRAMES = 40  # of a spoken digit, the last ones; shorter ones start with silence
-SENSORS = ["s2", "s3", "s4", "s7", "s8", "s9", "s11", "s12", "s13", "s14", "s15", "s17", "s20", "s21"]
+SENSORS = [
+    "s2",
+    "s3",
+    "s4",
+    "s7",
+    "s8",
+    "s9",
+    "s11",
+    "s12",
+    "s13",
+    "s14",
+    "s15",
+    "s17",
+    "s20",
+    "s21",
+]
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -53,7 +69,9 @@ class Digits(torch.nn.Module):
 
 
 class Turbofan(torch.nn.Module):
-    """Sensors [batch, WINDOW, 14] -> remaining useful life / CAP, [batch, 1]. Attention: Bahdanau et al. 2015, without a query."""
+    """Sensors [batch, WINDOW, 14] -> remaining useful life / CAP, [batch, 1]. Attention: Bahdanau
+    et al. 2015, without a query.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +87,9 @@ class Turbofan(torch.nn.Module):
 
 
 class Occupancy(torch.nn.Module):
-    """Normalised temperature, humidity, CO2 and humidity ratio [batch, time, 4] -> logit [batch, time, 1]."""
+    """Normalised temperature, humidity, CO2 and humidity ratio [batch, time, 4] -> logit [batch,
+    time, 1].
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,7 +105,9 @@ class Occupancy(torch.nn.Module):
 
 
 def spoken_digits(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """x [n, FRAMES, 16] normalised, label [n], and which are for testing: recordings 0 to 4 of each speaker and digit."""
+    """x [n, FRAMES, 16] normalised, label [n], and which are for testing: recordings 0 to 4 of each
+    speaker and digit.
+    """
     data = np.load(folder / "fsdd_logmel16.npz")
     ends = np.cumsum(data["length"].astype(int))
     frames, test = data["frames"].astype(np.float32), data["index"] < 5
@@ -97,8 +119,12 @@ def spoken_digits(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return (x - mean) / std, data["label"].astype(np.int64), test
 
 
-def turbofan_windows(folder: Path, part: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """x [n, WINDOW, 14] and remaining life / CAP [n, 1]: many windows of each training engine, the last one of each test engine."""
+def turbofan_windows(
+    folder: Path, part: str, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """x [n, WINDOW, 14] and remaining life / CAP [n, 1]: many windows of each training engine, the
+    last one of each test engine.
+    """
     data = np.load(folder / "cmapss_fd001.npz")
     columns = [list(data["columns"]).index(name) for name in SENSORS]
     mean, std = data["train_x"][:, columns].mean(0), data["train_x"][:, columns].std(0)
@@ -125,7 +151,9 @@ def rooms(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
 # ---- training ----
 
 
-def fit(model: torch.nn.Module, batch: Callable[[], Batch], loss: Callable, steps: int, name: str) -> torch.nn.Module:
+def fit(
+    model: torch.nn.Module, batch: Callable[[], Batch], loss: Callable, steps: int, name: str
+) -> torch.nn.Module:
     """Adam with a cosine schedule; in eval mode afterwards."""
     optimiser = torch.optim.Adam(model.parameters(), lr=4e-3, weight_decay=1e-5)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
@@ -142,7 +170,9 @@ def fit(model: torch.nn.Module, batch: Callable[[], Batch], loss: Callable, step
     return model.eval()
 
 
-def picks(x: np.ndarray, y: np.ndarray, rng: np.random.Generator, noise: float, n: int = 128) -> Callable[[], Batch]:
+def picks(
+    x: np.ndarray, y: np.ndarray, rng: np.random.Generator, noise: float, n: int = 128
+) -> Callable[[], Batch]:
     """Random batches with noise of ``noise`` standard deviations."""
 
     def batch() -> Batch:
@@ -169,12 +199,21 @@ def crops(
 # ---- export, conversion, report ----
 
 
-def export(model: torch.nn.Module, example: np.ndarray, name: str, out: Path, dynamic: bool) -> list[Path]:
+def export(
+    model: torch.nn.Module, example: np.ndarray, name: str, out: Path, dynamic: bool
+) -> list[Path]:
     x = torch.tensor(example, dtype=torch.float32)
     files = [out / f"{name}.onnx", out / f"{name}.dynamo.onnx"]
     axes = {"x": {1: "time"}} if dynamic else None
     torch.onnx.export(
-        model, (x,), files[0], dynamo=False, opset_version=17, input_names=["x"], output_names=["y"], dynamic_axes=axes
+        model,
+        (x,),
+        files[0],
+        dynamo=False,
+        opset_version=17,
+        input_names=["x"],
+        output_names=["y"],
+        dynamic_axes=axes,
     )
     shapes = ({1: torch.export.Dim("time", min=2, max=4096)},) if dynamic else None
     torch.onnx.export(
@@ -191,7 +230,12 @@ def export(model: torch.nn.Module, example: np.ndarray, name: str, out: Path, dy
 
 
 def report(
-    name: str, files: list[Path], calib: np.ndarray, test: Samples, score: Callable | None = None, **how
+    name: str,
+    files: list[Path],
+    calib: np.ndarray,
+    test: Samples,
+    score: Callable | None = None,
+    **how,
 ) -> None:
     """Convert both exports; print SQNR and the task's metric in float and integer."""
     for file in files:
@@ -201,7 +245,11 @@ def report(
         info, metric = model.info(), found["metric"]
         line = f"{file.name}: SQNR {found['sqnr_db']:.1f} dB, {info['flash_bytes']} B flash, {info['ram_bytes']} B RAM"
         if score is None:
-            print(f"{line}, {metric['name']} float {metric['float']:.4f}, integer {metric['integer']:.4f}", flush=True)
+            print(
+                f"{line}, {metric['name']} float {metric['float']:.4f}, integer "
+                f"{metric['integer']:.4f}",
+                flush=True,
+            )
         else:
             y = np.concatenate([model.stream().run(x) for x in test.sequences])
             print(f"{line}, F1 integer {score(y):.4f}", flush=True)
@@ -211,7 +259,9 @@ def report(
 def digits(folder: Path, out: Path, rng: np.random.Generator, effort: float) -> None:
     x, label, test = spoken_digits(folder)
     loss = torch.nn.functional.cross_entropy
-    model = fit(Digits(), picks(x[~test], label[~test], rng, 0.3), loss, int(1200 * effort), "digits")
+    model = fit(
+        Digits(), picks(x[~test], label[~test], rng, 0.3), loss, int(1200 * effort), "digits"
+    )
     files = export(model, x[:1], "digits", out, dynamic=True)
     calib = x[~test][rng.permutation(int((~test).sum()))[:64]]
     np.savez_compressed(out / "digits_calib.npz", x=calib)
@@ -252,17 +302,30 @@ def occupancy(folder: Path, out: Path, rng: np.random.Generator, effort: float) 
         return 2 * hits / (int(guess.sum()) + int(truth.sum()))
 
     with torch.no_grad():
-        logits = model(torch.tensor((test_x - scaler["mean"]) / scaler["std"], dtype=torch.float32)[None])[0].numpy()
+        logits = model(
+            torch.tensor((test_x - scaler["mean"]) / scaler["std"], dtype=torch.float32)[None]
+        )[0].numpy()
     print(f"occupancy: F1 float {f1(logits):.4f}")
-    report("occupancy", files, calib, Samples((test_x,), (test_occupied,), "occupancy"), f1, scaler=scaler)
+    report(
+        "occupancy",
+        files,
+        calib,
+        Samples((test_x,), (test_occupied,), "occupancy"),
+        f1,
+        scaler=scaler,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, type=Path, help="folder with the data sets")
     parser.add_argument("--out", default=Path("hybrids"), type=Path)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--effort", type=float, default=1.0, help="training steps, relative to the usual")
+    parser.add_argument(
+        "--effort", type=float, default=1.0, help="training steps, relative to the usual"
+    )
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)  # the same numbers whatever the machine

@@ -1,16 +1,19 @@
 #!/usr/bin/env python3
-"""Train the demo's model: remaining useful life of turbofan engines, NASA C-MAPSS FD001, and write the demo's data.
+"""Train the demo's model: remaining useful life of turbofan engines, NASA C-MAPSS FD001, and write
+the demo's data.
 
     pip install torch
     python tools/train_turbofan.py --data cmapss_fd001.npz
 
-The data set (train and test runs of 100 engines each, 24 columns a flight cycle) is a work of the US Government in the public
-domain: Saxena & Goebel 2008, NASA Ames Prognostics Data Repository. Cite it as such. The .npz holds train_unit, train_x, test_unit,
-test_x, test_rul and the column names.
+The data set (train and test runs of 100 engines each, 24 columns a flight cycle) is a work of the
+US Government in the public domain: Saxena & Goebel 2008, NASA Ames Prognostics Data Repository.
+Cite it as such. The .npz holds train_unit, train_x, test_unit, test_x, test_rul and the column
+names.
 
-The network is trained as it will run: as a stream, one output a cycle, from a zero state at any point of an engine's life.
-The target is the number of cycles left, capped at 125 (Heimes 2008), divided by 125. A fifth of the training engines is held
-back to choose the epoch; the test engines are looked at once, at the end.
+The network is trained as it will run: as a stream, one output a cycle, from a zero state at any
+point of an engine's life. The target is the number of cycles left, capped at 125 (Heimes 2008),
+divided by 125. A fifth of the training engines is held back to choose the epoch; the test engines
+are looked at once, at the end.
 """
 
 import argparse
@@ -20,7 +23,22 @@ import numpy as np
 import torch
 
 OUT = Path(__file__).resolve().parent.parent / "python" / "stepwell" / "demo"
-SENSORS = ["s2", "s3", "s4", "s7", "s8", "s9", "s11", "s12", "s13", "s14", "s15", "s17", "s20", "s21"]
+SENSORS = [
+    "s2",
+    "s3",
+    "s4",
+    "s7",
+    "s8",
+    "s9",
+    "s11",
+    "s12",
+    "s13",
+    "s14",
+    "s15",
+    "s17",
+    "s20",
+    "s21",
+]
 CAP = 125.0
 HIDDEN = 32
 CROP = 80  # cycles of a training sequence
@@ -45,7 +63,9 @@ def runs(x: np.ndarray, unit: np.ndarray) -> list[np.ndarray]:
     return [x[unit == u].astype(np.float32) for u in np.unique(unit)]
 
 
-def crops(engines: list[np.ndarray], n: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+def crops(
+    engines: list[np.ndarray], n: int, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
     """``n`` random stretches: inputs [n, CROP, 14] and targets [n, CROP, 1]."""
     xs, ys = [], []
     for _ in range(n):
@@ -60,17 +80,28 @@ def crops(engines: list[np.ndarray], n: int, rng: np.random.Generator) -> tuple[
 def rmse_at_the_end(model: Turbofan, engines: list[np.ndarray], rul: np.ndarray) -> float:
     """RMSE in cycles of the output at each engine's last cycle, targets capped like the training's."""
     with torch.no_grad():
-        predicted = np.array([model(torch.tensor(run[-SHIPPED:])[None])[0, -1, 0].item() for run in engines]) * CAP
+        predicted = (
+            np.array(
+                [model(torch.tensor(run[-SHIPPED:])[None])[0, -1, 0].item() for run in engines]
+            )
+            * CAP
+        )
     return float(np.sqrt(np.mean((np.clip(predicted, 0, CAP) - np.minimum(rul, CAP)) ** 2)))
 
 
-def truncated(engines: list[np.ndarray], rng: np.random.Generator) -> tuple[list[np.ndarray], np.ndarray]:
-    """Training engines cut at random points, as the test engines are: a validation set with its own RUL."""
+def truncated(
+    engines: list[np.ndarray], rng: np.random.Generator
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Training engines cut at random points, as the test engines are: a validation set with its own
+    RUL.
+    """
     cuts = [(run, int(rng.integers(SHIPPED, len(run)))) for run in engines for _ in range(10)]
     return [run[:cut] for run, cut in cuts], np.array([len(run) - cut for run, cut in cuts], float)
 
 
-def train(engines: list[np.ndarray], held_back: list[np.ndarray], epochs: int, seed: int) -> Turbofan:
+def train(
+    engines: list[np.ndarray], held_back: list[np.ndarray], epochs: int, seed: int
+) -> Turbofan:
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     model = Turbofan()
@@ -81,8 +112,12 @@ def train(engines: list[np.ndarray], held_back: list[np.ndarray], epochs: int, s
     for epoch in range(epochs):
         for _ in range(20):
             x, y = crops(engines, 64, rng)
-            noisy = x + NOISE * torch.randn_like(x)  # 80 engines are few: keeps the network from learning them by heart
-            loss = torch.mean((model(noisy) - y)[:, 10:] ** 2)  # the first cycles after a reset are warm-up
+            noisy = x + NOISE * torch.randn_like(
+                x
+            )  # 80 engines are few: keeps the network from learning them by heart
+            loss = torch.mean(
+                (model(noisy) - y)[:, 10:] ** 2
+            )  # the first cycles after a reset are warm-up
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -93,7 +128,8 @@ def train(engines: list[np.ndarray], held_back: list[np.ndarray], epochs: int, s
             best, best_state = error, {k: v.clone() for k, v in model.state_dict().items()}
         if epoch % 10 == 0:
             print(
-                f"epoch {epoch}: loss {loss.item():.5f}, validation RMSE {error:.2f} cycles (best {best:.2f})",
+                f"epoch {epoch}: loss {loss.item():.5f}, validation RMSE {error:.2f} cycles (best "
+                f"{best:.2f})",
                 flush=True,
             )
     model.load_state_dict(best_state)
@@ -110,7 +146,9 @@ def padded(engines: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, help="cmapss_fd001.npz")
     parser.add_argument("--epochs", type=int, default=80)
     parser.add_argument("--seed", type=int, default=1)
@@ -123,7 +161,8 @@ def main() -> None:
     model = train(train_runs[20:], train_runs[:20], args.epochs, args.seed)
     rul = data["test_rul"].astype(float)
     print(
-        f"test RMSE {rmse_at_the_end(model, test_runs, rul):.2f} cycles (last {SHIPPED} cycles of {len(rul)} engines)"
+        f"test RMSE {rmse_at_the_end(model, test_runs, rul):.2f} cycles (last {SHIPPED} cycles of "
+        f"{len(rul)} engines)"
     )
 
     OUT.mkdir(exist_ok=True)
@@ -138,7 +177,11 @@ def main() -> None:
         output_names=["rul"],
         dynamic_axes={"sensors": {1: "time"}, "rul": {1: "time"}},
     )
-    facts = {"columns": np.array(SENSORS), "mean": mean.astype(np.float32), "std": std.astype(np.float32)}
+    facts = {
+        "columns": np.array(SENSORS),
+        "mean": mean.astype(np.float32),
+        "std": std.astype(np.float32),
+    }
     x, lengths = padded(train_runs[20:84])
     np.savez_compressed(OUT / "turbofan_calib.npz", x=x.round(3), lengths=lengths, **facts)
     x, lengths = padded(test_runs)

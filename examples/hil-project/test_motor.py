@@ -1,4 +1,6 @@
-"""The model in motor.stw on the board of --hil-port: the bits, the time and the memory that this product needs."""
+"""The model in motor.stw on the board of --hil-port: the bits, the time and the memory that this
+product needs.
+"""
 
 import numpy as np
 import pytest

@@ -1,4 +1,5 @@
-"""stepwell: a trained LSTM as int8 fixed-point C, one timestep at a time, with the same bits everywhere.
+"""stepwell: a trained LSTM as int8 fixed-point C, one timestep at a time, with the same bits
+everywhere.
 
     import stepwell
 
@@ -7,8 +8,8 @@
     stream = model.stream()
     y = stream.step(x)
 
-Importing the package is cheap: numpy and the engine are imported with the first name that needs them, onnx when a model is
-converted.
+Importing the package is cheap: numpy and the engine are imported with the first name that needs
+them, onnx when a model is converted.
 """
 
 from __future__ import annotations

@@ -13,7 +13,11 @@ from cffi import FFI
 HERE = Path("python/stepwell")
 CSRC = Path("csrc")
 # relative to the project's root, where setup.py runs: setuptools refuses absolute source paths
-SOURCES = [str(path) for path in [*sorted(CSRC.glob("*.c")), *sorted(HERE.glob("_*.c"))] if path.name != "_engine.c"]
+SOURCES = [
+    str(path)
+    for path in [*sorted(CSRC.glob("*.c")), *sorted(HERE.glob("_*.c"))]
+    if path.name != "_engine.c"
+]
 HEADERS = [str(path) for path in [*sorted(CSRC.glob("*.h")), *sorted(HERE.glob("_*.h"))]]
 DECLARING = [CSRC / "stepwell.h", *sorted(HERE.glob("_*.h"))]
 
@@ -27,7 +31,8 @@ def declarations(header: Path) -> str:
     return re.sub(r"^\s*#.*$", "", marked.group(1), flags=re.MULTILINE).replace("STW_ROM ", "")
 
 
-# gcc and clang on x86-64; whether the CPU has AVX2 is asked at run time, so that wheels stay portable
+# gcc and clang on x86-64; whether the CPU has AVX2 is asked at run time, so that wheels stay
+# portable
 HAS_AVX2 = sys.platform != "win32" and platform.machine() in ("x86_64", "AMD64")
 
 ffi = FFI()

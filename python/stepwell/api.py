@@ -1,4 +1,6 @@
-"""The way from a trained model to the integer model, and from a .stw file back: stepwell.convert and stepwell.load."""
+"""The way from a trained model to the integer model, and from a .stw file back: stepwell.convert
+and stepwell.load.
+"""
 
 from __future__ import annotations
 
@@ -50,32 +52,46 @@ def convert(
 ) -> Model:
     """A trained model as an integer model.
 
-    ``source``: an .onnx, .keras or .h5 file, a torch module, a Keras model, or a Graph. ``calib``: sample sequences that look
-    like real input, in the user's units: float [n_seq, T, n_in], one [T, n_in], a list of those, a DataFrame,
-    a list of them (one for each sequence), or a path (.npz with array "x", .npy, .csv). ``columns`` picks
-    columns by name, ``header`` says whether a csv file has one (``stepwell.samples.load_samples``). The
-    names of the columns that are fed become ``model.notes["columns"]``: later data is matched by them.
-    ``max_memory``: the most that a file may unpack to, bytes or "2G" (default: a quarter of the machine's).
-    ``mode``: how windows are treated (``stepwell.windowing.HELP``). ``scaler``:
-    normalisation, clamping, missing samples and raw counts (``stepwell.scaler.as_scaler``). ``steps``: the window's length,
-    for torch modules that need to know it. ``precision``: bits of weights and activations (``stepwell.integer.precision.HELP``).
-    ``calibration``: how the input's range is chosen (``stepwell.quantize.calibrate.HELP``). ``auto_scale``: channels that differ in
-    size, or stand far from zero, get an offset and a scale each; exact, for they are folded into the weights. ``outputs``:
-    names of the source's outputs that the model shall have, side by side in this order; None for all but final states.
-    ``min_sqnr``: the least SQNR in dB against the source on the calibration data: below it, or where nothing can be measured,
-    QuantizeError is raised.
+    ``source``: an .onnx, .keras or .h5 file, a torch module, a Keras model, or a Graph. ``calib``:
+    sample sequences that look like real input, in the user's units: float [n_seq, T, n_in], one [T,
+    n_in], a list of those, a DataFrame, a list of them (one for each sequence), or a path (.npz
+    with array "x", .npy, .csv). ``columns`` picks columns by name, ``header`` says whether a csv
+    file has one (``stepwell.samples.load_samples``). The names of the columns that are fed become
+    ``model.notes["columns"]``: later data is matched by them. ``max_memory``: the most that a file
+    may unpack to, bytes or "2G" (default: a quarter of the machine's). ``mode``: how windows are
+    treated (``stepwell.windowing.HELP``). ``scaler``: normalisation, clamping, missing samples and
+    raw counts (``stepwell.scaler.as_scaler``). ``steps``: the window's length, for torch modules
+    that need to know it. ``precision``: bits of weights and activations
+    (``stepwell.integer.precision.HELP``). ``calibration``: how the input's range is chosen
+    (``stepwell.quantize.calibrate.HELP``). ``auto_scale``: channels that differ in size, or stand
+    far from zero, get an offset and a scale each; exact, for they are folded into the weights.
+    ``outputs``: names of the source's outputs that the model shall have, side by side in this
+    order; None for all but final states. ``min_sqnr``: the least SQNR in dB against the source on
+    the calibration data: below it, or where nothing can be measured, QuantizeError is raised.
 
-    ``notes["window"]`` is the length of the windows that the source was trained on, or None. ``notes["fidelity"]`` holds what
-    was measured on the calibration data (``stepwell.quantize.fidelity``): "sqnr_db" against the source, None where both are equal,
-    "answers" that were compared, and for windows "carry_gap" in standard deviations, else None. A FidelityWarning tells
-    when one is worse than it should be.
+    ``notes["window"]`` is the length of the windows that the source was trained on, or None.
+    ``notes["fidelity"]`` holds what was measured on the calibration data
+    (``stepwell.quantize.fidelity``): "sqnr_db" against the source, None where both are equal,
+    "answers" that were compared, and for windows "carry_gap" in standard deviations, else None. A
+    FidelityWarning tells when one is worse than it should be.
 
-    Raises ImportRefused (a node that cannot be streamed), SampleError (bad calibration data) or QuantizeError (no integer
-    model passes the overflow proof); each names the culprit.
+    Raises ImportRefused (a node that cannot be streamed), SampleError (bad calibration data) or
+    QuantizeError (no integer model passes the overflow proof); each names the culprit.
     """
     with at_most(max_memory):
         prepared = prepare(
-            source, calib, name, columns, progress, mode, scaler, steps, calibration, header, outputs, auto_scale
+            source,
+            calib,
+            name,
+            columns,
+            progress,
+            mode,
+            scaler,
+            steps,
+            calibration,
+            header,
+            outputs,
+            auto_scale,
         )
     return prepared.measured(prepared.quantized(parse_precision(precision)), min_sqnr)
 
@@ -93,12 +109,14 @@ def smallest(
     max_memory: int | str | None = None,
     **options: object,
 ) -> tuple[Model, list[Trial]]:
-    """The smallest integer model whose metric on ``data`` drops by at most ``max_drop`` percent, and all precisions tried.
+    """The smallest integer model whose metric on ``data`` drops by at most ``max_drop`` percent,
+    and all precisions tried.
 
-    ``data``: as ``calib``, with targets "y" for the metric; without them the drop is the relative RMS error in percent.
-    ``max_flash``: most bytes of constants. ``metric``: a name, a function or a ``stepwell.metrics.Metric``. ``tried`` is
-    called after each trial. ``min_sqnr``, ``max_memory`` and ``options``: those of ``convert`` but precision.
-    Raises QuantizeError when none fits.
+    ``data``: as ``calib``, with targets "y" for the metric; without them the drop is the relative
+    RMS error in percent. ``max_flash``: most bytes of constants. ``metric``: a name, a function or
+    a ``stepwell.metrics.Metric``. ``tried`` is called after each trial. ``min_sqnr``,
+    ``max_memory`` and ``options``: those of ``convert`` but precision. Raises QuantizeError when
+    none fits.
     """
     from stepwell.metrics import find_metric
     from stepwell.quantize.search import search
@@ -115,14 +133,18 @@ def smallest(
             header=options.get("header"),
         )
     wanted = find_metric(metric) if metric else None
-    model, trials = search(prepared.quantized, prepared.source, samples, max_drop, max_flash, wanted, tried)
+    model, trials = search(
+        prepared.quantized, prepared.source, samples, max_drop, max_flash, wanted, tried
+    )
     return prepared.measured(model, min_sqnr), trials
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A source that has been read and calibrated, ready to be quantised in any precision. ``source`` is the graph as it was read,
-    ``graph`` the one with the scaler's inputs and outputs folded in. ``warnings``: what the calibration data tells."""
+    """A source that has been read and calibrated, ready to be quantised in any precision.
+    ``source`` is the graph as it was read, ``graph`` the one with the scaler's inputs and outputs
+    folded in. ``warnings``: what the calibration data tells.
+    """
 
     source: Graph
     graph: Graph
@@ -141,12 +163,16 @@ class Prepared:
 
         calibration, rule = self._calibration_for(plan)
         model = quantize(self.graph, calibration, self.mode, self.scaler, plan)
-        notes = self.notes | {"calibration": self.notes["calibration"] | {"rule": rule}} | model.notes
+        notes = (
+            self.notes | {"calibration": self.notes["calibration"] | {"rule": rule}} | model.notes
+        )
         notes["warnings"] = [*self.warnings, *model.notes["warnings"]]
         return loads(model.replace(notes=notes).blob)  # what load would refuse must not be made
 
     def measured(self, model: Model, min_sqnr: float | None = None) -> Model:
-        """``model`` with notes["fidelity"], and a FidelityWarning where it is poor. QuantizeError below ``min_sqnr`` dB."""
+        """``model`` with notes["fidelity"], and a FidelityWarning where it is poor. QuantizeError
+        below ``min_sqnr`` dB.
+        """
         from stepwell.quantize import fidelity
 
         window = self.notes["window"]
@@ -156,11 +182,13 @@ class Prepared:
         model = loads(model.replace(notes=model.notes | {"fidelity": measured}).blob)
         if min_sqnr is not None and not answers:
             raise QuantizeError(
-                f"{min_sqnr:g} dB are wanted, but nothing was measured: {fidelity.unfilled_text(model)}"
+                f"{min_sqnr:g} dB are wanted, but nothing was measured: "
+                f"{fidelity.unfilled_text(model)}"
             )
         if min_sqnr is not None and found is not None and not found >= min_sqnr:
             raise QuantizeError(
-                f"the integer model follows its source at {found:.1f} dB, {min_sqnr:g} are wanted: {fidelity.cause(model)}"
+                f"the integer model follows its source at {found:.1f} dB, {min_sqnr:g} are wanted: "
+                f"{fidelity.cause(model)}"
             )
         fidelity.warn(model)
         return model
@@ -200,10 +228,18 @@ def prepare(
     check_window(graph, mode, run.window)
     scaler.check(graph.n_in, graph.n_out)
     samples = load_samples(calib, graph.n_in, columns, scaler.missing != "refuse", header=header)
-    # in mode carry with what looks ahead: the model may later be compared with windows, whose ends are padded
-    fit = fitted(graph if mode.kind == "carry" else graph.in_mode(mode), scaler, samples.sequences, auto_scale)
+    # in mode carry with what looks ahead: the model may later be compared with windows, whose ends
+    # are padded
+    fit = fitted(
+        graph if mode.kind == "carry" else graph.in_mode(mode),
+        scaler,
+        samples.sequences,
+        auto_scale,
+    )
     scaler = fit.scaler
-    sequences, seen = (_normalised(given, samples.sequences) for given in (scaler, scaler.of_source))
+    sequences, seen = (
+        _normalised(given, samples.sequences) for given in (scaler, scaler.of_source)
+    )
     run = _with_window(run, graph, sequences)
     check_growth(fit.graph, sequences, mode, run.window)
     found = calibrate(fit.graph, sequences, progress, mode.window, calibration)
@@ -212,7 +248,11 @@ def prepare(
         "tool": f"stepwell {__version__}",
         "source": asdict(graph.source),
         "source_check": verified,
-        "calibration": {"sequences": found.n_sequences, "steps": found.n_steps, "x_peak": found.x_peak},
+        "calibration": {
+            "sequences": found.n_sequences,
+            "steps": found.n_steps,
+            "x_peak": found.x_peak,
+        },
         "readout": graph.readout,
         "window": run.window,
         "import_notes": [*graph.notes, *_window_notes(graph, mode, run.window), *fit.notes],
@@ -224,15 +264,21 @@ def prepare(
     names = notes.get("columns") or [str(k) for k in range(graph.n_in)]
     warnings = _unscaled(found, samples.sequences, [(names[k], k) for k in fit.suspects])
     ground = Ground(run, samples.sequences, seen, scaler)
-    return Prepared(graph, fit.graph, found, mode, scaler, notes, sequences, calibration, ground, warnings)
+    return Prepared(
+        graph, fit.graph, found, mode, scaler, notes, sequences, calibration, ground, warnings
+    )
 
 
 def _normalised(scaler: Scaler, sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
     return list(sequences) if scaler.is_identity else [scaler.normalise(s) for s in sequences]
 
 
-def _unscaled(found: Calibration, sequences: Sequence[np.ndarray], suspects: list[tuple[str, int]]) -> list[str]:
-    """A warning when the float model is saturated, and channels (name, number) look as if they had never been scaled."""
+def _unscaled(
+    found: Calibration, sequences: Sequence[np.ndarray], suspects: list[tuple[str, int]]
+) -> list[str]:
+    """A warning when the float model is saturated, and channels (name, number) look as if they had
+    never been scaled.
+    """
     if not found.is_saturated or not suspects:
         return []
     ranges = []
@@ -240,23 +286,31 @@ def _unscaled(found: Calibration, sequences: Sequence[np.ndarray], suspects: lis
         values = np.concatenate([s[:, channel] for s in sequences])
         ranges.append(f"channel {name} is {np.nanmin(values):.4g} .. {np.nanmax(values):.4g}")
     return [
-        f"{', '.join(ranges)}, and drives the float model's gates to their ends: was the model trained on scaled data? Give its "
+        f"{', '.join(ranges)}, and drives the float model's gates to their ends: was the model "
+        f"trained on scaled data? Give its "
         "normalisation (scaler=, --scaler)"
     ]
 
 
 def _with_window(source: SourceModel, graph: Graph, sequences: list[np.ndarray]) -> SourceModel:
-    """A torch module answers for sequences of any length: those that it is calibrated on tell its window."""
+    """A torch module answers for sequences of any length: those that it is calibrated on tell its
+    window.
+    """
     lengths = {len(sequence) for sequence in sequences}
     windows = len(sequences) > 1 and len(lengths) == 1 and graph.readout == "last"
-    return replace(source, window=lengths.pop()) if source.shapeless and not source.window and windows else source
+    return (
+        replace(source, window=lengths.pop())
+        if source.shapeless and not source.window and windows
+        else source
+    )
 
 
 def _window_notes(graph: Graph, mode: Mode, window: int | None) -> list[str]:
     if graph.readout != "last" or not window or mode.kind != "carry":
         return []
     return [
-        f"the source reads windows of {window} steps from a zero state, the stream remembers everything since its reset: "
+        f"the source reads windows of {window} steps from a zero state, the stream remembers "
+        f"everything since its reset: "
         f"--mode tumble:{window} or slide:{window} gives the same outputs"
     ]
 
@@ -266,7 +320,9 @@ def _names_of_inputs(names: Sequence[str], file: str) -> list[str]:
     for name in names:
         if not name or names.count(name) > 1:
             what = f"two columns are named {name!r}" if name else "a column has no name"
-            raise SampleError(f"{file}: {what}, but later data is matched by name: give each a name of its own")
+            raise SampleError(
+                f"{file}: {what}, but later data is matched by name: give each a name of its own"
+            )
     return list(names)
 
 
@@ -292,7 +348,8 @@ def _graph_of(
 
         if outputs:
             raise ImportRefused(
-                "outputs= chooses outputs of a file, a torch module or a Keras model: a Graph is taken whole"
+                "outputs= chooses outputs of a file, a torch module or a Keras model: a Graph is "
+                "taken whole"
             )
         return source, {}, graph_source(source)
     frameworks = {base.__module__.split(".")[0] for base in type(source).__mro__}
@@ -310,7 +367,8 @@ def _graph_of(
         imported = import_file(source, outputs=outputs)
     else:
         raise ImportRefused(
-            f"a model is an .onnx file, a torch module, a Keras model or a Graph, not {type(source).__name__}"
+            f"a model is an .onnx file, a torch module, a Keras model or a Graph, not "
+            f"{type(source).__name__}"
         )
     return imported.graph, asdict(imported.replay), imported.source
 
@@ -321,7 +379,9 @@ def _name_from(file: str) -> str:
 
 
 def load(path: str | Path) -> Model:
-    """Read a .stw file. ModelError, naming the file and the reason, when it is damaged, foreign or unsafe."""
+    """Read a .stw file. ModelError, naming the file and the reason, when it is damaged, foreign or
+    unsafe.
+    """
     path = Path(path)
     try:
         check_size(path.stat().st_size, str(path), ModelError)

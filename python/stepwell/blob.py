@@ -1,7 +1,9 @@
-"""The packed model: layout in csrc/stw_blob.c and docs/format.md. ``pack`` writes it, ``unpack`` reads it back.
+"""The packed model: layout in csrc/stw_blob.c and docs/format.md. ``pack`` writes it, ``unpack``
+reads it back.
 
-A blob from outside is opened by the C checks first (stw_blob_open, by way of the engine); ``unpack`` runs after them and
-adds what only the host needs: scales and provenance, stored as JSON behind the constants.
+A blob from outside is opened by the C checks first (stw_blob_open, by way of the engine);
+``unpack`` runs after them and adds what only the host needs: scales and provenance, stored as JSON
+behind the constants.
 """
 
 from __future__ import annotations
@@ -62,9 +64,11 @@ def lives_in_state(model: Network, layer: IntLayer) -> bool:
 
 
 def places(model: Network) -> list[int]:
-    """Where each layer's output stands in scratch, in int16 values, even: the first gap between the outputs that are still read.
+    """Where each layer's output stands in scratch, in int16 values, even: the first gap between the
+    outputs that are still read.
 
-    In slide mode every output stands there for all steps of the window, so that places count in windows.
+    In slide mode every output stands there for all steps of the window, so that places count in
+    windows.
     """
     last_use = {value: index for index, reads in enumerate(model.sources) for value in reads}
     found: list[int] = []
@@ -82,7 +86,9 @@ def places(model: Network) -> list[int]:
         if size and until > index:
             taken.append((place, place + size, until))
     if found and max(found) > 65534:
-        raise ModelError("the model's layers need more than 128 kB of scratch: no microcontroller has that")
+        raise ModelError(
+            "the model's layers need more than 128 kB of scratch: no microcontroller has that"
+        )
     return found
 
 
@@ -95,7 +101,9 @@ def _scratch(model: Network, layer: IntLayer, steps: int = 1) -> int:
 
 
 def overlap(model: Network, found: list[int]) -> str:
-    """Which layers' ``found`` places break the rule of docs/numerics.md, "Places in scratch"; empty when none does."""
+    """Which layers' ``found`` places break the rule of docs/numerics.md, "Places in scratch"; empty
+    when none does.
+    """
     last_use = {value: index for index, reads in enumerate(model.sources) for value in reads}
     steps = model.mode.window if model.mode.kind == "slide" else 1
     starts = np.array(found, np.int64) * steps
@@ -103,13 +111,20 @@ def overlap(model: Network, found: list[int]) -> str:
     for index, layer in enumerate(model.layers):
         if lives_in_state(model, layer):
             continue
-        start, end, until = starts[index], starts[index] + layer.n_out * steps, last_use.get(index + 1, index)
+        start, end, until = (
+            starts[index],
+            starts[index] + layer.n_out * steps,
+            last_use.get(index + 1, index),
+        )
         later = slice(index + 1, until + 1)
-        others = np.flatnonzero((starts[later] < end) & (start < ends[later]) & (starts[later] < ends[later]))
+        others = np.flatnonzero(
+            (starts[later] < end) & (start < ends[later]) & (starts[later] < ends[later])
+        )
         if len(others):
             other = index + 1 + int(others[0])
             return (
-                f"layer {other} '{model.layers[other].name}' writes over the output of layer {index} '{layer.name}', "
+                f"layer {other} '{model.layers[other].name}' writes over the output of layer "
+                f"{index} '{layer.name}', "
                 f"which layer {until} '{model.layers[until].name}' still reads: "
                 "their places in scratch overlap; convert the source anew"
             )
@@ -126,7 +141,8 @@ def model_id(blob: bytes) -> int:
 def pack(model: Network, packing: str = "plain", with_notes: bool = True) -> bytes:
     """The model as one byte string. Deterministic: the same model gives the same bytes.
 
-    ``packing``: of the recurrent rows, for devices; the host loads plain models with notes (scales, names) only.
+    ``packing``: of the recurrent rows, for devices; the host loads plain models with notes (scales,
+    names) only.
     """
     layers = model.packed(packing)
     if all(layer.packing == "plain" for layer in layers):
@@ -157,13 +173,23 @@ def pack(model: Network, packing: str = "plain", with_notes: bool = True) -> byt
             timing.every,
             *layers[index].p,
         )
-        descriptors.append(LAYER.pack(layer.number, ACTIVATIONS.index(layer.activation), *shape, *offsets))
+        descriptors.append(
+            LAYER.pack(layer.number, ACTIVATIONS.index(layer.activation), *shape, *offsets)
+        )
     channels = placed(packed_channels(model))
     device = b"".join([*descriptors, *arrays])
-    notes = json.dumps(host_notes(model), sort_keys=True, separators=(",", ":")).encode() if with_notes else b""
+    notes = (
+        json.dumps(host_notes(model), sort_keys=True, separators=(",", ":")).encode()
+        if with_notes
+        else b""
+    )
     device_bytes = HEADER.size + len(device)
     total_bytes = device_bytes + len(notes) + 4
-    mode = (MODES.index(model.mode.kind), MISSING.index(model.scaler.missing), PACKINGS.index(packing))
+    mode = (
+        MODES.index(model.mode.kind),
+        MISSING.index(model.scaler.missing),
+        PACKINGS.index(packing),
+    )
     mode += (model.mode.window, model.mode.stride)
 
     def header(identity: int) -> bytes:
@@ -171,7 +197,9 @@ def pack(model: Network, packing: str = "plain", with_notes: bool = True) -> byt
         return HEADER.pack(MAGIC, *counts, model.n_in, model.n_out, model.y_frac, *mode, channels)
 
     # the same model in another packing keeps its id: its bits and its snapshots are the same
-    identity = zlib.crc32(header(0)[ID_FROM:] + device) if packing == "plain" else model_id(blob_of(model))
+    identity = (
+        zlib.crc32(header(0)[ID_FROM:] + device) if packing == "plain" else model_id(blob_of(model))
+    )
     body = header(identity) + device + notes
     return body + struct.pack("<I", zlib.crc32(body))
 
@@ -192,8 +220,16 @@ def blob_of(model: Network) -> bytes:
 
 
 def host_notes(model: Network) -> dict[str, Any]:
-    layers = [{"name": layer.name, "x_scale": layer.x_scale, "y_scale": layer.y_scale} for layer in model.layers]
-    return {"x_scale": model.x_scale, "layers": layers, "scaler": model.scaler.to_json(), "notes": model.notes}
+    layers = [
+        {"name": layer.name, "x_scale": layer.x_scale, "y_scale": layer.y_scale}
+        for layer in model.layers
+    ]
+    return {
+        "x_scale": model.x_scale,
+        "layers": layers,
+        "scaler": model.scaler.to_json(),
+        "notes": model.notes,
+    }
 
 
 def unpack(blob: bytes) -> Network:
@@ -201,12 +237,28 @@ def unpack(blob: bytes) -> Network:
 
     Raises ModelError when the host's part (scales, names) is missing or does not fit the constants.
     """
-    magic, _, n_layers, total, device, _, n_in, n_out, y_frac, mode, missing, packing, window, stride, channels = (
-        HEADER.unpack_from(blob)
-    )
+    (
+        magic,
+        _,
+        n_layers,
+        total,
+        device,
+        _,
+        n_in,
+        n_out,
+        y_frac,
+        mode,
+        missing,
+        packing,
+        window,
+        stride,
+        channels,
+    ) = HEADER.unpack_from(blob)
     assert magic == MAGIC
     if packing != PACKINGS.index("plain"):
-        raise ModelError(f"the model is packed ({PACKINGS[packing]}) for a device: load the original .stw file")
+        raise ModelError(
+            f"the model is packed ({PACKINGS[packing]}) for a device: load the original .stw file"
+        )
     host = _host_part(blob[device : total - 4], n_layers)
     try:
         unpacked = [_unpack_layer(blob, i, host["layers"][i]) for i in range(n_layers)]
@@ -226,18 +278,39 @@ def unpack(blob: bytes) -> Network:
         AttributeError,
         SampleError,
     ) as error:
-        raise ModelError(f"the model has no usable host notes ({error!r}): convert it again") from error
+        raise ModelError(
+            f"the model has no usable host notes ({error!r}): convert it again"
+        ) from error
     layers, sources, timing = (tuple(part) for part in zip(*unpacked, strict=True))
-    return Network(layers, x_scale, y_frac, host["notes"], sources, timing, Mode(MODES[mode], window, stride), scaler)
+    return Network(
+        layers,
+        x_scale,
+        y_frac,
+        host["notes"],
+        sources,
+        timing,
+        Mode(MODES[mode], window, stride),
+        scaler,
+    )
 
 
 def fault_of(blob: bytes) -> str:
-    """Why stw_blob_open refused the shape of a blob whose sums are right, in words; empty where this cannot tell."""
+    """Why stw_blob_open refused the shape of a blob whose sums are right, in words; empty where
+    this cannot tell.
+    """
     try:
         model = unpack(blob)
         found = [_descriptor(blob, index)[PLACE] for index in range(len(model.layers))]
         return model.mode.never(model.timing[-1], model.lags[-1]) or overlap(model, found)
-    except (StepwellError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError, struct.error):
+    except (
+        StepwellError,
+        ValueError,
+        LookupError,
+        TypeError,
+        ArithmeticError,
+        AttributeError,
+        struct.error,
+    ):
         return ""
 
 
@@ -255,7 +328,8 @@ def _positive(value: Any) -> float:
 
 
 NUMBER = (int, float)
-# types of the notes that stepwell reads; those that may be missing end with "?", others are kept and never read
+# types of the notes that stepwell reads; those that may be missing end with "?", others are kept
+# and never read
 NOTES = {
     "name?": str,
     "precision?": str,
@@ -288,7 +362,8 @@ MATCHED = ("columns",)  # notes that are compared with the user's data: they sta
 
 
 def _host_part(content: bytes, n_layers: int) -> dict[str, Any]:
-    """The JSON behind the constants: fields of the types that stepwell writes, text that can be printed.
+    """The JSON behind the constants: fields of the types that stepwell writes, text that can be
+    printed.
 
     ModelError, naming the field, when one has another type. Unknown fields stay.
     """
@@ -299,18 +374,25 @@ def _host_part(content: bytes, n_layers: int) -> dict[str, Any]:
             raise TypeError(f"layers has {len(host['layers'])} entries for {n_layers} layers")
         return host | {name: _shown(host[name]) for name in ("layers", "notes")}
     except TypeError as error:
-        raise ModelError(f"the model has no usable host notes: {error}: convert the model again") from error
+        raise ModelError(
+            f"the model has no usable host notes: {error}: convert the model again"
+        ) from error
     except (ValueError, RecursionError) as error:
         raise ModelError(
-            f"the model has no usable host notes ({error!r}): it was stripped for a device; load the original .stw file"
+            f"the model has no usable host notes ({error!r}): it was stripped for a device; load "
+            f"the original .stw file"
         ) from error
 
 
 def _check_type(value: Any, expected: Any, place: str) -> None:
-    """TypeError, naming ``place``, where ``value`` is not of the shape ``expected``: types, [shape] or {field: shape}."""
+    """TypeError, naming ``place``, where ``value`` is not of the shape ``expected``: types, [shape]
+    or {field: shape}.
+    """
     types = expected if isinstance(expected, (type, tuple)) else type(expected)
     if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
-        raise TypeError(f"{place or 'the JSON'} is {_short(value)} and should be {_type_name(types)}")
+        raise TypeError(
+            f"{place or 'the JSON'} is {_short(value)} and should be {_type_name(types)}"
+        )
     if isinstance(expected, list):
         for index, item in enumerate(value):
             _check_type(item, expected[0], f"{place}[{index}]")
@@ -330,7 +412,13 @@ def _short(value: Any) -> str:
 
 
 def _type_name(types: type | tuple[type, ...]) -> str:
-    names = {str: "text", dict: "an object", list: "a list", bool: "true or false", type(None): "null"}
+    names = {
+        str: "text",
+        dict: "an object",
+        list: "a list",
+        bool: "true or false",
+        type(None): "null",
+    }
     every = types if isinstance(types, tuple) else (types,)
     return " or ".join(dict.fromkeys(names.get(kind, "a number") for kind in every))
 
@@ -342,7 +430,9 @@ def _shown(value: Any) -> Any:
     if isinstance(value, list):
         return [_shown(item) for item in value]
     if isinstance(value, dict):
-        return {printable(key): item if key in MATCHED else _shown(item) for key, item in value.items()}
+        return {
+            printable(key): item if key in MATCHED else _shown(item) for key, item in value.items()
+        }
     return value
 
 
@@ -360,7 +450,9 @@ def _descriptor(blob: bytes, index: int) -> tuple[int, ...]:
     return LAYER.unpack_from(blob, HEADER.size + LAYER.size * index)
 
 
-def _unpack_layer(blob: bytes, index: int, host: dict[str, Any]) -> tuple[IntLayer, tuple[int, ...], Timing]:
+def _unpack_layer(
+    blob: bytes, index: int, host: dict[str, Any]
+) -> tuple[IntLayer, tuple[int, ...], Timing]:
     kind, act, n_in, n_out, *rest = _descriptor(blob, index)
     sources, timing, p, offsets = rest[:3], Timing(*rest[4:6]), tuple(rest[6:9]), tuple(rest[9:])
     scales = _positive(host["x_scale"]), _positive(host["y_scale"])

@@ -1,4 +1,6 @@
-"""Names that a model in C cannot have: C and C++, the C library, its headers, the engine and some systems use them."""
+"""Names that a model in C cannot have: C and C++, the C library, its headers, the engine and some
+systems use them.
+"""
 
 from __future__ import annotations
 
@@ -49,12 +51,19 @@ NULL EOF va_start va_arg va_end offsetof assert
 )
 
 ENGINE = r"stw(_\w*)?|stepwell|main|readme|the_model|main_is_empty"
-# types of stdint.h; what gcc defines on some machines; devices of Windows, whose files cannot be made
+# types of stdint.h; what gcc defines on some machines; devices of Windows, whose files cannot be
+# made
 SYSTEMS = r"u?int\w*_t|\w*size_t|ptrdiff_t|max_align_t|unix|linux|i386|avr|arm|mips|sparc|con|prn|aux|nul|(com|lpt)\d"
 
 
 def is_library_name(name: str) -> bool:
-    """Whether the C library, one of its headers, the engine or a system has the C name ``name``, or a file of that name."""
+    """Whether the C library, one of its headers, the engine or a system has the C name ``name``, or
+    a file of that name.
+    """
     small = name.lower()  # files of some systems know no case
     plain = name[:-1] if name.endswith(("f", "l")) else name
-    return small in HEADERS or not LIBRARY.isdisjoint((name, plain)) or bool(re.fullmatch(f"{ENGINE}|{SYSTEMS}", small))
+    return (
+        small in HEADERS
+        or not LIBRARY.isdisjoint((name, plain))
+        or bool(re.fullmatch(f"{ENGINE}|{SYSTEMS}", small))
+    )

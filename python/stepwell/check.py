@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 
 def find_source(model: Model, model_path: Path, given: str | None) -> Path:
-    """The float model to compare with: ``given``, or the file of the recorded name and SHA-256 beside the .stw or here."""
+    """The float model to compare with: ``given``, or the file of the recorded name and SHA-256
+    beside the .stw or here.
+    """
     from stepwell.importer import file_sha256
 
     if given:
@@ -43,7 +45,8 @@ def find_source(model: Model, model_path: Path, given: str | None) -> Path:
             if file_sha256(candidate) == digest:
                 return candidate
     raise ModelError(
-        f"{model_path}: the float model it was made from ('{name}') is not beside it: name it with --float FILE"
+        f"{model_path}: the float model it was made from ('{name}') is not beside it: name it with "
+        f"--float FILE"
     )
 
 
@@ -52,11 +55,15 @@ def _files_called(name: str, folder: Path) -> Iterator[Path]:
     if name and (folder / name).is_file():
         yield folder / name
     elif "\\" in name:
-        yield from (path for path in folder.iterdir() if printable(path.name) == name and path.is_file())
+        yield from (
+            path for path in folder.iterdir() if printable(path.name) == name and path.is_file()
+        )
 
 
 def reimported(model: Model, path: Path) -> Imported:
-    """The source of a model, or another file to compare it with, with the outputs that the model was made of; without a replay."""
+    """The source of a model, or another file to compare it with, with the outputs that the model
+    was made of; without a replay.
+    """
     from stepwell.importer import import_file
     from stepwell.importer.outputs import UnknownOutput
 
@@ -70,7 +77,9 @@ def reimported(model: Model, path: Path) -> Imported:
 
 
 def is_source(model: Model, path: Path) -> bool | None:
-    """Whether the model was made from the very file ``path``, by its SHA-256; None when the model has none."""
+    """Whether the model was made from the very file ``path``, by its SHA-256; None when the model
+    has none.
+    """
     from stepwell.importer import file_sha256
 
     digest = model.notes.get("source", {}).get("sha256")
@@ -78,7 +87,9 @@ def is_source(model: Model, path: Path) -> bool | None:
 
 
 def no_output(model: Model, sequences: Sequence[np.ndarray]) -> str | None:
-    """Why there is nothing to compare: every sequence ends before the model's first output. None when one does not."""
+    """Why there is nothing to compare: every sequence ends before the model's first output. None
+    when one does not.
+    """
     lengths, takes = {len(sequence) for sequence in sequences}, timing(model)["first_output"] + 1
     if max(lengths) >= takes:
         return None
@@ -95,17 +106,20 @@ def compare(
     metric: Metric | None = None,
     source: SourceModel | None = None,
 ) -> dict[str, Any]:
-    """Run float, reference and engine on every sequence (each from zero state), and ``source`` as it was trained.
+    """Run float, reference and engine on every sequence (each from zero state), and ``source`` as
+    it was trained.
 
-    Returns JSON types: SQNR in dB and largest error per output, saturation counts per place, the task's metric when the samples
-    have targets, and ``engine_mismatches``: values in which C and reference differ, which is 0 or a defect. ``no_output``: why
-    there are no figures, or None. "source": float stream and integer model against the source, None without one or without
+    Returns JSON types: SQNR in dB and largest error per output, saturation counts per place, the
+    task's metric when the samples have targets, and ``engine_mismatches``: values in which C and
+    reference differ, which is 0 or a defect. ``no_output``: why there are no figures, or None.
+    "source": float stream and integer model against the source, None without one or without
     figures; its "why_not" tells why it was not compared.
     """
     graph = float_side(graph, model.scaler)
     if (graph.n_in, graph.n_out) != (model.n_in, model.n_out):
         raise ModelError(
-            f"the float model maps {graph.n_in} inputs to {graph.n_out} outputs, the integer model {model.n_in} to {model.n_out}"
+            f"the float model maps {graph.n_in} inputs to {graph.n_out} outputs, the integer model "
+            f"{model.n_in} to {model.n_out}"
         )
     saturation = _SaturationCounter(model)
     in_float: list[np.ndarray] = [np.empty(0)] * len(samples.sequences)
@@ -116,7 +130,9 @@ def compare(
     for group in length_groups(samples.sequences):
         x = np.stack([samples.sequences[k] for k in group])
         saturation.count_inputs(x)
-        y_float = run_in_mode(graph, model.mode, x if model.scaler.is_identity else model.scaler.normalise(x))
+        y_float = run_in_mode(
+            graph, model.mode, x if model.scaler.is_identity else model.scaler.normalise(x)
+        )
         y_int = Reference(model, saturation.observe).run(x)
         for k, f, i in zip(group, y_float, y_int, strict=True):
             in_float[k], in_int[k] = f, i
@@ -127,8 +143,12 @@ def compare(
                 progress(done, total)
     f, i = np.concatenate(in_float), np.concatenate(in_int)
     nothing = no_output(model, samples.sequences)
-    in_source, why_not = _source_outputs(model, samples, source) if source and not nothing else (None, None)
-    against = _against_source(model, graph, source, in_source, in_float, in_int) if in_source else None
+    in_source, why_not = (
+        _source_outputs(model, samples, source) if source and not nothing else (None, None)
+    )
+    against = (
+        _against_source(model, graph, source, in_source, in_float, in_int) if in_source else None
+    )
     errors = [None if nothing else float(error) for error in np.abs(f - i).max(axis=0)]
     return {
         "model": model.name,
@@ -144,13 +164,17 @@ def compare(
         ],
         "saturation": saturation.counts,
         "source": {"why_not": why_not} if why_not else against,
-        "metric": None if nothing else task_metric(samples.targets, in_float, in_int, metric, in_source),
+        "metric": None
+        if nothing
+        else task_metric(samples.targets, in_float, in_int, metric, in_source),
         "engine_mismatches": mismatches,
         "mode": str(model.mode),
     }
 
 
-def _source_outputs(model: Model, samples: Samples, source: SourceModel) -> tuple[list[np.ndarray] | None, str | None]:
+def _source_outputs(
+    model: Model, samples: Samples, source: SourceModel
+) -> tuple[list[np.ndarray] | None, str | None]:
     """The source's answers [n, n_out] for each sequence, or why there are none."""
     shortest = min(len(sequence) for sequence in samples.sequences)
     if source.window and shortest < source.window:
@@ -160,7 +184,9 @@ def _source_outputs(model: Model, samples: Samples, source: SourceModel) -> tupl
         for group in length_groups(samples.sequences):
             x = np.stack([samples.sequences[k] for k in group])
             x = x if model.scaler.is_identity else model.scaler.of_source.normalise(x)
-            for k, y in zip(group, source_answers(source, model.mode, model.scaler, x), strict=True):
+            for k, y in zip(
+                group, source_answers(source, model.mode, model.scaler, x), strict=True
+            ):
                 outputs[k] = y
     except ImportRefused as error:
         return None, str(error)
@@ -170,7 +196,9 @@ def _source_outputs(model: Model, samples: Samples, source: SourceModel) -> tupl
 def _against_source(
     model: Model, graph: Graph, source: SourceModel, in_source: list, in_float: list, in_int: list
 ) -> dict[str, Any]:
-    """SQNR of float stream and integer model against the source, at the steps for which the source answers."""
+    """SQNR of float stream and integer model against the source, at the steps for which the source
+    answers.
+    """
     window = source.window or model.mode.window or None
     rows: list[list[np.ndarray]] = [[], [], []]
     for exact, stream, integer in zip(in_source, in_float, in_int, strict=True):
@@ -200,7 +228,9 @@ def float_outputs(model: Model, graph: Graph, samples: Samples) -> list[np.ndarr
     outputs: list[np.ndarray] = [np.empty(0)] * len(samples.sequences)
     for group in length_groups(samples.sequences):
         x = np.stack([samples.sequences[k] for k in group])
-        y = run_in_mode(graph, model.mode, x if model.scaler.is_identity else model.scaler.normalise(x))
+        y = run_in_mode(
+            graph, model.mode, x if model.scaler.is_identity else model.scaler.normalise(x)
+        )
         for k, values in zip(group, y, strict=True):
             outputs[k] = values
     return outputs
@@ -214,9 +244,11 @@ def compare_modes(
     progress: Progress | None = None,
     metric: Metric | None = None,
 ) -> list[dict[str, Any]]:
-    """SQNR, task metric and cost of the same weights in each mode, at the steps at which the mode makes outputs.
+    """SQNR, task metric and cost of the same weights in each mode, at the steps at which the mode
+    makes outputs.
 
-    The float side runs in the same mode: what a mode costs in accuracy is the change of the float metric from one to the other.
+    The float side runs in the same mode: what a mode costs in accuracy is the change of the float
+    metric from one to the other.
     """
     found = []
     for mode in modes:
@@ -238,7 +270,8 @@ def task_metric(
     wanted: Metric | None = None,
     in_source: list | None = None,
 ) -> dict[str, Any] | None:
-    """The task's metric of all, at the last step unless there is a target for each step; None without targets.
+    """The task's metric of all, at the last step unless there is a target for each step; None
+    without targets.
 
     "source" is None where the source does not answer at these steps.
     """
@@ -247,15 +280,23 @@ def task_metric(
             raise SampleError(f"{wanted.name} needs targets: an array 'y' in the .npz file")
         return None
     if len(targets) != len(in_float):
-        raise SampleError(f"{len(targets)} targets for {len(in_float)} sequences: give one target a sequence")
+        raise SampleError(
+            f"{len(targets)} targets for {len(in_float)} sequences: give one target a sequence"
+        )
     first = np.asarray(targets[0])
-    every_step = first.ndim >= 1 and len(first) == len(in_float[0]) > 1 and first.size != in_float[0].shape[1]
+    every_step = (
+        first.ndim >= 1
+        and len(first) == len(in_float[0]) > 1
+        and first.size != in_float[0].shape[1]
+    )
     metric = wanted or usual_metric(first, in_float[0].shape[1])
 
     def scored(found: list) -> float:
         return _scored(metric, targets, [y if every_step else y[-1] for y in found])
 
-    answers_all = in_source and all(len(a) == len(b) for a, b in zip(in_source, in_float, strict=True))
+    answers_all = in_source and all(
+        len(a) == len(b) for a, b in zip(in_source, in_float, strict=True)
+    )
     with_source = scored(in_source) if in_source and (answers_all or not every_step) else None
     with_float, with_int = scored(in_float), scored(in_int)
     change = 100 * (with_int - with_float) / abs(with_float) if with_float else None
@@ -288,9 +329,10 @@ FORGOTTEN = 0.01  # of the outputs' range
 def warm_up(model: Model, sequences: Sequence[np.ndarray]) -> dict[str, Any] | None:
     """How many steps after a reset the output still shows that the past is missing.
 
-    Up to 8 sequences run twice, from a reset and with another sequence before them, until the outputs differ by less than 1 % of
-    their range for good. ``steps``: the most that one of them took; None when one did not come together within its
-    ``of`` steps. None altogether for models whose mode resets them, without outputs, and with fewer than two sequences.
+    Up to 8 sequences run twice, from a reset and with another sequence before them, until the
+    outputs differ by less than 1 % of their range for good. ``steps``: the most that one of them
+    took; None when one did not come together within its ``of`` steps. None altogether for models
+    whose mode resets them, without outputs, and with fewer than two sequences.
     """
     if model.mode.kind != "carry" or len(sequences) < 2 or no_output(model, sequences):
         return None
@@ -323,7 +365,9 @@ class _SaturationCounter:
         layer = self._model.layers[index]
         place = f"layer {index} {layer.name}"
         if isinstance(layer, RecurrentLayer) and name == "z":
-            for gate, z in zip(layer.records, np.split(values, len(layer.records), axis=-1), strict=True):
+            for gate, z in zip(
+                layer.records, np.split(values, len(layer.records), axis=-1), strict=True
+            ):
                 self._add(f"{place}: z of gate {gate}", (z == 32767) | (z == -32768))
         elif name == "c_wide":
             self._add(f"{place}: cell c", np.abs(values + 0.5) > 2**31)

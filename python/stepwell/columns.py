@@ -1,7 +1,7 @@
 """Columns of tables and their names: which of them are the model's inputs, and in which order.
 
-A table is anything with ``columns`` and ``to_numpy``, as the DataFrames of pandas and polars. Neither
-is imported.
+A table is anything with ``columns`` and ``to_numpy``, as the DataFrames of pandas and polars.
+Neither is imported.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class Wanted:
         """For each input the place of its column in ``labels``.
 
         Names 0, 1, 2, ... are numbers of columns: such a table goes by position when it has as many
-        columns as the model has inputs. SampleError, naming a column that is missing or there twice.
+        columns as the model has inputs. SampleError, naming a column that is missing or there
+        twice.
         """
         if self.names is None:
             if len(labels) > self.n_in:
@@ -65,7 +66,8 @@ class Wanted:
                 )
             if len(labels) < self.n_in:
                 raise SampleError(
-                    f"{where}: {len(labels)} values, the model takes {self.n_in}: there is only {shown(labels)}"
+                    f"{where}: {len(labels)} values, the model takes {self.n_in}: there is only "
+                    f"{shown(labels)}"
                 )
             return list(range(self.n_in))
         missing = [name for name in self.names if name not in labels]
@@ -73,12 +75,14 @@ class Wanted:
             return list(range(self.n_in))
         if missing:
             raise SampleError(
-                f"{where}: no column {missing[0]!r}{self._whose()}; there is {shown(labels)}{self._advice(labels)}"
+                f"{where}: no column {missing[0]!r}{self._whose()}; there is "
+                f"{shown(labels)}{self._advice(labels)}"
             )
         twice = [name for name in self.names if list(labels).count(name) > 1]
         if twice:
             raise SampleError(
-                f"{where}: column {twice[0]!r} stands there twice: rename one, or pick others with --columns"
+                f"{where}: column {twice[0]!r} stands there twice: rename one, or pick others with "
+                f"--columns"
             )
         self.check_count(where)
         return [labels.index(name) for name in self.names]
@@ -86,7 +90,9 @@ class Wanted:
     def check_count(self, where: str) -> None:
         """SampleError when the user asked for more or fewer columns than there are inputs."""
         if self.asked and len(self.asked) != self.n_in:
-            raise SampleError(f"{where}: --columns picks {len(self.asked)} values, the model takes {self.n_in}")
+            raise SampleError(
+                f"{where}: --columns picks {len(self.asked)} values, the model takes {self.n_in}"
+            )
 
     def _by_position(self, labels: Sequence[str]) -> bool:
         if self.asked or len(labels) != self.n_in:
@@ -121,7 +127,8 @@ class Wanted:
             return row
         if named and self.names is None:
             raise SampleError(
-                "input is a dict, but the model knows no names of columns: give an array in the order of its inputs"
+                "input is a dict, but the model knows no names of columns: give an array in the "
+                "order of its inputs"
             )
         keys = [str(key).strip() for key in (row if named else row.index)]
         values = list(row.values()) if named else row.to_numpy()

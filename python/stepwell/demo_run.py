@@ -1,4 +1,6 @@
-"""The main job on real data: NASA turbofan engines, from a trained ONNX file to C, to this machine, to an emulated board."""
+"""The main job on real data: NASA turbofan engines, from a trained ONNX file to C, to this machine,
+to an emulated board.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,18 @@ Tell = Callable[[str], None]
 
 
 def run_demo(folder: Path, tell: Tell, progress: Callable | None = None) -> dict[str, Any]:
-    """Do everything in ``folder``; ``tell`` gets lines for a person. Returns the figures as JSON types."""
+    """Do everything in ``folder``; ``tell`` gets lines for a person. Returns the figures as JSON
+    types.
+    """
     check_can_make(folder, *FILES)
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         write_whole(folder / name, (resources.files("stepwell") / "demo" / name).read_bytes())
     tell(f"1. A trained LSTM and real data: {folder}/turbofan.onnx, {FILES[1]}, {FILES[2]}")
-    tell("   NASA C-MAPSS FD001: 14 sensors of a turbofan engine, one row a flight; how many flights are left?")
+    tell(
+        "   NASA C-MAPSS FD001: 14 sensors of a turbofan engine, one row a flight; how many "
+        "flights are left?"
+    )
 
     model = convert(folder / FILES[0], folder / FILES[1])
     model.save(folder / "turbofan.stw")
@@ -44,7 +51,10 @@ def run_demo(folder: Path, tell: Tell, progress: Callable | None = None) -> dict
     c_folder = folder / "turbofan"
     emit(model, c_folder, "turbofan")
     facts = model.info()
-    tell(f"4. Exported as C: {c_folder}/turbofan.c (the command to compile it is in {c_folder}/README.md)")
+    tell(
+        f"4. Exported as C: {c_folder}/turbofan.c (the command to compile it is in "
+        f"{c_folder}/README.md)"
+    )
     sizes = f"{facts['flash_bytes']} bytes of constants, {facts['ram_bytes']} bytes of RAM a stream"
     tell(f"   {sizes}, no malloc, no float, no division")
     result = {"folder": str(folder), "id": f"{model.id:08x}", "accuracy": accuracy, "info": facts}
@@ -58,9 +68,13 @@ def _accuracy(model: Model, folder: Path, samples: Samples, tell: Tell) -> dict[
 
     result = compare(model, import_onnx(folder / FILES[0], verify=False).graph, samples)
     rmse = result["metric"]
-    tell(f"3. Float against integer on {result['sequences']} test engines, {result['steps']} flights:")
     tell(
-        f"   RMSE {rmse['float'] * CYCLES:.3f} flights (float), {rmse['integer'] * CYCLES:.3f} (integer): "
+        f"3. Float against integer on {result['sequences']} test engines, {result['steps']} "
+        f"flights:"
+    )
+    tell(
+        f"   RMSE {rmse['float'] * CYCLES:.3f} flights (float), {rmse['integer'] * CYCLES:.3f} "
+        f"(integer): "
         f"{rmse['change_percent']:+.3f} %; SQNR {result['sqnr_db']:.1f} dB"
     )
     return result
@@ -72,19 +86,27 @@ def _host(model: Model, samples: Samples, tell: Tell) -> float:
     for row in rows:
         stream.step(row)
     microseconds = (time.perf_counter() - start) / len(rows) * 1e6
-    tell(f"5. Streamed on this machine: {len(rows)} steps, about {microseconds:.1f} us each from Python")
+    tell(
+        f"5. Streamed on this machine: {len(rows)} steps, about {microseconds:.1f} us each from "
+        f"Python"
+    )
     return microseconds
 
 
 def emulator_at_hand() -> str | None:
-    """ "sim" (unicorn) or "qemu", whichever can run here together with a compiler for boards; None when neither can."""
+    """ "sim" (unicorn) or "qemu", whichever can run here together with a compiler for boards; None
+    when neither can.
+    """
     from stepwell.boards import load_board
     from stepwell.boards.build import no_compiler
     from stepwell.link.emulators import EMULATORS
 
     if no_compiler():
         return None
-    return next((name for name in ("sim", "qemu") if EMULATORS[name].why_not(load_board(BOARD)) is None), None)
+    return next(
+        (name for name in ("sim", "qemu") if EMULATORS[name].why_not(load_board(BOARD)) is None),
+        None,
+    )
 
 
 def _board(
@@ -93,7 +115,8 @@ def _board(
     kind = emulator_at_hand()
     if kind is None:
         tell(
-            '6. No emulated board here: pip install "stepwell[sim]" (from a checkout: pip install ".[sim]") brings one'
+            '6. No emulated board here: pip install "stepwell[sim]" (from a checkout: pip install '
+            '".[sim]") brings one'
         )
         return None
     from stepwell.boards.build import build
@@ -103,15 +126,23 @@ def _board(
     image = build(model, BOARD, folder)
     sizes = image.sizes
     tell(
-        f"6. Built for an STM32F405 (Cortex-M4F, {image.compiler}): {image.elf}, also .bin and .hex: a real board's image"
+        f"6. Built for an STM32F405 (Cortex-M4F, {image.compiler}): {image.elf}, also .bin and "
+        f".hex: a real board's image"
     )
     with connect(f"{kind}:{BOARD}", model=model, image=image.elf) as link:
         report = run_hil(link, model, samples.sequences[:HIL_SEQUENCES], progress=progress)
     figures = report.to_json()
-    verdict = "the same bits on every step" if figures["mismatches"] == 0 else f"{figures['mismatches']} VALUES DIFFER"
-    tell(f"   Emulated ({kind}), streamed over its serial line: {figures['steps']} steps, {verdict}")
+    verdict = (
+        "the same bits on every step"
+        if figures["mismatches"] == 0
+        else f"{figures['mismatches']} VALUES DIFFER"
+    )
     tell(
-        f"   {figures['instructions_per_step']:.0f} instructions a step, {figures['stack_bytes']} bytes of stack, "
+        f"   Emulated ({kind}), streamed over its serial line: {figures['steps']} steps, {verdict}"
+    )
+    tell(
+        f"   {figures['instructions_per_step']:.0f} instructions a step, {figures['stack_bytes']} "
+        f"bytes of stack, "
         f"image {sizes.flash} bytes of flash, {sizes.ram} bytes of RAM (test program included)"
     )
     return figures

@@ -1,4 +1,6 @@
-"""A model as C source: NAME.h, NAME.c, the engine's files, an example and a README - a folder that any C99 compiler builds."""
+"""A model as C source: NAME.h, NAME.c, the engine's files, an example and a README - a folder that
+any C99 compiler builds.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from stepwell.network import FORMAT
 from stepwell.sources import csrc
 from stepwell.text import render
 
-# the engine's files, and for those that a model may do without the knobs of stw_config.h that need them
+# the engine's files, and for those that a model may do without the knobs of stw_config.h that need
+# them
 ENGINE_SOURCES: dict[str, tuple[str, ...]] = {
     "stepwell.c": (),
     "stw_check.c": (),
@@ -60,27 +63,38 @@ KNOBS = (
     "W4",
 )
 # the last line of every file that is emitted, with a hash of the lines above it
-MARK = re.compile(rb"(?:/\*|<!--) stepwell emit wrote the lines above: ([0-9a-f]{32}) (?:\*/|-->)\n")
+MARK = re.compile(
+    rb"(?:/\*|<!--) stepwell emit wrote the lines above: ([0-9a-f]{32}) (?:\*/|-->)\n"
+)
 GUARD = "stepwell.h"  # every other file needs it
 INTERRUPTED = '#error "stepwell emit was interrupted here: run it again"\n'
 
 
 def emit(
-    model: Model, folder: str | Path, name: str | None = None, target: str = "any", force: bool = False
+    model: Model,
+    folder: str | Path,
+    name: str | None = None,
+    target: str = "any",
+    force: bool = False,
 ) -> list[Path]:
-    """Write the folder and return its files, none of which is put in its place before all are written.
+    """Write the folder and return its files, none of which is put in its place before all are
+    written.
 
-    ``name`` (default: the model's) becomes the C identifier and the file names. ``target``: the core whose packing the weights
-    get (packing.TARGETS); every core can run every packing, with the same bits. Deterministic: the same model gives the same
-    bytes. WrongUse when ``name`` is not a C identifier or the target is unknown. StepwellError when a file is in the way that
-    stepwell did not write, or that was changed since: it is named and kept, and nothing is written, unless ``force``.
+    ``name`` (default: the model's) becomes the C identifier and the file names. ``target``: the
+    core whose packing the weights get (packing.TARGETS); every core can run every packing, with the
+    same bits. Deterministic: the same model gives the same bytes. WrongUse when ``name`` is not a C
+    identifier or the target is unknown. StepwellError when a file is in the way that stepwell did
+    not write, or that was changed since: it is named and kept, and nothing is written, unless
+    ``force``.
 
-    A process that is killed leaves the old files, the new ones, or a folder that #error refuses to compile.
+    A process that is killed leaves the old files, the new ones, or a folder that #error refuses to
+    compile.
     """
     name = name or c_name(model.name)
     if not _usable(name):
         raise WrongUse(
-            f"'{name}' cannot name a C object and its files: use letters, digits and _, start with a letter, and take no C "
+            f"'{name}' cannot name a C object and its files: use letters, digits and _, start with "
+            f"a letter, and take no C "
             "or C++ keyword, no name of the C library or its headers, of the engine, main or readme"
         )
     folder = Path(folder)
@@ -93,7 +107,9 @@ def emit(
         "main.c": "main.c.j2",
         "README.md": "README.md.j2",
     }
-    contents = {folder / file: _marked(file, render(t, **facts).encode()) for file, t in generated.items()}
+    contents = {
+        folder / file: _marked(file, render(t, **facts).encode()) for file, t in generated.items()
+    }
     contents |= _engine_files(folder)
     check_can_make(folder, *(path.name for path in contents))
     changed = _to_write(contents, force)
@@ -107,12 +123,17 @@ def emit(
 
 
 def _to_write(contents: Mapping[Path, bytes], force: bool) -> dict[Path, bytes]:
-    """Those of ``contents`` that are not there yet. StepwellError when one would replace a file of the user's."""
+    """Those of ``contents`` that are not there yet. StepwellError when one would replace a file of
+    the user's.
+    """
     there = {path: path.read_bytes() for path in contents if path.exists()}
     changed = {path: content for path, content in contents.items() if there.get(path) != content}
     kept = [path for path in there if path in changed and not _is_ours(there[path], changed[path])]
     if kept and not force:
-        names, verb = " and ".join(map(str, kept)), "exist and were" if len(kept) > 1 else "exists and was"
+        names, verb = (
+            " and ".join(map(str, kept)),
+            "exist and were" if len(kept) > 1 else "exists and was",
+        )
         raise StepwellError(
             f"{names} {verb} not written by stepwell, or changed since: nothing was written; "
             "give another folder or --name, or replace with --force"
@@ -123,11 +144,15 @@ def _to_write(contents: Mapping[Path, bytes], force: bool) -> dict[Path, bytes]:
 def _marked(name: str, content: bytes) -> bytes:
     """``content`` with the line that tells stepwell's own files."""
     begin, end = ("<!--", "-->") if name.endswith(".md") else ("/*", "*/")
-    return content + f"{begin} stepwell emit wrote the lines above: {_hash(content)} {end}\n".encode()
+    return (
+        content + f"{begin} stepwell emit wrote the lines above: {_hash(content)} {end}\n".encode()
+    )
 
 
 def _is_ours(content: bytes, new: bytes) -> bool:
-    """Whether stepwell wrote ``content`` and nobody changed it, but for the ends of lines; or it is ``new`` without its mark."""
+    """Whether stepwell wrote ``content`` and nobody changed it, but for the ends of lines; or it is
+    ``new`` without its mark.
+    """
     content = content.replace(b"\r\n", b"\n")
     lines = content.splitlines(keepends=True)
     mark = MARK.fullmatch(lines[-1]) if lines else None
@@ -150,13 +175,19 @@ def _engine_files(folder: Path) -> dict[Path, bytes]:
 
 
 def c_name(text: str) -> str:
-    """A C identifier as close to ``text`` as possible, of 63 characters at most, as C tells no more apart."""
+    """A C identifier as close to ``text`` as possible, of 63 characters at most, as C tells no more
+    apart.
+    """
     cleaned = re.sub(r"[^A-Za-z0-9_]", "_", text)[:61]
     return cleaned if _usable(cleaned) else f"m_{cleaned}"
 
 
 def _usable(name: str) -> bool:
-    return bool(re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)) and not is_library_name(name) and name not in C_KEYWORDS
+    return (
+        bool(re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name))
+        and not is_library_name(name)
+        and name not in C_KEYWORDS
+    )
 
 
 def _facts(model: Model, name: str, target: str) -> dict[str, object]:
@@ -177,20 +208,26 @@ def _facts(model: Model, name: str, target: str) -> dict[str, object]:
         "layers": [_layer_facts(model, index, packing) for index in range(len(model.layers))],
         "struct_bytes": {"model": info.MODEL_STRUCT_BYTES, "layer": info.LAYER_STRUCT_BYTES},
         "engine_sources": list(sources),
-        "lean_sources": [source for source, knobs in sources.items() if not knobs or set(knobs) - unused],
+        "lean_sources": [
+            source for source, knobs in sources.items() if not knobs or set(knobs) - unused
+        ],
         "lean_flags": lean_flags(model, target),
         "window": model.mode.window,
         "stride": model.mode.stride,
         "mode_macro": f"STW_{model.mode.kind.upper()}",
         "missing_macro": f"STW_MISSING_{model.scaler.missing.upper()}",
         "scaled": _scaled(model),
-        "channels": None if channels is None else [f"{{{', '.join(map(str, c))}}}" for c in channels.tolist()],
+        "channels": None
+        if channels is None
+        else [f"{{{', '.join(map(str, c))}}}" for c in channels.tolist()],
         "optional_sources": OPTIONAL_SOURCES,
     }
 
 
 def _output_macros(outputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Where each of several outputs begins, how long it is, and a name for macros: letters, digits and _, each name once."""
+    """Where each of several outputs begins, how long it is, and a name for macros: letters, digits
+    and _, each name once.
+    """
     taken = {"FRAC"}  # of NAME_Y_FRAC
     made = []
     for k, output in enumerate(outputs if len(outputs) > 1 else []):
@@ -210,7 +247,10 @@ def _scaled(model: Model) -> dict[str, list[str]] | None:
         return None
     fields = {name: scaler.field(name, n) for name in ("low", "high", "mean")}
     fields["codes"] = scaler.factors(n, model.x_scale)
-    return {name: [f"{float(np.clip(v, -1e300, 1e300)):.17g}" for v in values] for name, values in fields.items()}
+    return {
+        name: [f"{float(np.clip(v, -1e300, 1e300)):.17g}" for v in values]
+        for name, values in fields.items()
+    }
 
 
 def lean_flags(model: Model, target: str = "any") -> list[str]:

@@ -1,4 +1,6 @@
-"""The host engine: the C library behind cffi. Stream is one sensor's state; Batch is many in flat memory."""
+"""The host engine: the C library behind cffi. Stream is one sensor's state; Batch is many in flat
+memory.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,18 @@ from stepwell.network import Network
 
 
 def use_kernel(name: str) -> str:
-    """Choose what computes LSTM steps and batches on this machine: one of KERNELS; "auto" is the fastest that the CPU has.
+    """Choose what computes LSTM steps and batches on this machine: one of KERNELS; "auto" is the
+    fastest that the CPU has.
 
-    Gives the name of what is used: the best that the CPU has, up to the one asked for. All give the same bits. The environment
-    variable STEPWELL_KERNEL chooses at import. SampleError for an unknown name.
+    Gives the name of what is used: the best that the CPU has, up to the one asked for. All give the
+    same bits. The environment variable STEPWELL_KERNEL chooses at import. SampleError for an
+    unknown name.
     """
     if name not in KERNELS:
         raise SampleError(f"unknown kernel '{name}'; there are: {', '.join(KERNELS)}")
-    return KERNELS[1 + lib.stw_host_kernel(len(KERNELS) if name == "auto" else KERNELS.index(name) - 1)]
+    return KERNELS[
+        1 + lib.stw_host_kernel(len(KERNELS) if name == "auto" else KERNELS.index(name) - 1)
+    ]
 
 
 KERNELS = ("auto", "portable", "avx2", "avx-vnni", "avx512-vnni")
@@ -36,24 +42,32 @@ def status_text(status: int) -> str:
 
 
 class OpenModel:
-    """A blob opened by stw_blob_open, with the memory it needs: the aligned blob and the layer table.
+    """A blob opened by stw_blob_open, with the memory it needs: the aligned blob and the layer
+    table.
 
-    Raises ModelError with the C library's reason when the blob is damaged, foreign, or could overflow an accumulator.
+    Raises ModelError with the C library's reason when the blob is damaged, foreign, or could
+    overflow an accumulator.
     """
 
     def __init__(self, blob: bytes):
-        self._blob = ffi.new("int32_t[]", len(blob) // 4 + 1)  # int32: the blob must be 4-byte aligned
+        self._blob = ffi.new(
+            "int32_t[]", len(blob) // 4 + 1
+        )  # int32: the blob must be 4-byte aligned
         ffi.memmove(self._blob, blob, len(blob))
         n_layers = int.from_bytes(blob[6:8], "little") if len(blob) >= 8 else 0
         self._layers = ffi.new("stw_layer[]", max(1, n_layers))
         self.model = ffi.new("stw_model *")
-        status = lib.stw_blob_open(self.model, self._layers, max(1, n_layers), self._blob, len(blob))
+        status = lib.stw_blob_open(
+            self.model, self._layers, max(1, n_layers), self._blob, len(blob)
+        )
         if status != lib.STW_OK:
             raise ModelError((status == lib.STW_E_SHAPE and fault_of(blob)) or status_text(status))
 
 
 class _Session:
-    """A stw_session with its buffers; NumPy arrays look into the same memory, so a call copies nothing."""
+    """A stw_session with its buffers; NumPy arrays look into the same memory, so a call copies
+    nothing.
+    """
 
     def __init__(self, model: Network):
         self.model = model
@@ -68,7 +82,10 @@ class _Session:
         self._bind_scaler(session)
         session.y_unit = 2.0**-model.y_frac
         session.x, session.y = _pointer("double *", self._x), _pointer("double *", self._y)
-        session.x_q, session.y_q = _pointer("int16_t *", self._x_q), _pointer("int32_t *", self._y_q)
+        session.x_q, session.y_q = (
+            _pointer("int16_t *", self._x_q),
+            _pointer("int32_t *", self._y_q),
+        )
         self._stream = ffi.addressof(session, "stream")
         status = lib.stw_init(self._stream, c_model, self._ram, self._ram_bytes)
         if status != lib.STW_OK:
@@ -76,7 +93,9 @@ class _Session:
         lib.stw_session_reset(session)
 
     def serve_many(self) -> None:
-        """Gives the session the memory with which stw_session_batch takes the weights once for many streams."""
+        """Gives the session the memory with which stw_session_batch takes the weights once for many
+        streams.
+        """
         self._many = ffi.new("uint8_t[]", max(1, int(lib.stw_session_many_bytes(self._session))))
         self._session.many = self._many if len(self._many) > 1 else ffi.NULL
 
@@ -89,12 +108,21 @@ class _Session:
         """The way from the user's numbers to codes (Scaler.codes, in C)."""
         scaler, n = self.model.scaler, self.n_in
         fields = {name: scaler.field(name, n) for name in ("low", "high")}
-        fields |= {"offset": scaler.field("mean", n), "x_codes": scaler.factors(n, self.model.x_scale)}
+        fields |= {
+            "offset": scaler.field("mean", n),
+            "x_codes": scaler.factors(n, self.model.x_scale),
+        }
         self._scaling = {name: np.ascontiguousarray(values) for name, values in fields.items()}
         for name, values in self._scaling.items():
             setattr(session, name, _pointer("double *", values))
-        self._fill, self._raw = scaler.codes(np.full(n, np.nan), self.model.x_scale), np.zeros(n, np.int32)
-        session.fill, session.raw = _pointer("int16_t *", self._fill), _pointer("int32_t *", self._raw)
+        self._fill, self._raw = (
+            scaler.codes(np.full(n, np.nan), self.model.x_scale),
+            np.zeros(n, np.int32),
+        )
+        session.fill, session.raw = (
+            _pointer("int16_t *", self._fill),
+            _pointer("int32_t *", self._raw),
+        )
         mode = self.model.mode
         session.held_at = mode.window * n if mode.kind == "slide" else 0
 
@@ -108,7 +136,9 @@ def _pointer(kind: str, array: np.ndarray):
 
 
 def _rows(x: object, model: Network, what: str) -> np.ndarray:
-    """``x`` as contiguous float64 [n, n_in]; SampleError when its shape is another. Values are checked in C."""
+    """``x`` as contiguous float64 [n, n_in]; SampleError when its shape is another. Values are
+    checked in C.
+    """
     x, n_in = as_numbers(model.wanted.of_rows(x)), model.n_in
     if x.ndim != 2 or x.shape[1] != n_in:
         raise SampleError(f"input has shape {list(x.shape)}, expected [{what}, {n_in}]")
@@ -121,16 +151,20 @@ def units(layer: IntLayer) -> int:
 
 
 class Stream:
-    """One stream of a model: state carried from step to step until ``reset``. Not for two threads at once.
+    """One stream of a model: state carried from step to step until ``reset``. Not for two threads
+    at once.
 
-    Where a step makes no new output (a window mode, strides, a warm-up) the last one is given again, zeros before the first:
-    ``fresh`` tells.
+    Where a step makes no new output (a window mode, strides, a warm-up) the last one is given
+    again, zeros before the first: ``fresh`` tells.
     """
 
     def __init__(self, model: Network):
         self.model = model
         self._s = session = _Session(model)
-        self.x, self.y = session._x, session._y  # what ``advance`` reads and writes: float64 [n_in], [n_out]
+        self.x, self.y = (
+            session._x,
+            session._y,
+        )  # what ``advance`` reads and writes: float64 [n_in], [n_out]
         self._shape, self._session = session._x.shape, session._session
 
     def step(self, x: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -149,7 +183,8 @@ class Stream:
         return self.y.copy()
 
     def advance(self) -> None:
-        """One timestep on what stands in ``x``; the output then stands in ``y``. Nothing is allocated or copied.
+        """One timestep on what stands in ``x``; the output then stands in ``y``. Nothing is
+        allocated or copied.
 
         SampleError on NaN or inf; then the state is unchanged.
         """
@@ -158,7 +193,9 @@ class Stream:
 
     @property
     def fresh(self) -> bool:
-        """Whether the last step made a new output; False before the first step, after ``reset`` and after ``load``."""
+        """Whether the last step made a new output; False before the first step, after ``reset`` and
+        after ``load``.
+        """
         return bool(self._session.fresh)
 
     def _refuse(self, x: object) -> None:
@@ -174,7 +211,9 @@ class Stream:
         s = self._s
         x = _rows(x, self.model, "T")
         y = np.empty((len(x), s.n_out))
-        if lib.stw_session_run(s._session, len(x), _pointer("double *", x), _pointer("double *", y)):
+        if lib.stw_session_run(
+            s._session, len(x), _pointer("double *", x), _pointer("double *", y)
+        ):
             check_input(x, s.n_in, s.may_miss)
         return y
 
@@ -192,7 +231,9 @@ class Stream:
         if codes.ndim != 2:
             raise SampleError(f"codes have shape {list(codes.shape)}, expected [T, {s.n_in}]")
         y_q = np.empty((len(codes), s.n_out), np.int32)
-        lib.stw_session_run_q(s._session, len(codes), _pointer("int16_t *", codes), _pointer("int32_t *", y_q))
+        lib.stw_session_run_q(
+            s._session, len(codes), _pointer("int16_t *", codes), _pointer("int32_t *", y_q)
+        )
         return y_q
 
     def reset(self) -> None:
@@ -200,7 +241,8 @@ class Stream:
         lib.stw_session_reset(self._s._session)
 
     def save(self) -> bytes:
-        """Snapshot of the state and of the output that held steps give again, as stw_save writes it.
+        """Snapshot of the state and of the output that held steps give again, as stw_save writes
+        it.
 
         Any stream of the same model, on any machine, can load it.
         """
@@ -212,7 +254,8 @@ class Stream:
     def load(self, snapshot: bytes) -> None:
         """Restore a snapshot; ``y`` becomes the output that it holds.
 
-        ModelError when it is damaged, of another model or of another format; then the state is unchanged.
+        ModelError when it is damaged, of another model or of another format; then the state is
+        unchanged.
         """
         if not isinstance(snapshot, (bytes, bytearray, memoryview)):
             raise ModelError(f"a snapshot is bytes, not {type(snapshot).__name__}")
@@ -225,13 +268,18 @@ class Stream:
         return int(lib.stw_digest(self._s._stream))
 
     def probe(self, layer: int, x_q: np.ndarray, unit: int) -> dict[str, object]:
-        """What ``unit`` of recurrent ``layer`` would do next for layer input ``x_q`` (int16): z [4], gates [4], c, h.
+        """What ``unit`` of recurrent ``layer`` would do next for layer input ``x_q`` (int16): z
+        [4], gates [4], c, h.
 
         The state stays as it is.
         """
         x_q = np.ascontiguousarray(x_q, dtype=np.int16)
         layers = self.model.layers
-        if not 0 <= layer < len(layers) or x_q.shape != (layers[layer].n_in,) or not 0 <= unit < units(layers[layer]):
+        if (
+            not 0 <= layer < len(layers)
+            or x_q.shape != (layers[layer].n_in,)
+            or not 0 <= unit < units(layers[layer])
+        ):
             raise SampleError(f"no unit {unit} in layer {layer} with {x_q.size} inputs")
         out = ffi.new("stw_unit *")
         status = lib.stw_probe(self._s._stream, layer, _pointer("int16_t *", x_q), unit, out)
@@ -243,14 +291,17 @@ class Stream:
 class Batch:
     """``n`` streams of one model in flat memory, stepped together: ``state_bytes`` each.
 
-    ``threads`` share the streams of a step between them; each has scratch of its own. It pays from about 64 streams a thread.
-    A child process that fork made may go on with the batch: its threads are started anew there.
+    ``threads`` share the streams of a step between them; each has scratch of its own. It pays from
+    about 64 streams a thread. A child process that fork made may go on with the batch: its threads
+    are started anew there.
     """
 
     def __init__(self, model: Network, n: int, threads: int = 1):
         for what, number in (("streams", n), ("threads", threads)):
             if not isinstance(number, (int, np.integer)) or number < 1:
-                raise SampleError(f"a batch needs a whole number of {what}, at least one, got {number}")
+                raise SampleError(
+                    f"a batch needs a whole number of {what}, at least one, got {number}"
+                )
         self.model, self.n = model, n
         self._sessions = [_Session(model) for _ in range(min(threads, n))]
         for session in self._sessions:
@@ -279,12 +330,18 @@ class Batch:
         else:
             if lib.stw_session_unusable(s._session, x.size, _pointer("double *", x)):
                 check_input(x, s.n_in, s.may_miss)
-            list(self._threads().map(self._part, range(len(self._sessions)), [x] * len(self._sessions)))
+            list(
+                self._threads().map(
+                    self._part, range(len(self._sessions)), [x] * len(self._sessions)
+                )
+            )
         return self._y.copy()
 
     @property
     def fresh(self) -> bool:
-        """Whether the last step made new outputs: one bool, as all streams run in step. False before the first step."""
+        """Whether the last step made new outputs: one bool, as all streams run in step. False
+        before the first step.
+        """
         return bool(self._s._session.fresh)
 
     def _threads(self) -> ThreadPoolExecutor:

@@ -4,7 +4,8 @@ from stepwell.text import printable
 
 
 class StepwellError(Exception):
-    """Base of every error that stepwell raises on purpose; the command line prints it and exits with 1.
+    """Base of every error that stepwell raises on purpose; the command line prints it and exits
+    with 1.
 
     Its text may quote a file: wherever it is shown, characters that cannot be seen are escaped.
     """
@@ -34,11 +35,15 @@ class ModelError(StepwellError):
 
 
 class WrongUse(StepwellError):
-    """A word that is none of those there are, or options that do not go together; the command line exits with 2."""
+    """A word that is none of those there are, or options that do not go together; the command line
+    exits with 2.
+    """
 
 
 class UnknownWord(QuantizeError, WrongUse):
-    """There is no such precision, no such rule of calibration, or no recurrent layer of that name in the model."""
+    """There is no such precision, no such rule of calibration, or no recurrent layer of that name
+    in the model.
+    """
 
 
 class UnknownMetric(SampleError, WrongUse):
@@ -46,7 +51,9 @@ class UnknownMetric(SampleError, WrongUse):
 
 
 class BuildError(StepwellError):
-    """A board image could not be built: unknown board, no compiler, model too large, compiler error."""
+    """A board image could not be built: unknown board, no compiler, model too large, compiler
+    error.
+    """
 
 
 class UnknownBoard(BuildError, WrongUse):
@@ -62,4 +69,6 @@ class LinkError(StepwellError):
 
 
 class FidelityWarning(UserWarning):
-    """A stream of the model gives something else than its source was trained to give, by notes["fidelity"]."""
+    """A stream of the model gives something else than its source was trained to give, by
+    notes["fidelity"].
+    """

@@ -17,15 +17,22 @@ except ImportError:  # Windows: temporaries of killed processes stay
     fcntl = None
 
 TEMPORARIES = ".stepwell-writing-"
-KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
+KINDS = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "folder",
+    stat.S_IFIFO: "FIFO",
+    stat.S_IFSOCK: "socket",
+}
 KINDS |= {stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 
 
 def write_whole(path: str | Path, content: bytes | str) -> Path:
-    """Write ``content`` to a temporary file beside ``path``, then rename it into place. A symbolic link is followed.
+    """Write ``content`` to a temporary file beside ``path``, then rename it into place. A symbolic
+    link is followed.
 
-    Raises OSError (with the path) when the folder is missing or not writable, the disk is full, or something that is no
-    regular file is there: a folder, a device, a FIFO. Then nothing has changed.
+    Raises OSError (with the path) when the folder is missing or not writable, the disk is full, or
+    something that is no regular file is there: a folder, a device, a FIFO. Then nothing has
+    changed.
     """
     return write_all({Path(path): content})[0]
 
@@ -33,10 +40,11 @@ def write_whole(path: str | Path, content: bytes | str) -> Path:
 def write_all(
     contents: Mapping[Path, bytes | str], guard: Path | None = None, meanwhile: bytes | str = b""
 ) -> list[Path]:
-    """The same for files that belong together: none is renamed before all are written, and an error undoes the renames.
+    """The same for files that belong together: none is renamed before all are written, and an error
+    undoes the renames.
 
-    ``guard``: the one of them that holds ``meanwhile`` from the first rename to the last, so that a process that is killed
-    between them leaves a sign. It is renamed at the very end.
+    ``guard``: the one of them that holds ``meanwhile`` from the first rename to the last, so that a
+    process that is killed between them leaves a sign. It is renamed at the very end.
     """
     targets = {path: _target(path) for path in contents}
     with ExitStack() as at_end:
@@ -90,7 +98,9 @@ def _kept(target: Path, place: Path) -> Path | None:
 
 
 def _target(path: Path) -> Path:
-    """The file that ``path`` names, past symbolic links. OSError when something is there that is no regular file."""
+    """The file that ``path`` names, past symbolic links. OSError when something is there that is no
+    regular file.
+    """
     try:
         kind = kind_of(path)
     except FileNotFoundError:
@@ -103,7 +113,9 @@ def _target(path: Path) -> Path:
 
 
 def kind_of(path: Path) -> str:
-    """ "file", "folder", "device", "FIFO", ..: of what is there, past symbolic links. OSError when nothing is."""
+    """ "file", "folder", "device", "FIFO", ..: of what is there, past symbolic links. OSError when
+    nothing is.
+    """
     return KINDS.get(stat.S_IFMT(os.stat(path).st_mode), "special file")
 
 
@@ -114,7 +126,9 @@ def _mode(target: Path) -> int:
 
 @contextmanager
 def folder_for(folder: Path) -> Iterator[None]:
-    """Make ``folder`` and those above it; take away again what was made when the files that it is for cannot be written."""
+    """Make ``folder`` and those above it; take away again what was made when the files that it is
+    for cannot be written.
+    """
     check_can_make(folder)
     folder = Path(os.path.realpath(folder))
     made = [place for place in (folder, *folder.parents) if not place.exists()]
@@ -129,7 +143,9 @@ def folder_for(folder: Path) -> Iterator[None]:
 
 
 def check_can_make(folder: str | Path, *files: str) -> None:
-    """Raises the OSError that ``folder_for`` would, or ``write_all`` for ``files`` in it, before long work that ends in them."""
+    """Raises the OSError that ``folder_for`` would, or ``write_all`` for ``files`` in it, before
+    long work that ends in them.
+    """
     real = Path(os.path.realpath(folder))
     there = next(place for place in (real, *real.parents) if place.exists())
     if not there.is_dir():
@@ -149,7 +165,9 @@ def check_can_write(path: str | Path) -> None:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Errors name what was asked for: not the temporary file, and not nothing, as those of a full disk do."""
+    """Errors name what was asked for: not the temporary file, and not nothing, as those of a full
+    disk do.
+    """
     try:
         yield
     except OSError as error:
@@ -166,7 +184,9 @@ def _temporaries(folder: Path) -> Iterator[Path]:
     while True:
         made = Path(tempfile.mkdtemp(dir=folder, prefix=TEMPORARIES))
         with _locked(made) as is_mine:
-            if is_mine is False or not made.exists():  # another process took it for a dead one's before it was locked
+            if (
+                is_mine is False or not made.exists()
+            ):  # another process took it for a dead one's before it was locked
                 continue
             try:
                 yield made
@@ -185,7 +205,9 @@ def remove_left(folder: Path) -> None:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[bool | None]:
-    """Whether this process has the folder's lock now: False when another has it, None where nothing can be locked."""
+    """Whether this process has the folder's lock now: False when another has it, None where nothing
+    can be locked.
+    """
     handle = is_mine = None
     try:
         if fcntl:

@@ -41,15 +41,18 @@ class Output:
 class Graph:
     """Layers in an order in which they can be computed; the last one makes the output.
 
-    ``sources``: for each layer the values it reads: 0 the model's input, k the output of layer k - 1; left out, the layers are a
-    chain. ``readout`` tells which outputs the source model gives: "every" step or the "last" one only. A stream computes the output
-    at every step either way. ``notes`` are sentences for the user about what the importer did ("weights were float16").
-    ``outputs``: what the source calls its outputs, which stand side by side in this order; empty where it has no names. Characters
-    that cannot be printed are replaced in all names, and a note says so.
+    ``sources``: for each layer the values it reads: 0 the model's input, k the output of layer k -
+    1; left out, the layers are a chain. ``readout`` tells which outputs the source model gives:
+    "every" step or the "last" one only. A stream computes the output at every step either way.
+    ``notes`` are sentences for the user about what the importer did ("weights were float16").
+    ``outputs``: what the source calls its outputs, which stand side by side in this order; empty
+    where it has no names. Characters that cannot be printed are replaced in all names, and a note
+    says so.
 
-    ``window``: the graph runs over windows of so many steps, each from a reset, and then over the zeros that follow a window's
-    end; 0: over a stream that never ends. ``in_window`` and ``in_mode`` make one graph of the other. ``lags``: for each layer
-    how many steps after a window's end it runs last.
+    ``window``: the graph runs over windows of so many steps, each from a reset, and then over the
+    zeros that follow a window's end; 0: over a stream that never ends. ``in_window`` and
+    ``in_mode`` make one graph of the other. ``lags``: for each layer how many steps after a
+    window's end it runs last.
     """
 
     layers: tuple[Layer, ...]
@@ -81,20 +84,27 @@ class Graph:
         for layer, timing in zip(self.layers, self.timing, strict=True):
             if timing.first > last.first or last.every % timing.every:
                 raise ImportRefused(
-                    f"layer '{layer.name}' runs at other steps than the output, which does not need it: leave it out"
+                    f"layer '{layer.name}' runs at other steps than the output, which does not "
+                    f"need it: leave it out"
                 )
         if self.outputs and sum(output.size for output in self.outputs) != self.n_out:
             sizes = [output.size for output in self.outputs]
-            raise ImportRefused(f"outputs of {sizes} values do not make up the {self.n_out} of the last layer")
+            raise ImportRefused(
+                f"outputs of {sizes} values do not make up the {self.n_out} of the last layer"
+            )
 
     def _make_printable(self) -> None:
         """Names that a terminal or a file of notes can hold, and a note where one was changed."""
         layers = tuple(
-            layer if printable(layer.name) == layer.name else replace(layer, name=printable(layer.name))
+            layer
+            if printable(layer.name) == layer.name
+            else replace(layer, name=printable(layer.name))
             for layer in self.layers
         )
         changed = [(a.name, b.name) for a, b in zip(self.layers, layers, strict=True) if a is not b]
-        texts = {name: printable(getattr(self.source, name)) for name in ("file", "sha256", "producer")}
+        texts = {
+            name: printable(getattr(self.source, name)) for name in ("file", "sha256", "producer")
+        }
         outputs = tuple(Output(printable(output.name), output.size) for output in self.outputs)
         files = [(self.source.file, texts["file"])] if texts["file"] != self.source.file else []
         said = (*self.notes, *replaced_note("file", files), *replaced_note("layer", changed))
@@ -106,7 +116,9 @@ class Graph:
     @property
     def n_in(self) -> int:
         return next(
-            layer.widths[reads.index(0)] for layer, reads in zip(self.layers, self.sources, strict=True) if 0 in reads
+            layer.widths[reads.index(0)]
+            for layer, reads in zip(self.layers, self.sources, strict=True)
+            if 0 in reads
         )
 
     @property
@@ -132,7 +144,9 @@ class Graph:
 
     @property
     def needs_window(self) -> bool:
-        """Whether only a window can run it: a layer reads backwards, or looks ahead of an answer at the end."""
+        """Whether only a window can run it: a layer reads backwards, or looks ahead of an answer at
+        the end.
+        """
         return self.reads_backwards or self.looks_ahead is not None
 
     def in_window(self, steps: int) -> Graph:
@@ -142,7 +156,9 @@ class Graph:
             n = counts[self.sources[index][0]]
             reason = layer.length_fault(n)
             if reason:
-                raise ImportRefused(f"layer '{layer.name}': windows of {steps} steps {reason}: take longer ones")
+                raise ImportRefused(
+                    f"layer '{layer.name}': windows of {steps} steps {reason}: take longer ones"
+                )
             layers[index] = layer.over(n)
             counts.append(layers[index].runs(n))
         return replace(self, layers=tuple(layers), window=steps)
@@ -201,13 +217,17 @@ class Graph:
         layer, is_last = self.layers[index], index == len(self.layers) - 1
         if layer.comes_last and not is_last:
             return f"{type(layer).__name__} must come last"
-        if getattr(layer, "activation", "") == "softmax" and (not is_last or layer.n_out > SOFTMAX_MAX):
+        if getattr(layer, "activation", "") == "softmax" and (
+            not is_last or layer.n_out > SOFTMAX_MAX
+        ):
             return f"softmax must come last and have at most {SOFTMAX_MAX} classes"
         return ""
 
 
 def replaced_note(what: str, changed: list[tuple[str, str]]) -> list[str]:
-    """A sentence on names that were made printable, pairs of the old and the new one; none where there are none."""
+    """A sentence on names that were made printable, pairs of the old and the new one; none where
+    there are none.
+    """
     if not changed:
         return []
     (old, new), others = changed[0], f", and {len(changed) - 1} more" if len(changed) > 1 else ""

@@ -48,7 +48,9 @@ def describe(model: Network, packing: str = "plain") -> dict[str, Any]:
 
 
 def outputs(model: Network) -> list[dict[str, Any]]:
-    """What the source calls its outputs: "name", the index of the "first" value and the "size"; empty where it has no names."""
+    """What the source calls its outputs: "name", the index of the "first" value and the "size";
+    empty where it has no names.
+    """
     named = model.notes.get("outputs", [])
     firsts = accumulate((output["size"] for output in named), initial=0)
     return [
@@ -58,7 +60,9 @@ def outputs(model: Network) -> list[dict[str, Any]]:
 
 
 def ram_bytes(model: Network) -> dict[str, int]:
-    """Bytes of a stream: "state" (kept between steps), "scratch" (during a step) and "snapshot"; as the C library lays them out."""
+    """Bytes of a stream: "state" (kept between steps), "scratch" (during a step) and "snapshot"; as
+    the C library lays them out.
+    """
     opened = OpenModel(blob_of(model))
     return {
         "state": int(lib.stw_state_bytes(opened.model)),
@@ -68,7 +72,9 @@ def ram_bytes(model: Network) -> dict[str, int]:
 
 
 def flash_bytes(model: Network, packing: str = "plain") -> int:
-    """Constants of the emitted model on a 32-bit target: structs, rows and weights; the engine's code comes on top."""
+    """Constants of the emitted model on a 32-bit target: structs, rows and weights; the engine's
+    code comes on top.
+    """
     channels = 0 if model.scaler.channels is None else model.n_in * CHANNEL.itemsize
     return MODEL_STRUCT_BYTES + channels + sum(map(_layer_flash, model.packed(packing)))
 
@@ -79,20 +85,30 @@ def _layer_flash(layer: Packed) -> int:
 
 
 def input_ranges(model: Network) -> dict[str, Any]:
-    """``ranges``: of each channel the smallest and the largest input that a code stands for, in the user's units. ``range``:
-    the one that all channels share, None where they differ.
+    """``ranges``: of each channel the smallest and the largest input that a code stands for, in the
+    user's units. ``range``: the one that all channels share, None where they differ.
     """
     ranges = np.stack(model.scaler.range(model.n_in, model.x_scale), axis=1).tolist()
-    return {"ranges": ranges, "range": ranges[0] if all(ends == ranges[0] for ends in ranges) else None}
+    return {
+        "ranges": ranges,
+        "range": ranges[0] if all(ends == ranges[0] for ends in ranges) else None,
+    }
 
 
 def macs_per_step(model: Network) -> float:
     """Multiply-accumulates of a step, on average over those of a turn of the mode and of strides."""
-    return round(sum(layer.macs * runs for layer, runs in zip(model.layers, runs_per_step(model), strict=True)))
+    return round(
+        sum(
+            layer.macs * runs
+            for layer, runs in zip(model.layers, runs_per_step(model), strict=True)
+        )
+    )
 
 
 def runs_per_step(model: Network) -> list[float]:
-    """How often each layer runs at a step, on average over a turn of the mode; a window's end takes more steps than it has."""
+    """How often each layer runs at a step, on average over a turn of the mode; a window's end takes
+    more steps than it has.
+    """
     mode = model.mode
     every = [timing.every for timing in model.timing]
     if mode.kind == "carry":
@@ -102,15 +118,19 @@ def runs_per_step(model: Network) -> list[float]:
 
 
 def timing(model: Network) -> dict[str, int]:
-    """``first_output``: the step (from 0) of the first output after a reset; ``output_every``: steps from one to the next.
+    """``first_output``: the step (from 0) of the first output after a reset; ``output_every``:
+    steps from one to the next.
 
-    ``remembers_steps``: how many inputs an output depends on, -1 for all since the reset (a recurrent layer in mode carry).
+    ``remembers_steps``: how many inputs an output depends on, -1 for all since the reset (a
+    recurrent layer in mode carry).
     """
     last = model.timing[-1]
     if model.mode.kind == "carry" or (model.mode.kind == "tumble" and model.mode.stride == 1):
         first, every = last.first, last.every
         if model.mode.kind == "tumble":
-            first = min(first, model.mode.window - 1)  # with the window's end comes all that is left
+            first = min(
+                first, model.mode.window - 1
+            )  # with the window's end comes all that is left
     else:
         first, every = model.mode.first, model.mode.stride
     window = model.mode.window if model.mode.kind != "carry" else -1

@@ -162,7 +162,8 @@ def _declared(content: IO[bytes], size: int, what: str) -> tuple[tuple[int, ...]
     if min(shape, default=0) < 0 or declared > size:
         check_size(_bytes_of(shape, dtype), what)
         raise SampleError(
-            f"{what}: its header says {declared} bytes of shape {list(shape)}, it holds {size}: copy it again"
+            f"{what}: its header says {declared} bytes of shape {list(shape)}, it holds {size}: "
+            f"copy it again"
         )
     return shape, dtype
 

@@ -16,7 +16,8 @@ Values = Sequence[np.ndarray]
 
 @dataclass(frozen=True)
 class Metric:
-    """``score(targets, outputs)``: one array for each sequence, [n_out] or [T, n_out], or class labels as targets.
+    """``score(targets, outputs)``: one array for each sequence, [n_out] or [T, n_out], or class
+    labels as targets.
 
     ``higher_is_better`` None: unknown, any change counts as a loss.
     """
@@ -26,30 +27,44 @@ class Metric:
     higher_is_better: bool | None = None
 
     def drop_percent(self, exact: float, other: float) -> float | None:
-        """How much worse ``other`` is, relative to ``exact``; negative when it is better. None when that is zero."""
+        """How much worse ``other`` is, relative to ``exact``; negative when it is better. None when
+        that is zero.
+        """
         if exact == 0:
             return 0.0 if other == 0 else None
         change = 100 * (other - exact) / abs(exact)
-        return abs(change) if self.higher_is_better is None else -change if self.higher_is_better else change
+        return (
+            abs(change)
+            if self.higher_is_better is None
+            else -change
+            if self.higher_is_better
+            else change
+        )
 
 
 def _pairs(targets: Values, outputs: Values) -> tuple[np.ndarray, np.ndarray]:
     """All numbers of both, side by side."""
     for target, y in zip(targets, outputs, strict=True):
         if np.size(target) != np.size(y):
-            raise SampleError(f"a target has {np.size(target)} values, the model's output {np.size(y)}")
+            raise SampleError(
+                f"a target has {np.size(target)} values, the model's output {np.size(y)}"
+            )
     t, y = (np.concatenate([np.ravel(v) for v in values]) for values in (targets, outputs))
     return t.astype(np.float64), y
 
 
 def classes(targets: Values, outputs: Values) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and predictions; an output of one value is a probability when it stays within 0 .. 1, else a logit."""
+    """Labels and predictions; an output of one value is a probability when it stays within 0 .. 1,
+    else a logit.
+    """
     labels = np.concatenate([np.ravel(t) for t in targets])
     if not np.array_equal(labels, np.round(labels)):
         raise SampleError("the targets are no class labels: use rmse, mae, r2 or cosine")
     y = np.concatenate([np.reshape(o, (-1, np.shape(o)[-1])) for o in outputs])
     if len(labels) != len(y):
-        raise SampleError(f"{len(labels)} labels for {len(y)} outputs: give a label a sequence, or one a step")
+        raise SampleError(
+            f"{len(labels)} labels for {len(y)} outputs: give a label a sequence, or one a step"
+        )
     if y.shape[1] > 1:
         return labels, y.argmax(axis=1)
     is_probability = y.min() >= 0 and y.max() <= 1
@@ -106,7 +121,9 @@ HELP = f"{', '.join(METRICS)}, or FILE.py:FUNCTION(targets, outputs)"
 
 
 def find_metric(given: str | Metric | Callable[[Values, Values], float]) -> Metric:
-    """By name, from a file of the user's, or made from a function. UnknownMetric, or SampleError on a bad file."""
+    """By name, from a file of the user's, or made from a function. UnknownMetric, or SampleError on
+    a bad file.
+    """
     if isinstance(given, Metric):
         return given
     if callable(given):
@@ -131,12 +148,18 @@ def find_metric(given: str | Metric | Callable[[Values, Values], float]) -> Metr
 
 def usual_metric(first_target: np.ndarray, n_out: int) -> Metric:
     """Accuracy for labels, else RMSE."""
-    is_label = np.issubdtype(np.asarray(first_target).dtype, np.integer) and np.size(first_target) == 1 and n_out > 1
+    is_label = (
+        np.issubdtype(np.asarray(first_target).dtype, np.integer)
+        and np.size(first_target) == 1
+        and n_out > 1
+    )
     return METRICS["accuracy" if is_label else "rmse"]
 
 
 def sqnr_db(exact: np.ndarray, approximate: np.ndarray) -> float | None:
     """10 log10(signal power / error power); None when the error is zero."""
     error = float(np.sum((exact - approximate) ** 2))
-    signal = max(float(np.sum(exact**2)), 1e-300)  # a silent output that is wrong is very bad, not exact
+    signal = max(
+        float(np.sum(exact**2)), 1e-300
+    )  # a silent output that is wrong is very bad, not exact
     return float(10 * np.log10(signal / error)) if error > 0 else None

@@ -32,14 +32,18 @@ class Model(Network):
 
     @classmethod
     def loads(cls, content: bytes) -> Model:
-        """The model in a blob that stw_blob_open has accepted, with the very bytes for its ``blob``."""
+        """The model in a blob that stw_blob_open has accepted, with the very bytes for its
+        ``blob``.
+        """
         model = cls.of(blob.unpack(content))
         blob.remember(model, content)
         return model
 
     @property
     def blob(self) -> bytes:
-        """The packed form (.stw): what ``save`` writes, what the host engine opens, what can be sent to a device."""
+        """The packed form (.stw): what ``save`` writes, what the host engine opens, what can be
+        sent to a device.
+        """
         return blob.blob_of(self)
 
     @property
@@ -52,7 +56,9 @@ class Model(Network):
         write_whole(path, self.blob)
 
     def stream(self) -> Stream:
-        """One stream with state of its own, computed by the C kernel; any number may share this model."""
+        """One stream with state of its own, computed by the C kernel; any number may share this
+        model.
+        """
         return Stream(self)
 
     def batch(self, n_streams: int, threads: int = 1) -> Batch:

@@ -1,7 +1,7 @@
 """The quantised network: rows, scales and provenance, which every later stage reads.
 
-Rows stand gate by gate (row = gate * H + unit), as docs/numerics.md writes them. A target's order in
-memory is its packing (``Packed``).
+Rows stand gate by gate (row = gate * H + unit), as docs/numerics.md writes them. A target's order
+in memory is its packing (``Packed``).
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ FORMAT = 2  # STW_MODEL_FORMAT of stepwell.h; a test holds the two together
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A quantised recurrent network. ``x_scale``: real value of an input code (int16), once the scaler has done its part;
-    outputs are int32 in Q(``y_frac``).
+    """A quantised recurrent network. ``x_scale``: real value of an input code (int16), once the
+    scaler has done its part; outputs are int32 in Q(``y_frac``).
 
-    ``sources``: for each layer the values it reads, 0 the model's input, k the output of layer k - 1; left out, the layers
-    are a chain. ``timing``: the steps at which each layer runs. ``mode``: how windows are treated; ``scaler``: what happens
-    to the user's numbers before they are codes. ``notes`` holds provenance and what the quantiser has to say: JSON types
-    only, saved with the model, without effect on bits.
+    ``sources``: for each layer the values it reads, 0 the model's input, k the output of layer k -
+    1; left out, the layers are a chain. ``timing``: the steps at which each layer runs. ``mode``:
+    how windows are treated; ``scaler``: what happens to the user's numbers before they are codes.
+    ``notes`` holds provenance and what the quantiser has to say: JSON types only, saved with the
+    model, without effect on bits.
     """
 
     layers: tuple[IntLayer, ...]
@@ -50,7 +51,9 @@ class Network:
     @property
     def n_in(self) -> int:
         return next(
-            layer.widths[reads.index(0)] for layer, reads in zip(self.layers, self.sources, strict=True) if 0 in reads
+            layer.widths[reads.index(0)]
+            for layer, reads in zip(self.layers, self.sources, strict=True)
+            if 0 in reads
         )
 
     @property
@@ -59,7 +62,9 @@ class Network:
 
     @property
     def lags(self) -> tuple[int, ...]:
-        """For each layer, how many steps after a window's end it runs last: what it and those before it look ahead."""
+        """For each layer, how many steps after a window's end it runs last: what it and those
+        before it look ahead.
+        """
         lags = [0]
         every = [1, *(timing.every for timing in self.timing)]
         for layer, reads in zip(self.layers, self.sources, strict=True):
@@ -95,13 +100,14 @@ class Network:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
-    # Real numbers <-> codes. The engine's C does the same arithmetic in double precision; a test compares them.
+    # Real numbers <-> codes. The engine's C does the same arithmetic in double precision; a test
+    # compares them.
 
     def quantize(self, x: np.ndarray) -> np.ndarray:
         """Real input -> int16 codes: ``floor(x / x_scale + 1/2)``, clamped; any shape [..., n_in].
 
-        With a scaler x is in the user's units; missing samples (NaN) become fill codes here, only a stream knows what to hold.
-        A DataFrame is matched by name.
+        With a scaler x is in the user's units; missing samples (NaN) become fill codes here, only a
+        stream knows what to hold. A DataFrame is matched by name.
         """
         return self.scaler.codes(self.wanted.of_rows(x), self.x_scale)
 
@@ -115,8 +121,8 @@ LAST_OUTPUT = "last output"  # the name of its part
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """A piece of a stream's state: a counter, inputs or outputs that are remembered, or what a layer keeps; ``index`` -1 is
-    no layer.
+    """A piece of a stream's state: a counter, inputs or outputs that are remembered, or what a
+    layer keeps; ``index`` -1 is no layer.
 
     ``c`` int32 [n_cells] and ``h`` int16 [n_hidden] are its values in a snapshot.
     """
@@ -130,7 +136,9 @@ class Part:
 
 
 def state_parts(model: Network) -> list[Part]:
-    """The pieces of a stream's state in the order in which they stand there (docs/numerics.md, "One LSTM step")."""
+    """The pieces of a stream's state in the order in which they stand there (docs/numerics.md, "One
+    LSTM step").
+    """
     mode = model.mode
     window = mode.window * model.n_in if mode.kind == "slide" else 0
     parts = [Part(-1, "mode", 0 if mode.kind == "carry" else 1, window)]
@@ -138,6 +146,9 @@ def state_parts(model: Network) -> list[Part]:
     has_clock = model.timing[-1] != Timing()
     for _ in range(mode.n_copies):
         parts.append(Part(-1, "clock", int(has_clock), 0))
-        parts += [Part(k, layer.name, layer.n_cells, layer.n_hidden) for k, layer in enumerate(model.layers)]
+        parts += [
+            Part(k, layer.name, layer.n_cells, layer.n_hidden)
+            for k, layer in enumerate(model.layers)
+        ]
     parts.append(Part(-1, LAST_OUTPUT, model.n_out if mode.repeats(model.timing[-1]) else 0, 0))
     return parts

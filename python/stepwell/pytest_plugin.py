@@ -1,4 +1,5 @@
-"""pytest plugin: tests that run on a board, an emulator, or the host engine, chosen on the command line.
+"""pytest plugin: tests that run on a board, an emulator, or the host engine, chosen on the command
+line.
 
     def test_motor(dut):
         report = dut.run([recorded_x])       # equal to the host engine in every bit, or the test fails and says where
@@ -7,8 +8,8 @@
     pytest --hil-port /dev/ttyACM0 --hil-model motor.stw
     pytest --hil-port sim:microbit --hil-model motor.stw
 
-Without a port the tests that need one are skipped, with the reason; with a port that does not work they are errors. Options
-that cannot be right end pytest before it runs a test.
+Without a port the tests that need one are skipped, with the reason; with a port that does not work
+they are errors. Options that cannot be right end pytest before it runs a test.
 """
 
 from __future__ import annotations
@@ -29,9 +30,7 @@ if TYPE_CHECKING:
     from stepwell.model import Model
     from stepwell.report.hil_page import Run
 
-NO_PORT = (
-    "no board: give --hil-port URL, qemu:BOARD, sim:BOARD, simavr:BOARD, rp2040js:BOARD or host: (or set HIL_PORT)"
-)
+NO_PORT = "no board: give --hil-port URL, qemu:BOARD, sim:BOARD, simavr:BOARD, rp2040js:BOARD or host: (or set HIL_PORT)"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,24 +40,42 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="URL",
         help="Serial port, pyserial URL, qemu:BOARD, sim:BOARD, simavr:BOARD, rp2040js:BOARD or host: [HIL_PORT]",
     )
-    group.addoption("--hil-baud", type=int, default=115200, help="Baud rate of a serial port (default: 115200)")
+    group.addoption(
+        "--hil-baud", type=int, default=115200, help="Baud rate of a serial port (default: 115200)"
+    )
     group.addoption(
         "--hil-no-reset",
         action="store_true",
         help="Open the serial port with DTR and RTS low: an ESP runs on; for an Arduino see docs/hil.md",
     )
-    group.addoption("--hil-board", metavar="NAME", help="The board must be this one, by its own words")
-    group.addoption("--hil-image", metavar="ELF", help="Image for an emulator (default: built from the model)")
-    group.addoption("--hil-model", metavar="FILE", help="The .stw file of the model that the board must run")
+    group.addoption(
+        "--hil-board", metavar="NAME", help="The board must be this one, by its own words"
+    )
+    group.addoption(
+        "--hil-image", metavar="ELF", help="Image for an emulator (default: built from the model)"
+    )
+    group.addoption(
+        "--hil-model", metavar="FILE", help="The .stw file of the model that the board must run"
+    )
     group.addoption(
         "--hil-flash",
         metavar="RUNNER",
         help="First build --hil-model for --hil-board and flash it ('auto': first runner)",
     )
-    group.addoption("--hil-flash-port", metavar="PORT", help="Port or probe for the runner (default: --hil-port)")
-    group.addoption("--hil-required", action="store_true", help="Missing --hil-port is an error, not a skip")
-    group.addoption("--hil-log", metavar="FILE", help="Append the board's own messages to this file")
-    group.addoption("--hil-html", metavar="FILE", help="Write the results of the tests on the board as a page")
+    group.addoption(
+        "--hil-flash-port",
+        metavar="PORT",
+        help="Port or probe for the runner (default: --hil-port)",
+    )
+    group.addoption(
+        "--hil-required", action="store_true", help="Missing --hil-port is an error, not a skip"
+    )
+    group.addoption(
+        "--hil-log", metavar="FILE", help="Append the board's own messages to this file"
+    )
+    group.addoption(
+        "--hil-html", metavar="FILE", help="Write the results of the tests on the board as a page"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -98,7 +115,9 @@ def _check_files(config: pytest.Config) -> None:
 
 
 def _check_port(config: pytest.Config) -> None:
-    """UsageError when the options for the port cannot be right; whether a board is there is seen later."""
+    """UsageError when the options for the port cannot be right; whether a board is there is seen
+    later.
+    """
     from stepwell.boards import load_board
     from stepwell.boards.flash import choose
     from stepwell.link.urls import check_image, check_url
@@ -135,14 +154,24 @@ class _Page:
     def pytest_sessionfinish(self) -> None:
         from stepwell.report.hil_page import write_page
 
-        write_page(self._path, self._title, [self._run(name, phases) for name, phases in self._tests.items()])
+        write_page(
+            self._path,
+            self._title,
+            [self._run(name, phases) for name, phases in self._tests.items()],
+        )
 
     def _run(self, name: str, phases: list[pytest.TestReport]) -> Run:
         from stepwell.report.hil_page import Run
 
         bad = next((phase for phase in phases if phase.failed), None)
         skipped = next((phase for phase in phases if phase.skipped), None)
-        outcome = ("failed" if bad.when == "call" else "error") if bad else "skipped" if skipped else "passed"
+        outcome = (
+            ("failed" if bad.when == "call" else "error")
+            if bad
+            else "skipped"
+            if skipped
+            else "passed"
+        )
         seconds = {"seconds": f"{sum(phase.duration for phase in phases):.1f}"}
         facts = {key.replace("_", " "): str(value) for key, value in phases[-1].user_properties}
         return Run(name, outcome, facts | seconds, bad.longreprtext if bad else "")
@@ -157,7 +186,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Marked tests are skipped without a port, even when they use none of the fixtures, and fail with a port that is dead."""
+    """Marked tests are skipped without a port, even when they use none of the fixtures, and fail
+    with a port that is dead.
+    """
     if item.get_closest_marker("hil"):
         _need_port(item.config)
         if "hil_link" not in item.fixturenames:
@@ -177,7 +208,9 @@ def _need_port(config: pytest.Config) -> str:
 
 @contextmanager
 def _without_frames() -> Iterator[None]:
-    """An error that stepwell raises on purpose says what there is to say: pytest shows it without our frames."""
+    """An error that stepwell raises on purpose says what there is to say: pytest shows it without
+    our frames.
+    """
     from stepwell.errors import StepwellError
 
     try:
@@ -188,7 +221,9 @@ def _without_frames() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def hil_model(request: pytest.FixtureRequest) -> Model | None:
-    """The model of --hil-model; override this fixture to take it from elsewhere. None: whatever the board runs."""
+    """The model of --hil-model; override this fixture to take it from elsewhere. None: whatever the
+    board runs.
+    """
     import stepwell
 
     path = request.config.getoption("--hil-model")
@@ -197,7 +232,9 @@ def hil_model(request: pytest.FixtureRequest) -> Model | None:
 
 
 def _flash(model: Model | None, board: str, runner: str, port: str, flash_port: str | None) -> None:
-    """Build the model's image and write it to the board; the port that is opened next must then run it."""
+    """Build the model's image and write it to the board; the port that is opened next must then run
+    it.
+    """
     import tempfile
 
     from stepwell.boards import load_board
@@ -211,7 +248,9 @@ def _flash(model: Model | None, board: str, runner: str, port: str, flash_port: 
     with tempfile.TemporaryDirectory(prefix="stepwell-") as folder:
         image = build(model, facts, folder)
         chosen = choose(facts, None if runner == "auto" else runner)
-        flash(facts, Files(image.elf), chosen, flash_port or (port if chosen in NEED_PORT else None))
+        flash(
+            facts, Files(image.elf), chosen, flash_port or (port if chosen in NEED_PORT else None)
+        )
 
 
 def _appended(path: str) -> TextIO:
@@ -225,10 +264,14 @@ def _connect(config: pytest.Config, model: Model | None, at_end: ExitStack) -> L
 
     option, port = config.getoption, _need_port(config)
     if option("--hil-flash"):
-        _flash(model, option("--hil-board"), option("--hil-flash"), port, option("--hil-flash-port"))
+        _flash(
+            model, option("--hil-board"), option("--hil-flash"), port, option("--hil-flash-port")
+        )
     log = at_end.enter_context(_appended(option("--hil-log"))) if option("--hil-log") else None
     line = {"baud": option("--hil-baud"), "no_reset": option("--hil-no-reset")}
-    link = at_end.enter_context(connect(port, model=model, image=option("--hil-image"), log=log, **line))
+    link = at_end.enter_context(
+        connect(port, model=model, image=option("--hil-image"), log=log, **line)
+    )
     found, wanted = link.info().board, option("--hil-board")
     if wanted and found != wanted:
         raise LinkError(f"{port}: this is a {found}, the tests are for {wanted} (--hil-board)")
@@ -237,7 +280,9 @@ def _connect(config: pytest.Config, model: Model | None, at_end: ExitStack) -> L
 
 @pytest.fixture(scope="session")
 def hil_link(request: pytest.FixtureRequest, hil_model: Model | None) -> Iterator[Link | HostLink]:
-    """The connection of this session. No port: skip. A port that fails, another board, another model: error."""
+    """The connection of this session. No port: skip. A port that fails, another board, another
+    model: error.
+    """
     with ExitStack() as at_end:
         with _without_frames():
             link = _connect(request.config, hil_model, at_end)
@@ -255,7 +300,9 @@ class Dut:
     def model(self) -> Model:
         """The model of --hil-model; without one the test cannot know scales or expected values."""
         if self._model is None:
-            pytest.fail("give --hil-model FILE.stw (or override the hil_model fixture)", pytrace=False)
+            pytest.fail(
+                "give --hil-model FILE.stw (or override the hil_model fixture)", pytrace=False
+            )
         return self._model
 
     def reset(self) -> None:
@@ -273,7 +320,8 @@ class Dut:
         return self.model.dequantize(self.step_q(self.model.quantize(x)))
 
     def run(self, sequences: Sequence[np.ndarray]) -> HilReport:
-        """Stream float sequences [T_i, n_in], or DataFrames, and compare every bit with the host engine.
+        """Stream float sequences [T_i, n_in], or DataFrames, and compare every bit with the host
+        engine.
 
         The test fails on a difference.
         """
@@ -289,7 +337,9 @@ class Dut:
 
 
 @pytest.fixture
-def dut(request: pytest.FixtureRequest, hil_link: Link | HostLink, hil_model: Model | None) -> Iterator[Dut]:
+def dut(
+    request: pytest.FixtureRequest, hil_link: Link | HostLink, hil_model: Model | None
+) -> Iterator[Dut]:
     """The device under test after a reset. Board, model, steps and cost go into the JUnit report."""
     with _without_frames():
         info = hil_link.info()

@@ -1,4 +1,5 @@
-"""Quantisation-aware fine-tuning: a torch module whose forward is the integer specification, so that what is trained is what runs.
+"""Quantisation-aware fine-tuning: a torch module whose forward is the integer specification, so
+that what is trained is what runs.
 
     student = stepwell.qat.prepare("motor.onnx", "train.npz", precision="w4a16")
     optimizer = torch.optim.Adam(student.parameters(), 1e-3)
@@ -7,9 +8,9 @@
         ...
     student.model().save("motor.stw")
 
-Every integer is computed exactly, in double precision; gradients pass through each rounding as if it were not there (the
-straight-through estimator, Bengio et al. 2013, arXiv:1308.3432). Scales stay as the quantiser chose them: weights and biases
-are trained.
+Every integer is computed exactly, in double precision; gradients pass through each rounding as if
+it were not there (the straight-through estimator, Bengio et al. 2013, arXiv:1308.3432). Scales stay
+as the quantiser chose them: weights and biases are trained.
 """
 
 from __future__ import annotations
@@ -26,7 +27,14 @@ from stepwell.integer import proof
 from stepwell.integer.fixed import Rows, sig, tanh
 from stepwell.integer.formats import SOFTMAX_SCALE, Z_SCALE
 from stepwell.integer.precision import Plan, Precision, parse_precision
-from stepwell.layers import ActivationLayer, DenseLayer, GruLayer, IntLayer, LstmLayer, RecurrentLayer
+from stepwell.layers import (
+    ActivationLayer,
+    DenseLayer,
+    GruLayer,
+    IntLayer,
+    LstmLayer,
+    RecurrentLayer,
+)
 from stepwell.model import Model
 from stepwell.quantize.dequantize import dense_scale, recurrent_steps, units
 
@@ -34,29 +42,44 @@ INSIDE = 0.49  # of a step: how far a real weight may begin from its integer
 
 
 def prepare(
-    source: Source, calib: Samples, *, precision: str | Precision | Plan = "w4a16", **options: object
+    source: Source,
+    calib: Samples,
+    *,
+    precision: str | Precision | Plan = "w4a16",
+    **options: object,
 ) -> Student:
-    """The module to train: ``source`` quantised as by ``convert``, whose arguments and errors it has.
+    """The module to train: ``source`` quantised as by ``convert``, whose arguments and errors it
+    has.
 
-    Raises QuantizeError for a model of other layers than LSTM, GRU (reset after), dense and activations in a chain.
+    Raises QuantizeError for a model of other layers than LSTM, GRU (reset after), dense and
+    activations in a chain.
     """
     prepared = prepare_source(source, calib, **options)
     model = prepared.quantized(parse_precision(precision))
-    layers = tuple(_with_room(layer) if isinstance(layer, DenseLayer) else layer for layer in model.layers)
+    layers = tuple(
+        _with_room(layer) if isinstance(layer, DenseLayer) else layer for layer in model.layers
+    )
     return Student(model.replace(layers=layers), prepared.graph)
 
 
 def _with_room(layer: DenseLayer) -> DenseLayer:
-    """The quantiser makes dense rows as fine as the overflow proof allows; a bit less leaves them room to grow in training."""
+    """The quantiser makes dense rows as fine as the overflow proof allows; a bit less leaves them
+    room to grow in training.
+    """
     rows = layer.rows
     halved = (rows.shift > 1)[:, None]
     weight = np.where(halved, np.floor(layer.weight / 2 + 0.5), layer.weight).astype(np.int16)
     bias = np.where(halved[:, 0], np.floor(rows.bias / 2 + 0.5), rows.bias).astype(np.int32)
-    return replace(layer, weight=weight, rows=replace(rows, bias=bias, shift=rows.shift - halved[:, 0].astype(np.int8)))
+    return replace(
+        layer,
+        weight=weight,
+        rows=replace(rows, bias=bias, shift=rows.shift - halved[:, 0].astype(np.int8)),
+    )
 
 
 class Student(torch.nn.Module):
-    """``student(x)``: [B, T, n_in] in the user's units -> [B, T, n_out], each sequence from the initial state; float64.
+    """``student(x)``: [B, T, n_in] in the user's units -> [B, T, n_out], each sequence from the
+    initial state; float64.
 
     A model that ends in softmax gives logits, for torch.nn.functional.cross_entropy.
     """
@@ -82,16 +105,23 @@ class Student(torch.nn.Module):
         return last(x)
 
     def _output_scale(self) -> float:
-        return SOFTMAX_SCALE if self._model.layers[-1].activation == "softmax" else 2.0**-self._model.y_frac
+        return (
+            SOFTMAX_SCALE
+            if self._model.layers[-1].activation == "softmax"
+            else 2.0**-self._model.y_frac
+        )
 
     def model(self) -> Model:
-        """The integer model as it is trained now. QuantizeError, naming the layer, when a row could overflow."""
+        """The integer model as it is trained now. QuantizeError, naming the layer, when a row could
+        overflow.
+        """
         layers = tuple(layer.integer() for layer in self.layers)
         for layer in layers:
             failing = proof.failing_rows(*layer.weight_sums(), layer.rows)
             if len(failing):
                 raise QuantizeError(
-                    f"layer '{layer.name}' row {failing[0]} was trained beyond the overflow proof: use a lower learning rate"
+                    f"layer '{layer.name}' row {failing[0]} was trained beyond the overflow proof: "
+                    f"use a lower learning rate"
                 )
         notes = self._model.notes | {"fine_tuned": True}
         return loads(self._model.replace(layers=layers, notes=notes).blob)
@@ -182,9 +212,14 @@ def _tensor(values: np.ndarray) -> torch.Tensor:
 
 def _trained(layer: IntLayer, source) -> torch.nn.Module:
     kinds = {LstmLayer: _Lstm, GruLayer: _Gru, DenseLayer: _Dense, ActivationLayer: _Activation}
-    if type(layer) not in kinds or layer.packed().extra is not None or getattr(layer, "groups", 1) != 1:
+    if (
+        type(layer) not in kinds
+        or layer.packed().extra is not None
+        or getattr(layer, "groups", 1) != 1
+    ):
         raise QuantizeError(
-            f"layer '{layer.name}' ({layer.kind}): fine-tuning knows plain LSTM and GRU cells, dense layers and activations"
+            f"layer '{layer.name}' ({layer.kind}): fine-tuning knows plain LSTM and GRU cells, "
+            f"dense layers and activations"
         )
     return kinds[type(layer)](layer, source)
 
@@ -271,7 +306,9 @@ class _Dense(torch.nn.Module):
         super().__init__()
         self.layer = layer
         unit = units(layer, dense_scale(layer))
-        self.weights = _Weights(layer.weight.astype(float), source.weight, unit[:, None] / layer.x_scale, 32767)
+        self.weights = _Weights(
+            layer.weight.astype(float), source.weight, unit[:, None] / layer.x_scale, 32767
+        )
         self.bias = _Bias(layer.rows.bias, unit)
         for name in ("mult", "shift"):
             self.register_buffer(name, _tensor(getattr(layer.rows, name)))

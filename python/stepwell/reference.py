@@ -22,12 +22,14 @@ Array = np.ndarray
 class Reference:
     """One stream (or many side by side) of the integer model; the methods of ``engine.Stream``.
 
-    ``observe(layer_index, name, values)`` is called with the integer values, [..., steps, width]. For a recurrent layer: "x",
-    "h" (the hidden state that enters a step), "acc" (what RQ takes), "z" [..., records*H], "gates" (stacked: [..., gates,
-    H]), "c_wide" (the cell before it saturates), "c", "unit_h" (before a projection) and "h_new"; for the others "x" ("x0",
-    "x1", .. of several sources), "v" (before the activation, where there is one) and "y".
+    ``observe(layer_index, name, values)`` is called with the integer values, [..., steps, width].
+    For a recurrent layer: "x", "h" (the hidden state that enters a step), "acc" (what RQ takes),
+    "z" [..., records*H], "gates" (stacked: [..., gates, H]), "c_wide" (the cell before it
+    saturates), "c", "unit_h" (before a projection) and "h_new"; for the others "x" ("x0", "x1", ..
+    of several sources), "v" (before the activation, where there is one) and "y".
 
-    A mode other than carry is what docs/numerics.md says it is: the layers run over the last steps from a reset.
+    A mode other than carry is what docs/numerics.md says it is: the layers run over the last steps
+    from a reset.
     """
 
     def __init__(self, model: Network, observe: Callable[[int, str, Array], None] | None = None):
@@ -50,7 +52,9 @@ class Reference:
         return self._layers.state
 
     def restore(self, parts: list[Part]) -> None:
-        """The state of a snapshot of a model in mode carry (hil.snapshot_parts), without codes that stand for missing ones."""
+        """The state of a snapshot of a model in mode carry (hil.snapshot_parts), without codes that
+        stand for missing ones.
+        """
         self.reset()
         for part in parts:
             if part.index >= 0:
@@ -65,14 +69,18 @@ class Reference:
     # ---- modes ----
 
     def step_q(self, x_q: Array) -> Array:
-        """One timestep on codes: int16 [..., n_in] -> int32 [..., n_out] in Q(y_frac); the last output where none is new."""
+        """One timestep on codes: int16 [..., n_in] -> int32 [..., n_out] in Q(y_frac); the last
+        output where none is new.
+        """
         return self.run_q(check_codes(x_q, self.model.n_in)[..., None, :])[..., 0, :]
 
     def run_q(self, x_q: Array) -> Array:
         """A sequence of codes: int16 [..., T, n_in] -> int32 [..., T, n_out]."""
         x_q = check_codes(x_q, self.model.n_in)
         if x_q.ndim < 2:
-            raise SampleError(f"codes have shape {list(x_q.shape)}, expected [T, {self.model.n_in}]")
+            raise SampleError(
+                f"codes have shape {list(x_q.shape)}, expected [T, {self.model.n_in}]"
+            )
         x = x_q.astype(np.int64)
         if self._held is None:
             self._held = np.zeros((*x.shape[:-2], self.model.n_out), np.int64)
@@ -107,7 +115,9 @@ class Reference:
     # ---- real numbers ----
 
     def step(self, x: Array) -> Array:
-        """One timestep on real numbers: float [..., n_in] -> float64 [..., n_out]. SampleError on NaN, inf or a wrong width."""
+        """One timestep on real numbers: float [..., n_in] -> float64 [..., n_out]. SampleError on
+        NaN, inf or a wrong width.
+        """
         row = as_numbers(self.model.wanted.of_row(x))
         return self.run(row[..., None, :])[..., 0, :]
 
@@ -116,20 +126,28 @@ class Reference:
         return self.model.dequantize(self.run_q(self.codes(x)))
 
     def run_window(self, x: Array) -> Array:
-        """The layers over one window of the model's mode, or its first steps, from a reset: float [..., n, n_in], n <= T."""
+        """The layers over one window of the model's mode, or its first steps, from a reset: float
+        [..., n, n_in], n <= T.
+        """
         codes = self.codes(x).astype(np.int64)
         held = np.zeros((*codes.shape[:-2], self.model.n_out), np.int64)
         return self.model.dequantize(self._from_reset(codes, held))
 
     def codes(self, x: Array) -> Array:
-        """float [..., T, n_in] -> int16 codes, what is missing held or filled. SampleError on a wrong width or value."""
+        """float [..., T, n_in] -> int16 codes, what is missing held or filled. SampleError on a
+        wrong width or value.
+        """
         x, may_miss = self.model.wanted.of_rows(x), self.model.scaler.missing != "refuse"
         x = check_input(x, self.model.n_in, may_miss)
         codes = self.model.quantize(x)
-        return self._held_codes(codes, np.isnan(x)) if self.model.scaler.missing == "hold" else codes
+        return (
+            self._held_codes(codes, np.isnan(x)) if self.model.scaler.missing == "hold" else codes
+        )
 
     def _held_codes(self, codes: Array, missing: Array) -> Array:
-        """``codes`` [..., T, n_in] with the last code of the channel where a sample is missing; fill codes before the first."""
+        """``codes`` [..., T, n_in] with the last code of the channel where a sample is missing;
+        fill codes before the first.
+        """
         for t in range(codes.shape[-2]):
             now = codes[..., t, :]
             if self._last is not None:

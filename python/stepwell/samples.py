@@ -1,4 +1,5 @@
-"""Sample data from arrays and files: for calibration, checks, hardware tests, and line by line for live input.
+"""Sample data from arrays and files: for calibration, checks, hardware tests, and line by line for
+live input.
 
 Whatever is wrong with the data is said with the file, the row (line number, from 1) and the column.
 """
@@ -52,15 +53,15 @@ def load_samples(
     """Sequences of a model with ``n_in`` inputs.
 
     ``source``: an array [n_seq, T, n_in] or [T, n_in] (one sequence), a list of [T_i, n_in], a
-    DataFrame or a list of them (one for each sequence), or a path: .npz with an array "x" ("lengths"
-    [n_seq] when padded, "y" for targets; FILE.npz:KEY picks another array), .npy, .csv, .csv.gz
-    (UTF-8, one sequence, a header or none).
+    DataFrame or a list of them (one for each sequence), or a path: .npz with an array "x"
+    ("lengths" [n_seq] when padded, "y" for targets; FILE.npz:KEY picks another array), .npy, .csv,
+    .csv.gz (UTF-8, one sequence, a header or none).
 
     ``names``: the columns that the model was made from. Data with names is matched by them, extra
     columns are ignored. ``columns`` picks others, in the order of the inputs; without a header, by
-    number from 0. ``header``: whether a csv file has one (None: by its looks). ``may_miss``: NaN and
-    empty csv cells are missing samples. ``max_memory``: the most that the file may unpack to, bytes or
-    "2G" (default: a quarter of the machine's memory). Raises SampleError.
+    number from 0. ``header``: whether a csv file has one (None: by its looks). ``may_miss``: NaN
+    and empty csv cells are missing samples. ``max_memory``: the most that the file may unpack to,
+    bytes or "2G" (default: a quarter of the machine's memory). Raises SampleError.
     """
     wanted = Wanted(n_in, columns, names)
     with at_most(max_memory):
@@ -74,7 +75,10 @@ def load_samples(
 
 
 def samples_for(
-    model: Model, source: object, columns: Sequence[object] | None = None, header: bool | None = None
+    model: Model,
+    source: object,
+    columns: Sequence[object] | None = None,
+    header: bool | None = None,
 ) -> Samples:
     """``load_samples`` for a model: its inputs, their names, and its rule for missing samples."""
     may_miss = model.scaler.missing != "refuse"
@@ -105,7 +109,10 @@ def _from_memory(source: Any, wanted: Wanted) -> Samples:
 def _load_file(path: str, wanted: Wanted, may_miss: bool, header: bool | None) -> Samples:
     file, _, key = path.rpartition(":") if ".npz:" in path else (path, "", "")
     if wanted.asked and not file.endswith((".csv", ".csv.gz")):
-        raise SampleError(f"{file}: columns can be picked from a csv file only: leave them out, or convert the file")
+        raise SampleError(
+            f"{file}: columns can be picked from a csv file only: leave them out, or convert the "
+            f"file"
+        )
     try:
         if file.endswith(".npz"):
             return _load_npz(file, key, wanted.n_in)
@@ -114,11 +121,15 @@ def _load_file(path: str, wanted: Wanted, may_miss: bool, header: bool | None) -
         if file.endswith((".csv", ".csv.gz")):
             return _load_csv(file, wanted, may_miss, header)
     except UnicodeDecodeError as error:
-        raise SampleError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from error
+        raise SampleError(
+            f"{file}: not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8"
+        ) from error
     except DAMAGED as error:
         if isinstance(error, OSError):
             raise SampleError(f"{file}: cannot be read: {error.strerror or error}") from error
-        raise SampleError(f"{file}: not a readable array file ({error}): write or copy it again") from error
+        raise SampleError(
+            f"{file}: not a readable array file ({error}): write or copy it again"
+        ) from error
     raise SampleError(f"{file}: unknown kind of file: give .npz, .npy, .csv or .csv.gz")
 
 
@@ -126,10 +137,13 @@ def _load_npz(file: str, key: str, n_in: int) -> Samples:
     with Npz(file) as archive:
         names = archive.names
         if not key:
-            candidates = ["x"] if "x" in names else [name for name in names if archive.n_dims(name) == 3]
+            candidates = (
+                ["x"] if "x" in names else [name for name in names if archive.n_dims(name) == 3]
+            )
             if len(candidates) != 1:
                 raise SampleError(
-                    f"{file}: which array holds the sequences? It has {names}: name one x, or give {file}:NAME"
+                    f"{file}: which array holds the sequences? It has {names}: name one x, or give "
+                    f"{file}:NAME"
                 )
             key = candidates[0]
         if key not in names:
@@ -141,7 +155,8 @@ def _load_npz(file: str, key: str, n_in: int) -> Samples:
         targets = archive.read("y") if "y" in names else None
     if targets is not None and targets.shape[:1] != (len(sequences),):
         raise SampleError(
-            f"{file}: targets 'y' of shape {list(targets.shape)} for {len(sequences)} sequences: give one target a sequence"
+            f"{file}: targets 'y' of shape {list(targets.shape)} for {len(sequences)} sequences: "
+            f"give one target a sequence"
         )
     if targets is not None and targets.ndim == 3 and targets.shape[1] == padded_to:
         targets = [
@@ -150,11 +165,16 @@ def _load_npz(file: str, key: str, n_in: int) -> Samples:
     return Samples(sequences, None if targets is None else tuple(targets), file)
 
 
-def _cut(sequences: tuple[np.ndarray, ...], lengths: np.ndarray, file: str) -> tuple[np.ndarray, ...]:
+def _cut(
+    sequences: tuple[np.ndarray, ...], lengths: np.ndarray, file: str
+) -> tuple[np.ndarray, ...]:
     """Padded sequences without their padding."""
     fits = lengths.shape == (len(sequences),) and lengths.dtype.kind in "iu"
     if not fits or any(not 1 <= n <= len(s) for n, s in zip(lengths, sequences, strict=True)):
-        raise SampleError(f"{file}: 'lengths' must give 1..T for each of the {len(sequences)} sequences, as integers")
+        raise SampleError(
+            f"{file}: 'lengths' must give 1..T for each of the {len(sequences)} sequences, as "
+            f"integers"
+        )
     return tuple(s[: int(n)] for n, s in zip(lengths, sequences, strict=True))
 
 
@@ -183,7 +203,10 @@ def _numeric(values: Any) -> np.ndarray:
 
 def _check_sequence(sequence: np.ndarray, n_in: int, where: str) -> None:
     if sequence.ndim != 2 or sequence.shape[1] != n_in:
-        raise SampleError(f"{where}: shape {list(sequence.shape)}, the model takes {n_in} inputs: expected [T, {n_in}]")
+        raise SampleError(
+            f"{where}: shape {list(sequence.shape)}, the model takes {n_in} inputs: expected [T, "
+            f"{n_in}]"
+        )
     if len(sequence) == 0:
         raise SampleError(f"{where}: no rows")
 
@@ -193,7 +216,8 @@ def _check_values(sequence: np.ndarray, may_miss: bool, where: str) -> None:
     if len(bad):
         step, feature = (int(v) for v in bad[0])
         raise SampleError(
-            f"{where}: {sequence[step, feature]} at step {step}, input {feature} ({len(bad)} such values): fill or drop them first"
+            f"{where}: {sequence[step, feature]} at step {step}, input {feature} ({len(bad)} such "
+            f"values): fill or drop them first"
         )
 
 
@@ -212,12 +236,13 @@ def numbered_lines(file: TextIO) -> Iterator[tuple[int, str]]:
 
 
 class RowReader:
-    """Reads csv lines one at a time. ``columns``, ``names``, ``header``, ``may_miss``: as ``load_samples``.
+    """Reads csv lines one at a time. ``columns``, ``names``, ``header``, ``may_miss``: as
+    ``load_samples``.
 
-    A line before the first row may be a header: it holds no numbers, or 0, 1, 2, ... in order, or the
-    wanted columns. It must fit: hold the wanted columns, or as many cells as the model has inputs. An
-    empty first cell says that the first column is an index, which is ignored. ``labels``: names of the
-    columns that are fed, once a header came.
+    A line before the first row may be a header: it holds no numbers, or 0, 1, 2, ... in order, or
+    the wanted columns. It must fit: hold the wanted columns, or as many cells as the model has
+    inputs. An empty first cell says that the first column is an index, which is ignored.
+    ``labels``: names of the columns that are fed, once a header came.
     """
 
     def __init__(
@@ -263,7 +288,10 @@ class RowReader:
             raise SampleError(f"{where}: {error}: is it a csv file?") from error
         one_column = self.n_in == 1 and not self._wanted.asked
         if len(cells) == 1 and not one_column and any(mark in line.strip() for mark in ";\t"):
-            raise SampleError(f"{where}: no commas, but ';' or tabs: separate values by commas, decimals by a point")
+            raise SampleError(
+                f"{where}: no commas, but ';' or tabs: separate values by commas, decimals by a "
+                f"point"
+            )
         return cells
 
     # ---- the header ----
@@ -284,7 +312,8 @@ class RowReader:
         counts = is_range(cells[1:] if cells[0] == "" or named_index else cells)
         if cells == ["0"] or (holds_wanted and not counts and len(numbers) == len(cells)):
             raise SampleError(
-                f"{where}: {shown(cells)} can be names or a sample: say --header or --no-header (header=)"
+                f"{where}: {shown(cells)} can be names or a sample: say --header or --no-header "
+                f"(header=)"
             )
         return holds_wanted or counts
 
@@ -320,14 +349,17 @@ class RowReader:
             hint = ": pick some with --columns, by number from 0" if len(cells) > self.n_in else ""
             raise SampleError(f"{where}: {len(cells)} values, the model takes {self.n_in}{hint}")
         read = _number_or_missing if self._may_miss else _number
-        return np.array([read(cell, where, label) for cell, label in zip(cells, labels, strict=True)])
+        return np.array(
+            [read(cell, where, label) for cell, label in zip(cells, labels, strict=True)]
+        )
 
     def _by_number(self, cells: list[str], where: str) -> list[int]:
         """The columns asked for where no header has been read: their numbers, from 0."""
         asked = self._wanted.asked
         if not all(name.isascii() and name.isdigit() for name in asked):
             raise SampleError(
-                f"{where}: columns {shown(asked)} asked for, but there is no header: give their numbers, from 0"
+                f"{where}: columns {shown(asked)} asked for, but there is no header: give their "
+                f"numbers, from 0"
             )
         self._wanted.check_count(where)
         numbers = [int(name) for name in asked]
@@ -361,7 +393,9 @@ def _number(cell: str, where: str, label: str) -> float:
 
 
 def _number_or_missing(cell: str, where: str, label: str) -> float:
-    return float("nan") if cell.lower() in ("", "nan", "na", "null") else _number(cell, where, label)
+    return (
+        float("nan") if cell.lower() in ("", "nan", "na", "null") else _number(cell, where, label)
+    )
 
 
 def _load_csv(file: str, wanted: Wanted, may_miss: bool, header: bool | None) -> Samples:
@@ -369,7 +403,11 @@ def _load_csv(file: str, wanted: Wanted, may_miss: bool, header: bool | None) ->
     reader = RowReader(wanted.n_in, wanted.asked, file, may_miss, wanted.known, header)
     check_size(Path(file).stat().st_size, file)
     values, n_characters = array("d"), 0
-    with gzip.open(file, "rt", encoding="utf-8") if file.endswith(".gz") else open(file, encoding="utf-8") as lines:
+    with (
+        gzip.open(file, "rt", encoding="utf-8")
+        if file.endswith(".gz")
+        else open(file, encoding="utf-8") as lines
+    ):
         for number, line in numbered_lines(lines):
             n_characters += len(line)
             check_size(max(n_characters, 8 * len(values)), f"{file}, up to line {number}")

@@ -83,7 +83,9 @@ def _names(n_sources: int) -> list[str]:
 
 
 def run_in_mode(graph: Graph, mode: Mode, x: Array) -> Array:
-    """The float graph over whole sequences in a mode: ``x`` [..., T, n_in], normalised -> [..., T, n_out]."""
+    """The float graph over whole sequences in a mode: ``x`` [..., T, n_in], normalised -> [..., T,
+    n_out].
+    """
     graph = graph.in_mode(mode)
     if mode.kind == "carry":
         return FloatStream(graph).run(x)
@@ -97,14 +99,16 @@ def run_in_mode(graph: Graph, mode: Mode, x: Array) -> Array:
 
 
 class FloatStream:
-    """The float graph as a stream of one or more parallel sequences; leading dimensions of ``x`` are sequences.
+    """The float graph as a stream of one or more parallel sequences; leading dimensions of ``x``
+    are sequences.
 
-    A graph of windows (``Graph.window``) runs over one of them: with its last step comes all that the layers make of the zeros
-    after its end, and the next one needs a reset.
+    A graph of windows (``Graph.window``) runs over one of them: with its last step comes all that
+    the layers make of the zeros after its end, and the next one needs a reset.
 
-    ``observe(layer_index, name, values)`` is called for every quantity a calibration needs, values [..., steps, width]: "x" (the
-    layer's input; "x0", "x1", .. where it reads several), and for a recurrent layer "h" (the hidden state that enters each step),
-    "z" (pre-activations), "c" (the new cell state; for a GRU or RNN its new h) and "y" (its output), for the others "v" (before the
+    ``observe(layer_index, name, values)`` is called for every quantity a calibration needs, values
+    [..., steps, width]: "x" (the layer's input; "x0", "x1", .. where it reads several), and for a
+    recurrent layer "h" (the hidden state that enters each step), "z" (pre-activations), "c" (the
+    new cell state; for a GRU or RNN its new h) and "y" (its output), for the others "v" (before the
     activation) where there is one, and "y".
     """
 
@@ -129,10 +133,12 @@ class FloatStream:
         return self.run(np.asarray(x, dtype=np.float64)[..., None, :])[..., 0, :]
 
     def run(self, x: Array) -> Array:
-        """A whole sequence: ``x`` [..., T, n_in] -> [..., T, n_out]; state carries on from earlier calls.
+        """A whole sequence: ``x`` [..., T, n_in] -> [..., T, n_out]; state carries on from earlier
+        calls.
 
-        Where the graph has strides or a warm-up, steps without a new output repeat the last one (zeros before the first). A layer
-        that reads backwards takes this call's steps for its window.
+        Where the graph has strides or a warm-up, steps without a new output repeat the last one
+        (zeros before the first). A layer that reads backwards takes this call's steps for its
+        window.
         """
         before = self.steps
         return self._spread(self._made(x), before, x.shape[-2])

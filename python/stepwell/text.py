@@ -1,7 +1,9 @@
-"""Text that stepwell did not write, made safe for the place it goes to: C source, a page, Markdown, the terminal.
+"""Text that stepwell did not write, made safe for the place it goes to: C source, a page, Markdown,
+the terminal.
 
-Names, notes, headers of files, a board's words and paths may hold anything. Each place has one function here, and one door
-that applies it: ``render`` for every template, ``escape_output`` for every command.
+Names, notes, headers of files, a board's words and paths may hold anything. Each place has one
+function here, and one door that applies it: ``render`` for every template, ``escape_output`` for
+every command.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ def printable(text: str, keep: str = "") -> str:
     """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def terminal_text(text: str, encoding: str | None = None) -> str:
@@ -29,7 +33,9 @@ def terminal_text(text: str, encoding: str | None = None) -> str:
 
 
 def c_text(text: str) -> str:
-    """``text`` as it may stand in a C comment or between the quotes of a C string: one line of ASCII that ends neither."""
+    """``text`` as it may stand in a C comment or between the quotes of a C string: one line of
+    ASCII that ends neither.
+    """
     safe = printable(text).encode("ascii", "backslashreplace").decode()
     safe = safe.replace("\\", "\\\\").replace('"', '\\"')
     safe = re.sub(r"\*(?=/)|/(?=\*)", r"\g<0> ", safe)
@@ -37,8 +43,12 @@ def c_text(text: str) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """``text`` as it may stand in Markdown outside of code: no tag, link, code or cell of a table begins in it."""
-    return re.sub(r"[`\[\]|]", lambda m: f"&#{ord(m[0])};", html.escape(printable(text), quote=False))
+    """``text`` as it may stand in Markdown outside of code: no tag, link, code or cell of a table
+    begins in it.
+    """
+    return re.sub(
+        r"[`\[\]|]", lambda m: f"&#{ord(m[0])};", html.escape(printable(text), quote=False)
+    )
 
 
 def html_text(text: str) -> str:
@@ -50,7 +60,8 @@ ESCAPES = {".html.j2": html_text, ".md.j2": markdown_text, ".c.j2": c_text, ".h.
 
 
 def render(template: str, **facts: Any) -> str:
-    """A template with ``facts`` put in. Every text in them is escaped for the language that the template's name tells.
+    """A template with ``facts`` put in. Every text in them is escaped for the language that the
+    template's name tells.
 
     Markup alone is put in as it stands: the report's own pictures.
     """
@@ -60,7 +71,11 @@ def render(template: str, **facts: Any) -> str:
     escape = next(escape for ending, escape in ESCAPES.items() if template.endswith(ending))
 
     def finalize(value: Any) -> Any:
-        return Markup(escape(value)) if isinstance(value, str) and not isinstance(value, Markup) else value
+        return (
+            Markup(escape(value))
+            if isinstance(value, str) and not isinstance(value, Markup)
+            else value
+        )
 
     environment = Environment(
         loader=PackageLoader("stepwell"),
@@ -75,7 +90,9 @@ def render(template: str, **facts: Any) -> str:
 
 
 class EscapedStream:
-    """A text stream whose ``write`` passes through ``terminal_text``; the rest is that of ``unescaped``."""
+    """A text stream whose ``write`` passes through ``terminal_text``; the rest is that of
+    ``unescaped``.
+    """
 
     buffer = None  # click would write to it where the encoding is ASCII
 
@@ -95,7 +112,9 @@ class EscapedStream:
 
 
 def escape_output() -> None:
-    """From now on all that this process prints is escaped: results, errors, warnings and tracebacks."""
+    """From now on all that this process prints is escaped: results, errors, warnings and
+    tracebacks.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, EscapedStream):

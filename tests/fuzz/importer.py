@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""importer.py - an ONNX file converts and replays, or is refused by ImportRefused; whatever else is raised is a crash.
+"""importer.py - an ONNX file converts and replays, or is refused by ImportRefused; whatever else is
+raised is a crash.
 
     tests/fuzz/importer.py [options of libFuzzer] CORPUS
 
-libFuzzer by way of atheris, guided by the importer's coverage. A few changes are of bytes; most are of the parsed model, so that
-what stands behind the parser gets tried. Writes fuzzed.onnx into the working directory.
+libFuzzer by way of atheris, guided by the importer's coverage. A few changes are of bytes; most are
+of the parsed model, so that what stands behind the parser gets tried. Writes fuzzed.onnx into the
+working directory.
 """
 
 from __future__ import annotations
@@ -30,10 +32,38 @@ with atheris.instrument_imports(include=["stepwell.importer"]):
     from stepwell.importer.walk import FOLDED, HANDLERS, HINTS
 
 FILE = Path("fuzzed.onnx")
-MEMORY = 4 << 30  # of addresses: an array that a damaged size asks for is a MemoryError before it fills the machine
+MEMORY = (
+    4 << 30
+    # of addresses: an array that a damaged size asks for is a MemoryError before it fills the machine
+)
 OPERATORS = sorted({*HANDLERS, *FOLDED, *HINTS, "Constant"})
-WORDS = [*map(str.encode, FUNCTIONS), b"forward", b"reverse", b"bidirectional", b"tanh", b"SAME_UPPER", b"VALID"]
-INTEGERS = [-(2**63), -(2**31), -2, -1, 0, 1, 2, 3, 7, 255, 2**14, 2**20, 2**24, 2**31 - 1, 2**40, 2**63 - 1]
+WORDS = [
+    *map(str.encode, FUNCTIONS),
+    b"forward",
+    b"reverse",
+    b"bidirectional",
+    b"tanh",
+    b"SAME_UPPER",
+    b"VALID",
+]
+INTEGERS = [
+    -(2**63),
+    -(2**31),
+    -2,
+    -1,
+    0,
+    1,
+    2,
+    3,
+    7,
+    255,
+    2**14,
+    2**20,
+    2**24,
+    2**31 - 1,
+    2**40,
+    2**63 - 1,
+]
 FLOATS = [0.0, -0.0, 1.0, -1.0, 0.5, 1e-30, -3e38, float("nan"), float("inf")]
 
 
@@ -48,7 +78,9 @@ def converts_or_is_refused(data: bytes) -> None:
 
 
 def changed_file(data: bytes, most: int, seed: int) -> bytes:
-    """Changes of a model; of bytes where there is no model, where it grows too long, and now and then."""
+    """Changes of a model; of bytes where there is no model, where it grows too long, and now and
+    then.
+    """
     rng = random.Random(seed)
     if rng.random() < 0.1:
         return atheris.Mutate(data, most)
@@ -75,7 +107,9 @@ def changed_model(rng: random.Random, model: onnx.ModelProto) -> bytes:
 
 
 def change_field(rng: random.Random, model: onnx.ModelProto) -> None:
-    """A size, an edge, an operator, a weight: another value; a node, an attribute, a tensor: gone, twice, or elsewhere."""
+    """A size, an edge, an operator, a weight: another value; a node, an attribute, a tensor: gone,
+    twice, or elsewhere.
+    """
     message, field = rng.choice(list(fields(model)))
     value = getattr(message, field.name)
     if not field.is_repeated:
@@ -111,7 +145,11 @@ def another(rng: random.Random, field: FieldDescriptor, value, model: onnx.Model
         case FieldDescriptor.TYPE_STRING:
             return rng.choice(OPERATORS if field.name == "op_type" else [*edges(model), ""])
         case FieldDescriptor.TYPE_BYTES:
-            return rng.choice(WORDS) if field.name in ("s", "strings") else atheris.Mutate(value, len(value) + 8)
+            return (
+                rng.choice(WORDS)
+                if field.name in ("s", "strings")
+                else atheris.Mutate(value, len(value) + 8)
+            )
         case FieldDescriptor.TYPE_ENUM:
             return rng.choice(list(field.enum_type.values_by_number))
         case FieldDescriptor.TYPE_FLOAT | FieldDescriptor.TYPE_DOUBLE:
@@ -188,8 +226,12 @@ def constant(rng: random.Random, model: onnx.ModelProto, name: str = "") -> onnx
     if not 0 <= np.prod(shape, dtype=float) < 1000 or min(shape, default=0) < 0:
         shape = [1]
     whole = rng.random() < 0.5
-    values = np.array([rng.randint(-2, 4) if whole else rng.uniform(-1, 1) for _ in range(int(np.prod(shape)))])
-    return numpy_helper.from_array(values.reshape(shape).astype(np.int64 if whole else np.float32), name)
+    values = np.array(
+        [rng.randint(-2, 4) if whole else rng.uniform(-1, 1) for _ in range(int(np.prod(shape)))]
+    )
+    return numpy_helper.from_array(
+        values.reshape(shape).astype(np.int64 if whole else np.float32), name
+    )
 
 
 if __name__ == "__main__":

@@ -19,26 +19,36 @@ BOARDS = ("mps2-an386", "microbit", "netduinoplus2")
 PORTS = [f"{emulator}:{board}" for board in BOARDS for emulator in ("qemu", "sim")]
 
 
-# compilers of a matrix: each run takes the one that `stepwell build` takes, `pytest --all` zig as well
+# compilers of a matrix: each run takes the one that `stepwell build` takes, `pytest --all` zig as
+# well
 BY_BOTH = [pytest.param(None, id=""), pytest.param("zig", marks=pytest.mark.full)]
 
 
 def need(port: str, compiler: str | None = None) -> None:
-    """Skip when the emulator of ``port`` or the compiler for its board is missing; None: every compiler."""
+    """Skip when the emulator of ``port`` or the compiler for its board is missing; None: every
+    compiler.
+    """
     emulator, _, name = port.partition(":")
     board = load_board(name)
-    skip_for(EMULATORS[emulator].why_not(board) or (why_not(compiler, board) if compiler else no_compiler(board)))
+    skip_for(
+        EMULATORS[emulator].why_not(board)
+        or (why_not(compiler, board) if compiler else no_compiler(board))
+    )
 
 
 @pytest.fixture(scope="session")
 def images(tmp_path_factory):
-    """(model, board) -> Image, built when first asked for; ``updates``: one that takes other models."""
+    """(model, board) -> Image, built when first asked for; ``updates``: one that takes other
+    models.
+    """
     built: dict[tuple[int, str, bool, str | None], Image] = {}
 
     def image(model, board: str, updates: bool = False, compiler: str | None = None) -> Image:
         key = (model.id, board, updates, compiler)
         if key not in built:
-            built[key] = build(model, board, tmp_path_factory.mktemp(board), compiler, updates=updates)
+            built[key] = build(
+                model, board, tmp_path_factory.mktemp(board), compiler, updates=updates
+            )
         return built[key]
 
     return image

@@ -54,7 +54,9 @@ def with_bit_flipped(elf, target, symbol: str, offset: int, bit: int = BIT):
 
 
 def paired_place(n: int, unit: int, gate: int, column: int) -> int:
-    """Where the byte of a weight stands in rows packed in pairs; its bits but the highest are those of the weight."""
+    """Where the byte of a weight stands in rows packed in pairs; its bits but the highest are those
+    of the weight.
+    """
     last_odd = n % 2 == 1 and column == n - 1
     halfword = column // 2 * 4 + (gate // 2 if last_odd else gate // 2 * 2 + column % 2)
     return unit * 4 * n + 2 * halfword + (gate % 2 == 0)
@@ -69,7 +71,9 @@ def tampered(model, layer: int, array: str, row: int, column: int) -> stepwell.M
 
 
 def first_effect(good, bad, x, layer: int, row: int) -> tuple[int, int, int]:
-    """(step, z of the good model, z of the bad one) where it first has an effect, by two references side by side."""
+    """(step, z of the good model, z of the bad one) where it first has an effect, by two references
+    side by side.
+    """
     seen: dict[object, int] = {}
 
     def watch(model):
@@ -103,20 +107,36 @@ def report_on(port, model, data, image):
         ("app_model_r1", 1, 2, 0, 8),
     ],
 )
-def test_flipped_weight_is_found(symbol, layer, gate, unit, column, images, deep_model, data, tmp_path):
+def test_flipped_weight_is_found(
+    symbol, layer, gate, unit, column, images, deep_model, data, tmp_path
+):
     need("sim:netduinoplus2")
     lstm = deep_model.layers[layer]
     width = lstm.n_in if symbol[-2] == "w" else lstm.n_out
     good = images(deep_model, "netduinoplus2").elf
-    bad = with_bit_flipped(good, tmp_path / "bad.elf", symbol, paired_place(width, unit, gate, column))
+    bad = with_bit_flipped(
+        good, tmp_path / "bad.elf", symbol, paired_place(width, unit, gate, column)
+    )
     report = report_on("sim:netduinoplus2", deep_model, data, bad)
     assert not report.ok and report.mismatches > 0
     first = report.first
-    assert (first.layer, first.quantity, first.gate, first.unit) == (lstm.name, "z", GATES[gate], unit)
-    sick = tampered(deep_model, layer, "w_x" if symbol[-2] == "w" else "w_h", gate * lstm.n_out + unit, column)
+    assert (first.layer, first.quantity, first.gate, first.unit) == (
+        lstm.name,
+        "z",
+        GATES[gate],
+        unit,
+    )
+    sick = tampered(
+        deep_model, layer, "w_x" if symbol[-2] == "w" else "w_h", gate * lstm.n_out + unit, column
+    )
     truth = first_effect(deep_model, sick, data[0], layer, gate * lstm.n_out + unit)
-    assert not first.before and (first.sequence, first.step, first.expected, first.board) == (0, *truth)
-    assert f"layer {lstm.name}, unit {unit}, z of gate {GATES[gate]}: board {first.board}" in str(first)
+    assert not first.before and (first.sequence, first.step, first.expected, first.board) == (
+        0,
+        *truth,
+    )
+    assert f"layer {lstm.name}, unit {unit}, z of gate {GATES[gate]}: board {first.board}" in str(
+        first
+    )
 
 
 def test_flipped_table_entry_is_found_behind_z(images, deep_model, data, tmp_path):
@@ -141,7 +161,9 @@ def test_flipped_dense_weight_is_found_in_the_outputs(images, deep_model, data, 
 
 
 def with_code_changed(elf, target, function: str, change):
-    """A copy of an ELF; ``change`` gets the instructions of ``function``, Thumb halfwords, and gives others."""
+    """A copy of an ELF; ``change`` gets the instructions of ``function``, Thumb halfwords, and
+    gives others.
+    """
     shutil.copyfile(elf, target)
     with open(target, "r+b") as file:
         parsed = ELFFile(file)
@@ -155,28 +177,40 @@ def with_code_changed(elf, target, function: str, change):
 
 
 def test_skipped_reset_is_found(images, deep_model, data, tmp_path):
-    """In the device's code: stw_reset returns at once, so the second sequence begins where the first one ended."""
+    """In the device's code: stw_reset returns at once, so the second sequence begins where the
+    first one ended.
+    """
     need("sim:microbit")
 
     def return_at_once(code):
         code[0] = 0x4770  # bx lr
         return code
 
-    bad = with_code_changed(images(deep_model, "microbit").elf, tmp_path / "bad.elf", "stw_reset", return_at_once)
+    bad = with_code_changed(
+        images(deep_model, "microbit").elf, tmp_path / "bad.elf", "stw_reset", return_at_once
+    )
     report = report_on("sim:microbit", deep_model, data, bad)
     first = report.first
-    assert (first.sequence, first.step, first.before) == (1, 0, True) and "right after the reset" in first.note
+    assert (first.sequence, first.step, first.before) == (
+        1,
+        0,
+        True,
+    ) and "right after the reset" in first.note
     assert (first.layer, first.quantity) == (deep_model.layers[0].name, "c") and first.expected == 0
     assert report.mismatches > 0
 
 
 def test_broken_multiplier_is_found(images, deep_model, data, tmp_path):
-    """In the device's code: a multiplication of the dot products adds instead. Every unit suffers, the first is named."""
+    """In the device's code: a multiplication of the dot products adds instead. Every unit suffers,
+    the first is named.
+    """
     need("sim:microbit")
     gate = 2
 
     def add_instead(code):
-        (products,) = np.nonzero(code & 0xFFC0 == 0x4340)  # muls Rd, Rm; the last four: a column's weights of each gate
+        (products,) = np.nonzero(
+            code & 0xFFC0 == 0x4340
+        )  # muls Rd, Rm; the last four: a column's weights of each gate
         at = products[gate - 4]
         rd, rm = code[at] & 7, code[at] >> 3 & 7
         code[at] = 0x1800 | rm << 6 | rd << 3 | rd  # adds Rd, Rd, Rm
@@ -197,11 +231,18 @@ def test_wrong_scale_of_one_row_is_found(images, deep_model, data, tmp_path):
     good = images(deep_model, "microbit").elf
     bad = with_bit_flipped(good, tmp_path / "bad.elf", "app_model_rows1", offset, 7)
     first = report_on("sim:microbit", deep_model, data, bad).first
-    assert (first.layer, first.quantity, first.gate, first.unit) == (deep_model.layers[1].name, "z", GATES[gate], unit)
+    assert (first.layer, first.quantity, first.gate, first.unit) == (
+        deep_model.layers[1].name,
+        "z",
+        GATES[gate],
+        unit,
+    )
 
 
 class Sick(HostLink):
-    """The host engine with a fault of the kind that only memory has; ``spoil`` gets the snapshot's bytes."""
+    """The host engine with a fault of the kind that only memory has; ``spoil`` gets the snapshot's
+    bytes.
+    """
 
     def spoil_state(self, offset: int) -> None:
         state = bytearray(self.get_state()[:-4])
@@ -254,10 +295,15 @@ class Glitch(Sick):
 def test_fault_that_does_not_come_back_is_said(deep_model, data):
     report = run_hil(Glitch(deep_model), deep_model, data)
     assert report.mismatches == 1 and "the fault comes and goes" in str(report.first)
-    assert (report.first.step, report.first.quantity) == (59, "y") and report.first.board == report.first.expected + 1
+    assert (report.first.step, report.first.quantity) == (
+        59,
+        "y",
+    ) and report.first.board == report.first.expected + 1
 
 
-@pytest.mark.parametrize(("layer", "symbol"), [(0, "app_model_r0"), (1, "app_model_w1"), (3, "app_model_r3")])
+@pytest.mark.parametrize(
+    ("layer", "symbol"), [(0, "app_model_r0"), (1, "app_model_w1"), (3, "app_model_r3")]
+)
 def test_flipped_weight_in_any_kind_of_layer(layer, symbol, tmp_path):
     """GRU, RNN and a GRU behind an RNN: the layer and the unit are named."""
     need("sim:microbit")
@@ -272,13 +318,24 @@ def test_flipped_weight_in_any_kind_of_layer(layer, symbol, tmp_path):
         elf = ELFFile(file)
         entry = elf.get_section_by_name(".symtab").get_symbol_by_name(symbol)[0]
         section = elf.get_section(entry["st_shndx"])
-        at = section["sh_offset"] + entry["st_value"] - section["sh_addr"] + unit * len(recurrent.gates) * width
+        at = (
+            section["sh_offset"]
+            + entry["st_value"]
+            - section["sh_addr"]
+            + unit * len(recurrent.gates) * width
+        )
     content[at] ^= 0x40
     sick.write_bytes(content)
     with connect("sim:microbit", model=model, image=sick) as link:
-        report = run_hil(link, model, list(random_sequences(np.random.default_rng(4), 2, 40, model.n_in)))
+        report = run_hil(
+            link, model, list(random_sequences(np.random.default_rng(4), 2, 40, model.n_in))
+        )
     assert report.mismatches > 0
-    assert (report.first.layer, report.first.unit, report.first.quantity) == (recurrent.name, unit, "z")
+    assert (report.first.layer, report.first.unit, report.first.quantity) == (
+        recurrent.name,
+        unit,
+        "z",
+    )
 
 
 def test_nothing_to_stream_is_refused(deep_model):

@@ -1,4 +1,6 @@
-"""Lines that change bytes or bring frames twice: the device's program on this machine, behind a relay that does it."""
+"""Lines that change bytes or bring frames twice: the device's program on this machine, behind a
+relay that does it.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ def as_it_is(data: bytes) -> bytes:
 
 
 class Relay:
-    """A TCP port for one client after the other. ``board``: a program's stdin and stdout, or a TCP port.
+    """A TCP port for one client after the other. ``board``: a program's stdin and stdout, or a TCP
+    port.
 
     ``up`` changes what a client sends, ``down`` what it gets.
     """
@@ -38,7 +41,9 @@ class Relay:
         self._board = board
         self._process = None
         if not isinstance(board, int):
-            self._process = subprocess.Popen(board, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+            self._process = subprocess.Popen(
+                board, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
+            )
         threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
@@ -99,14 +104,18 @@ def link_over(program):
 
 
 def run(link: Link, model, lengths: tuple[int, ...] = (400,)) -> int:
-    """Sequences of codes with every byte value, as run_hil streams them: outputs and states are equal. The steps."""
+    """Sequences of codes with every byte value, as run_hil streams them: outputs and states are
+    equal. The steps.
+    """
     rng, stream = np.random.default_rng(7), model.stream()
     link.connect(model)
     for n in lengths:
         x_q = rng.integers(-32768, 32768, (n, model.n_in)).astype(np.int16)
         link.reset()
         stream.reset()
-        assert np.array_equal(link.step(x_q), stream.run_q(x_q)) and link.get_state() == stream.save()
+        assert (
+            np.array_equal(link.step(x_q), stream.run_q(x_q)) and link.get_state() == stream.save()
+        )
     return sum(lengths)
 
 
@@ -123,20 +132,38 @@ def seven_bits(data: bytes) -> bytes:
 
 
 LINES = {
-    "CR to LF on the way to the board": ((replacing(b"\r", b"\n"), as_it_is), "byte 0x0d does not pass to the board"),
+    "CR to LF on the way to the board": (
+        (replacing(b"\r", b"\n"), as_it_is),
+        "byte 0x0d does not pass to the board",
+    ),
     "LF to CR LF on the way to the board": (
         (replacing(b"\n", b"\r\n"), as_it_is),
         "byte 0x0a does not pass to the board",
     ),
-    "LF to CR LF on the way back": ((as_it_is, replacing(b"\n", b"\r\n")), "byte 0x0a does not pass from the board"),
-    "CR dropped on the way back": ((as_it_is, dropping(b"\r")), "byte 0x0d does not pass from the board"),
-    "XON and XOFF swallowed": ((dropping(b"\x11\x13"),) * 2, "bytes 0x11, 0x13 do not pass to the board"),
+    "LF to CR LF on the way back": (
+        (as_it_is, replacing(b"\n", b"\r\n")),
+        "byte 0x0a does not pass from the board",
+    ),
+    "CR dropped on the way back": (
+        (as_it_is, dropping(b"\r")),
+        "byte 0x0d does not pass from the board",
+    ),
+    "XON and XOFF swallowed": (
+        (dropping(b"\x11\x13"),) * 2,
+        "bytes 0x11, 0x13 do not pass to the board",
+    ),
     "line ends and flow control": (
         (lambda data: dropping(b"\x11\x13")(data.replace(b"\r", b"\n")), as_it_is),
         "bytes 0x0d, 0x11, 0x13 do not pass to the board",
     ),
-    "a terminal's control characters": ((dropping(b"\x03\x1a\x7f"), as_it_is), "bytes 0x03, 0x1a, 0x7f do not pass to"),
-    "telnet": ((as_it_is, replacing(b"\xff", b"\xff\xff")), "byte 0xff does not pass from the board"),
+    "a terminal's control characters": (
+        (dropping(b"\x03\x1a\x7f"), as_it_is),
+        "bytes 0x03, 0x1a, 0x7f do not pass to",
+    ),
+    "telnet": (
+        (as_it_is, replacing(b"\xff", b"\xff\xff")),
+        "byte 0xff does not pass from the board",
+    ),
     "both ways": (
         (dropping(b"\x11"), replacing(b"\n", b"\r\n")),
         "byte 0x11 does not pass to the board and byte 0x0a does not pass from the board",
@@ -160,18 +187,30 @@ def test_bytes_that_do_not_pass_are_named(line, link_over, small_model, monkeypa
     with pytest.raises(LinkError, match=r"found by ECHO") as failed:
         run(link_over(up, down), small_model)
     text = str(failed.value)
-    assert words in text and CAUSES.get(line, "") in text and "powered" not in text and "raw mode" in text
-    assert "the board answers INFO but not " in text or "the board answers ECHO but not INFO" in text
+    assert (
+        words in text
+        and CAUSES.get(line, "") in text
+        and "powered" not in text
+        and "raw mode" in text
+    )
+    assert (
+        "the board answers INFO but not " in text or "the board answers ECHO but not INFO" in text
+    )
 
 
 @pytest.mark.parametrize(
     ("up", "down", "words"),
     [
-        (seven_bits, seven_bits, "no answer to INFO within 0.6 s, but only bytes below 0x80: the line carries 7 bits"),
+        (
+            seven_bits,
+            seven_bits,
+            "no answer to INFO within 0.6 s, but only bytes below 0x80: the line carries 7 bits",
+        ),
         (
             as_it_is,
             dropping(b"\0"),
-            "no answer to INFO within 0.6 s, but frames without 0x00, which ends one: something on the line drops it",
+            "no answer to INFO within 0.6 s, but frames without 0x00, which ends one: something on "
+            "the line drops it",
         ),
         (
             dropping(b"\0"),
@@ -191,7 +230,9 @@ def test_frames_that_are_too_long_for_a_buffer(link_over, small_model):
     def forget(data: bytes) -> bytes:
         return data if len(data) <= 100 else data[:100] + b"\0"
 
-    with pytest.raises(LinkError, match=r"answers INFO but not STEP: frames of \d+ bytes and more are lost"):
+    with pytest.raises(
+        LinkError, match=r"answers INFO but not STEP: frames of \d+ bytes and more are lost"
+    ):
         run(link_over(forget), small_model)
 
 
@@ -200,8 +241,15 @@ def test_text_of_another_firmware_is_shown(link_over):
     with pytest.raises(LinkError) as failed:
         link_over(command=["sh", "-c", speak]).connect()
     text = str(failed.value)
-    assert "no answer to INFO within 0.6 s, but readable text" in text and "temp=23.4 \\x1b[31mhum=40\\r\\n" in text
-    assert "powered" not in text and "\x1b" not in text and "another firmware runs on the board" in text
+    assert (
+        "no answer to INFO within 0.6 s, but readable text" in text
+        and "temp=23.4 \\x1b[31mhum=40\\r\\n" in text
+    )
+    assert (
+        "powered" not in text
+        and "\x1b" not in text
+        and "another firmware runs on the board" in text
+    )
 
 
 def test_a_line_that_only_echoes(link_over):
@@ -218,7 +266,8 @@ def test_a_board_that_dies_in_between(link_over, small_model):
     link.reset()
     alive[0] = False
     with pytest.raises(
-        LinkError, match=r"no answer to STEP within 0.6 s, nor to ECHO, though the board answered INFO"
+        LinkError,
+        match=r"no answer to STEP within 0.6 s, nor to ECHO, though the board answered INFO",
     ) as failed:
         link.step(np.zeros((1, small_model.n_in), np.int16))
     assert "powered" not in str(failed.value)
@@ -228,10 +277,18 @@ def test_a_board_that_dies_in_between(link_over, small_model):
 
 
 class Replays:
-    """Passes whole frames on, and behind some of them an older one again, of any age. ``count``: how often."""
+    """Passes whole frames on, and behind some of them an older one again, of any age. ``count``:
+    how often.
+    """
 
     def __init__(self, seed: int, rate: float):
-        self._rng, self._rate, self._seen, self._rest, self.count = random.Random(seed), rate, [], b"", 0
+        self._rng, self._rate, self._seen, self._rest, self.count = (
+            random.Random(seed),
+            rate,
+            [],
+            b"",
+            0,
+        )
 
     def __call__(self, data: bytes) -> bytes:
         *frames, self._rest = (self._rest + data).split(b"\0")
@@ -240,7 +297,9 @@ class Replays:
             self._seen.append(frame)
             out += b"\0" + frame + b"\0"
             if self._rng.random() < self._rate:
-                age = self._rng.choice([2, 2, 3, 5, 256, 257, self._rng.randrange(1, 1 + len(self._seen))])
+                age = self._rng.choice(
+                    [2, 2, 3, 5, 256, 257, self._rng.randrange(1, 1 + len(self._seen))]
+                )
                 out += self._seen[-min(age, len(self._seen))] + b"\0"
                 self.count += 1
         return out
@@ -248,7 +307,9 @@ class Replays:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_old_frames_that_come_again_do_nothing(seed, link_over, small_model):
-    """More than 256 requests in several sessions, each byte of the state compared: hil finds no difference."""
+    """More than 256 requests in several sessions, each byte of the state compared: hil finds no
+    difference.
+    """
     up = Replays(seed, 0.4)
     link = link_over(up)
     link.steps_in_a_frame = lambda: 3
@@ -287,7 +348,9 @@ def test_many_retries_of_one_request_step_once(link_over, small_model):
 
 
 def test_another_host_takes_over(program, small_model):
-    """A board that is at work and is not reset: whatever number the next host begins with, it gets a session."""
+    """A board that is at work and is not reset: whatever number the next host begins with, it gets
+    a session.
+    """
     relay = Relay([program])
     port = urls._open(relay.url, 115200)
     try:
@@ -306,8 +369,17 @@ def test_probing_frames_are_made_of_what_passes():
     for attempt in range(20):
         for values in (b"", b"\r", bytes(range(0x80, 0x100))):
             frame = echo_frame(values, attempt)
-            others = encode(frame).strip(b"\0").replace(values, b"") if values else encode(frame).strip(b"\0")
+            others = (
+                encode(frame).strip(b"\0").replace(values, b"")
+                if values
+                else encode(frame).strip(b"\0")
+            )
             assert frame.type == Message.ECHO and values in frame.payload
-            assert set(others) <= set(PLAIN) | (set(range(0xA1, 0xFF)) if len(values) > 9 else set())
+            assert set(others) <= set(PLAIN) | (
+                set(range(0xA1, 0xFF)) if len(values) > 9 else set()
+            )
     assert len(info_seqs()) >= 3
-    assert named([13]) == "byte 0x0d does" and named([1, 2, 4, 5, 6]) == "bytes 0x01, 0x02, 0x04 to 0x06 do"
+    assert (
+        named([13]) == "byte 0x0d does"
+        and named([1, 2, 4, 5, 6]) == "bytes 0x01, 0x02, 0x04 to 0x06 do"
+    )

@@ -1,4 +1,6 @@
-"""A line that loses and flips bytes in both directions: outputs stay equal and the board steps exactly as often as asked."""
+"""A line that loses and flips bytes in both directions: outputs stay equal and the board steps
+exactly as often as asked.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,16 @@ BURST_BYTES = 30
 
 
 class LossyProxy:
-    """Between one client and ``port``: drops and flips single bytes, the same ones for the same seed.
+    """Between one client and ``port``: drops and flips single bytes, the same ones for the same
+    seed.
 
-    ``drop``, ``flip``: probability at each byte; ``burst``: that noise replaces it and some more in a row.
+    ``drop``, ``flip``: probability at each byte; ``burst``: that noise replaces it and some more in
+    a row.
     """
 
-    def __init__(self, port: int, seed: int, drop: float = 1e-3, flip: float = 1e-4, burst: float = 0.0):
+    def __init__(
+        self, port: int, seed: int, drop: float = 1e-3, flip: float = 1e-4, burst: float = 0.0
+    ):
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = self._server.getsockname()[1]
         self.dropped = self.flipped = self.bursts = 0
@@ -38,7 +44,9 @@ class LossyProxy:
         board = socket.create_connection(("127.0.0.1", self._board_port))
         for end in (client, board):
             end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        back = threading.Thread(target=self._pump, args=(board, client, self._seed + 1), daemon=True)
+        back = threading.Thread(
+            target=self._pump, args=(board, client, self._seed + 1), daemon=True
+        )
         back.start()
         self._pump(client, board, self._seed)
 
@@ -98,7 +106,9 @@ def test_each_step_happens_once(port, images, turbofan, flights):
 
 @pytest.mark.full
 def test_each_of_many_frames_counts_once(images, small_model):
-    """One step a frame; STEPWELL_FRAMES=1000000 for the run that docs/hil.md records (-s prints the counts)."""
+    """One step a frame; STEPWELL_FRAMES=1000000 for the run that docs/hil.md records (-s prints the
+    counts).
+    """
     need("sim:microbit")
     n = int(os.environ.get("STEPWELL_FRAMES", "2500"))
     x_q = np.random.default_rng(6).integers(-20000, 20000, (n, small_model.n_in)).astype(np.int16)
@@ -113,9 +123,14 @@ def test_each_of_many_frames_counts_once(images, small_model):
     finally:
         proxy.close()
         emulator.close()
-    print(f"{n} frames in {time.monotonic() - started:.0f} s: {proxy.dropped} bytes dropped, {proxy.flipped} flipped,")
+    print(
+        f"{n} frames in {time.monotonic() - started:.0f} s: {proxy.dropped} bytes dropped, "
+        f"{proxy.flipped} flipped,"
+    )
     print(f"{proxy.bursts} bursts; {retries} requests sent again, {stat}")
     stream = small_model.stream()
     assert np.array_equal(y_q, stream.run_q(x_q)) and state == stream.save()
     assert stat.steps == n
-    assert proxy.dropped > 0 and proxy.flipped > 0 and stat.repeats > 0, "the line was too good to prove anything"
+    assert proxy.dropped > 0 and proxy.flipped > 0 and stat.repeats > 0, (
+        "the line was too good to prove anything"
+    )

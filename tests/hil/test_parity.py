@@ -1,4 +1,6 @@
-"""Reference = engine = every emulated board, equal and not close, on real data; and what a board says about itself."""
+"""Reference = engine = every emulated board, equal and not close, on real data; and what a board
+says about itself.
+"""
 
 from __future__ import annotations
 
@@ -65,15 +67,22 @@ def test_board_equals_engine_and_reference(link, turbofan, flights, expected):
     assert report.cost_unit == "instructions" and report.cost_per_step > 5 * 1000
     assert 50 < report.stack_bytes < 700 < report.static_bytes < 2000
     as_json = report.to_json()
-    assert as_json["instructions_per_step"] == report.cost_per_step and as_json["cycles_per_step"] is None
+    assert (
+        as_json["instructions_per_step"] == report.cost_per_step
+        and as_json["cycles_per_step"] is None
+    )
     assert {"board", "model", "steps", "mismatches", "stack_bytes", "ram_bytes"} <= set(as_json)
 
 
 def test_equal_requests_are_steps_of_their_own(images, small_model):
-    """Only a repeat of the very same request is answered from memory: a constant input still moves the state on."""
+    """Only a repeat of the very same request is answered from memory: a constant input still moves
+    the state on.
+    """
     need("sim:microbit")
     x_q = np.full((200, small_model.n_in), 1234, np.int16)
-    with connect("sim:microbit", model=small_model, image=images(small_model, "microbit").elf) as link:
+    with connect(
+        "sim:microbit", model=small_model, image=images(small_model, "microbit").elf
+    ) as link:
         link.reset()
         steps = link.stat().steps
         y_q = np.concatenate([link.step(x_q[k : k + 1]) for k in range(5)] + [link.step(x_q[5:])])
@@ -85,7 +94,9 @@ def test_equal_requests_are_steps_of_their_own(images, small_model):
 
 @pytest.mark.parametrize("compiler", BY_BOTH)
 @pytest.mark.parametrize("board", full(BOARDS, "netduinoplus2"))
-@pytest.mark.parametrize("golden", ["gru_rnn_lstm_gru", "two_lstm_three_dense", "tanh_sigmoid_after_lstm"])
+@pytest.mark.parametrize(
+    "golden", ["gru_rnn_lstm_gru", "two_lstm_three_dense", "tanh_sigmoid_after_lstm"]
+)
 def test_every_layer_kind(golden, board, compiler, images):
     """Outputs, state and the probe of every unit: GRU, RNN, LSTM, dense, activations, softmax."""
     need(f"sim:{board}", compiler)
@@ -94,8 +105,12 @@ def test_every_layer_kind(golden, board, compiler, images):
     x_q = rng.integers(-32768, 32768, (300, model.n_in)).astype(np.int16)
     x_q[100:] //= 100
     seen: dict[tuple[int, str], np.ndarray] = {}
-    reference = Reference(model, lambda index, name, values: seen.update({(index, name): values[-1]}))
-    with connect(f"sim:{board}", model=model, image=images(model, board, compiler=compiler).elf) as link:
+    reference = Reference(
+        model, lambda index, name, values: seen.update({(index, name): values[-1]})
+    )
+    with connect(
+        f"sim:{board}", model=model, image=images(model, board, compiler=compiler).elf
+    ) as link:
         link.reset()
         assert np.array_equal(link.step(x_q), reference.run_q(x_q))
         reference.step_q(x_q[0])
@@ -104,11 +119,19 @@ def test_every_layer_kind(golden, board, compiler, images):
                 units = link.probe(index, seen[index, "x"], 0, layer.n_units)
                 assert [unit.h for unit in units] == seen[index, "unit_h"].tolist()
                 z = seen[index, "z"].reshape(len(layer.records), layer.n_units)
-                assert [unit.z[: len(z)] for unit in units] == [tuple(column) for column in z.T.tolist()]
+                assert [unit.z[: len(z)] for unit in units] == [
+                    tuple(column) for column in z.T.tolist()
+                ]
 
 
 GOLDEN = sorted(path.stem for path in (ROOT / "tests" / "golden").glob("*.stw"))
-OFTEN = ("attention_dot_product", "gru_before_tables", "layer_norm", "projection_w4a16", "two_lstm_three_dense")
+OFTEN = (
+    "attention_dot_product",
+    "gru_before_tables",
+    "layer_norm",
+    "projection_w4a16",
+    "two_lstm_three_dense",
+)
 
 
 @pytest.mark.parametrize("golden", full(GOLDEN, *OFTEN))
@@ -131,13 +154,21 @@ def golden_on_the_smallest_core(golden, compiler, images):
     x_q = rng.integers(-32768, 32768, (60, model.n_in)).astype(np.int16)
     x_q[20:] //= 100
     stream = model.stream()
-    with connect("sim:microbit", model=model, image=images(model, "microbit", compiler=compiler).elf) as link:
+    with connect(
+        "sim:microbit", model=model, image=images(model, "microbit", compiler=compiler).elf
+    ) as link:
         link.reset()
         assert np.array_equal(link.step(x_q), stream.run_q(x_q))
         assert link.get_state() == stream.save()
 
 
-OTHER_CORES = ("mps2-an385", "mps2-an500", "mps2-an505", "mps3-an547", "rv32-virt")  # M3, M7, M33, M55, RV32
+OTHER_CORES = (
+    "mps2-an385",
+    "mps2-an500",
+    "mps2-an505",
+    "mps3-an547",
+    "rv32-virt",
+)  # M3, M7, M33, M55, RV32
 
 
 @pytest.mark.parametrize("golden", ["one_unit_of_each_stagger_9_3", "strided_conv_and_residual"])
@@ -160,10 +191,18 @@ def test_a_board_takes_back_the_output_that_it_holds(golden, images):
 @pytest.mark.parametrize("board", OTHER_CORES)
 @pytest.mark.parametrize(
     "golden",
-    full(["two_lstm_three_dense", "gru_rnn_lstm_gru_w4a16", "coupled_peephole_clip_w8a8"], "two_lstm_three_dense"),
+    full(
+        ["two_lstm_three_dense", "gru_rnn_lstm_gru_w4a16", "coupled_peephole_clip_w8a8"],
+        "two_lstm_three_dense",
+    ),
 )
 def test_other_cores(golden, board, compiler, images):
-    assert_same_on(f"qemu:{board}", stepwell.load(ROOT / "tests" / "golden" / f"{golden}.stw"), images, compiler)
+    assert_same_on(
+        f"qemu:{board}",
+        stepwell.load(ROOT / "tests" / "golden" / f"{golden}.stw"),
+        images,
+        compiler,
+    )
 
 
 AVR = ("arduino-uno", "arduino-mega")
@@ -192,7 +231,9 @@ def test_avr(golden, board, images):
         link.step(np.zeros((10, model.n_in), np.int16))
         memory, bench = link.mem(), link.bench()
         assert link.cost_unit == "cycles"
-        assert "attention" in golden or abs(bench.cost / link.cost_per_step - 1) < 0.02  # attention fills up first
+        assert (
+            "attention" in golden or abs(bench.cost / link.cost_per_step - 1) < 0.02
+        )  # attention fills up first
         assert 0 < bench.stack_bytes < memory.stack_used < memory.stack_size
 
 
@@ -246,7 +287,9 @@ def test_a_boot_block_that_the_rom_would_refuse(images, small_model, tmp_path):
 
 
 def test_a_uart_at_another_rate(images, small_model):
-    """rp2040js knows the chip's clocks: what the program makes of PLL and dividers must be the board's baud rate."""
+    """rp2040js knows the chip's clocks: what the program makes of PLL and dividers must be the
+    board's baud rate.
+    """
     need("rp2040js:rp-pico")
     pico = load_board("rp-pico")
     slower = replace(pico, facts=pico.facts | {"UART_BAUD": "57600"})
@@ -285,10 +328,14 @@ def costs_of(link, x_q: np.ndarray) -> set[int]:
 
 
 def extremes(n_in: int) -> np.ndarray:
-    """Noise at full scale, small noise, silence, and codes that stay at a rail, so that cells saturate."""
+    """Noise at full scale, small noise, silence, and codes that stay at a rail, so that cells
+    saturate.
+    """
     wild = np.random.default_rng(0).integers(-32768, 32768, (40, n_in))
     silence = np.zeros((10, n_in), int)
-    return np.concatenate([wild, wild // 1000, silence, silence + 32767, silence - 32768]).astype(np.int16)
+    return np.concatenate([wild, wild // 1000, silence, silence + 32767, silence - 32768]).astype(
+        np.int16
+    )
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)
@@ -297,14 +344,29 @@ def test_every_step_takes_the_same_instructions(board, compiler, images, turbofa
     """Whatever the data, and whichever compiler: no branch depends on it."""
     need(f"sim:{board}", compiler)
     x_q = np.concatenate([turbofan.quantize(flights[0]), extremes(turbofan.n_in)])
-    with connect(f"sim:{board}", model=turbofan, image=images(turbofan, board, compiler=compiler).elf) as link:
+    with connect(
+        f"sim:{board}", model=turbofan, image=images(turbofan, board, compiler=compiler).elf
+    ) as link:
         costs = costs_of(link, x_q)
     assert len(costs) == 1, costs
 
 
-# layers whose steps are all alike (csrc/stepwell.h): cells in every variant, dense layers, tables, sums, moves
-STEADY = ["arg_max", "coupled_peephole_clip_w8a8", "gru_before_variants", "gru_variants", "lstm_tables"]
-STEADY += ["max_pool_at_the_end", "projection_of_everything", "residual", "rnn_variants", "table_in_a_dense"]
+# layers whose steps are all alike (csrc/stepwell.h): cells in every variant, dense layers, tables,
+# sums, moves
+STEADY = [
+    "arg_max",
+    "coupled_peephole_clip_w8a8",
+    "gru_before_variants",
+    "gru_variants",
+    "lstm_tables",
+]
+STEADY += [
+    "max_pool_at_the_end",
+    "projection_of_everything",
+    "residual",
+    "rnn_variants",
+    "table_in_a_dense",
+]
 
 
 @pytest.mark.parametrize("compiler", COMPILERS)
@@ -312,7 +374,9 @@ STEADY += ["max_pool_at_the_end", "projection_of_everything", "residual", "rnn_v
 def test_every_step_of_any_layer_takes_the_same_instructions(golden, compiler, images):
     need("sim:microbit", compiler)
     model = stepwell.load(ROOT / "tests" / "golden" / f"{golden}.stw")
-    with connect("sim:microbit", model=model, image=images(model, "microbit", compiler=compiler).elf) as link:
+    with connect(
+        "sim:microbit", model=model, image=images(model, "microbit", compiler=compiler).elf
+    ) as link:
         costs = costs_of(link, extremes(model.n_in))
     assert len(costs) == 1, costs
 
@@ -325,7 +389,9 @@ def test_every_step_takes_the_same_instructions_on_other_cores(golden, board, co
     """By QEMU's clock, which counts in ticks: one more or less is none."""
     need(f"qemu:{board}", compiler)
     model = stepwell.load(ROOT / "tests" / "golden" / f"{golden}.stw")
-    with connect(f"qemu:{board}", model=model, image=images(model, board, compiler=compiler).elf) as link:
+    with connect(
+        f"qemu:{board}", model=model, image=images(model, board, compiler=compiler).elf
+    ) as link:
         costs = costs_of(link, extremes(model.n_in))
     assert max(costs) - min(costs) <= 1, costs
 
@@ -336,7 +402,9 @@ def test_both_emulators_count_the_same_instructions(board, images, turbofan, fli
     costs = []
     for emulator in ("qemu", "sim"):
         need(f"{emulator}:{board}")
-        with connect(f"{emulator}:{board}", model=turbofan, image=images(turbofan, board).elf) as link:
+        with connect(
+            f"{emulator}:{board}", model=turbofan, image=images(turbofan, board).elf
+        ) as link:
             link.reset()
             link.step(turbofan.quantize(flights[0]))
             costs += [link.cost_per_step, link.bench().cost]
@@ -346,7 +414,9 @@ def test_both_emulators_count_the_same_instructions(board, images, turbofan, fli
 @pytest.mark.parametrize("board", full(BOARDS, "mps2-an386"))
 def test_image_by_zig(board, images, turbofan, flights):
     need(f"sim:{board}", "zig")
-    with connect(f"sim:{board}", model=turbofan, image=images(turbofan, board, compiler="zig").elf) as link:
+    with connect(
+        f"sim:{board}", model=turbofan, image=images(turbofan, board, compiler="zig").elf
+    ) as link:
         assert run_hil(link, turbofan, flights[:10]).ok
 
 
@@ -359,13 +429,17 @@ def test_state_probe_bench_and_memory(link, turbofan, flights):
     first, second = link.bench(), link.bench()
     assert first == second and link.get_state() == state
     memory = link.mem()
-    assert first.stack_bytes < memory.stack_used < memory.stack_size and memory.ram_bytes < memory.static_bytes
+    assert (
+        first.stack_bytes < memory.stack_used < memory.stack_size
+        and memory.ram_bytes < memory.static_bytes
+    )
     lstm = next(k for k, layer in enumerate(turbofan.layers) if isinstance(layer, LstmLayer))
     n = turbofan.layers[lstm].n_out
     units = link.probe(lstm, codes[20], 0, n)
     for unit, seen in enumerate(units):
         assert seen.__dict__ == {
-            k: tuple(v) if isinstance(v, list) else v for k, v in stream.probe(lstm, codes[20], unit).items()
+            k: tuple(v) if isinstance(v, list) else v
+            for k, v in stream.probe(lstm, codes[20], unit).items()
         }
     link.step(codes[20:21])
     c, h = next((p.c, p.h) for p in snapshot_parts(turbofan, link.get_state()) if p.n_cells)
@@ -384,7 +458,9 @@ def test_state_probe_bench_and_memory(link, turbofan, flights):
 def test_board_runs_another_model(images, turbofan, small_model):
     need("sim:microbit")
     image = images(small_model, "microbit").elf
-    with pytest.raises(LinkError, match=f"board runs model {small_model.id:08x}, test expects {turbofan.id:08x}"):
+    with pytest.raises(
+        LinkError, match=f"board runs model {small_model.id:08x}, test expects {turbofan.id:08x}"
+    ):
         connect("sim:microbit", model=turbofan, image=image)
 
 
@@ -401,7 +477,9 @@ def test_steps_need_a_session(raw_board, small_model):
 
 
 def test_any_request_is_answered(raw_board, small_model):
-    """Wild types, lengths, offsets and counts: always an answer, and the board still works afterwards."""
+    """Wild types, lengths, offsets and counts: always an answer, and the board still works
+    afterwards.
+    """
     rng = random.Random(4)
     raw_board.ask(Message.RESET, messages.SESSION.pack(5), seq=255)
     number = 256 * 6  # of the request whose turn it is: session and seq
@@ -411,7 +489,11 @@ def test_any_request_is_answered(raw_board, small_model):
             continue
         session = messages.SESSION.pack(number // 256)
         extreme = bytes(rng.choice([0, 1, 2, 127, 128, 254, 255]) for _ in range(rng.randrange(12)))
-        payload = session[: rng.choice([0, 3, 4, 4, 4, 4])] + extreme + rng.randbytes(rng.choice([0, 0, 1, 30, 200]))
+        payload = (
+            session[: rng.choice([0, 3, 4, 4, 4, 4])]
+            + extreme
+            + rng.randbytes(rng.choice([0, 0, 1, 30, 200]))
+        )
         answer = raw_board.ask(type_, payload, seq=number % 256)
         assert answer.type in (type_ | messages.REPLY, messages.ERROR)
         had_its_turn = True
@@ -430,16 +512,18 @@ def test_any_request_is_answered(raw_board, small_model):
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for the emulator in /proc")
 @pytest.mark.parametrize("port", ["sim:microbit", "qemu:microbit"])
-@pytest.mark.parametrize("end", full(["os.kill(os.getpid(), 9)", "sys.exit(3)", "raise RuntimeError"], "sys.exit(3)"))
+@pytest.mark.parametrize(
+    "end", full(["os.kill(os.getpid(), 9)", "sys.exit(3)", "raise RuntimeError"], "sys.exit(3)")
+)
 def test_emulators_end_with_their_parent(port, end, images, small_model):
     need(port)
     image = str(images(small_model, "microbit").elf)
     count = "print(link.info().board, flush=True)"
-    code = (
-        f"import os, sys; from stepwell.link import connect; link = connect({port!r}, image={image!r}); {count}; {end}"
-    )
+    code = f"import os, sys; from stepwell.link import connect; link = connect({port!r}, image={image!r}); {count}; {end}"
     environment = os.environ | {"PYTHONPATH": ":".join(path for path in sys.path if path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
     assert done.stdout.strip() == "microbit", "the emulator was never there"
     deadline = time.monotonic() + 5
     while (left := processes_with(image)) and time.monotonic() < deadline:
@@ -468,7 +552,9 @@ def test_avr_boards_side_by_side(images, small_model, turbofan):
     models = [small_model, turbofan] * 2
 
     def run(model):
-        with connect("simavr:arduino-mega", model=model, image=images(model, "arduino-mega").elf) as link:
+        with connect(
+            "simavr:arduino-mega", model=model, image=images(model, "arduino-mega").elf
+        ) as link:
             return link.info().model_id
 
     for model in models[:2]:

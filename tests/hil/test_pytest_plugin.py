@@ -1,4 +1,6 @@
-"""The pytest plugin, used from a project that is not ours: skips, errors, failures, JUnit properties."""
+"""The pytest plugin, used from a project that is not ours: skips, errors, failures, JUnit
+properties.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def test_plain():
 
 
 class Project:
-    """A folder with one test file; ``run`` gives the summary counts and the whole output; ``code``: how it exited."""
+    """A folder with one test file; ``run`` gives the summary counts and the whole output; ``code``:
+    how it exited.
+    """
 
     def __init__(self, folder):
         self.folder, self.code = folder, 0
@@ -46,16 +50,34 @@ class Project:
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         if port:
             environment["HIL_PORT"] = port
-        command = [sys.executable, "-m", "pytest", "-q", "-rsEf", "--junit-xml=report.xml", *options]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-rsEf",
+            "--junit-xml=report.xml",
+            *options,
+        ]
         report = self.folder / "report.xml"
         report.unlink(missing_ok=True)
-        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, text=True
+        )
         self.code = done.returncode
-        counts = dict(next(ElementTree.parse(report).iter("testsuite")).items()) if report.exists() else {}
+        counts = (
+            dict(next(ElementTree.parse(report).iter("testsuite")).items())
+            if report.exists()
+            else {}
+        )
         return counts, done.stdout + done.stderr
 
     def properties(self, test: str) -> dict[str, str]:
-        case = next(c for c in ElementTree.parse(self.folder / "report.xml").iter("testcase") if c.get("name") == test)
+        case = next(
+            c
+            for c in ElementTree.parse(self.folder / "report.xml").iter("testcase")
+            if c.get("name") == test
+        )
         return {p.get("name"): p.get("value") for p in case.iter("property")}
 
 
@@ -73,23 +95,46 @@ def saved(small_model, tmp_path) -> str:
 
 def test_without_port_everything_that_needs_one_is_skipped(project, saved):
     counts, output = project.run(f"--hil-model={saved}")
-    assert (counts["tests"], counts["skipped"], counts["errors"], counts["failures"]) == ("4", "3", "0", "0")
-    assert "no board: give --hil-port URL, qemu:BOARD, sim:BOARD, simavr:BOARD, rp2040js:BOARD or host:" in output
+    assert (counts["tests"], counts["skipped"], counts["errors"], counts["failures"]) == (
+        "4",
+        "3",
+        "0",
+        "0",
+    )
+    assert (
+        "no board: give --hil-port URL, qemu:BOARD, sim:BOARD, simavr:BOARD, rp2040js:BOARD or "
+        "host:" in output
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ("--hil-required", "--hil-required, but no board: give --hil-port URL"),
-        ("--hil-port=microbit", "--hil-port: microbit is no port: did you mean qemu:microbit, sim:microbit?"),
+        (
+            "--hil-port=microbit",
+            "--hil-port: microbit is no port: did you mean qemu:microbit, sim:microbit?",
+        ),
         ("--hil-port=sim:microbitt", "--hil-port: no board 'microbitt'; there are:"),
-        ("--hil-port=socket://bench", "--hil-port: socket://bench names no port: write socket://HOST:PORT"),
+        (
+            "--hil-port=socket://bench",
+            "--hil-port: socket://bench names no port: write socket://HOST:PORT",
+        ),
         ("--hil-port=sim:microbit --hil-image=absent.elf", "--hil-image: no image absent.elf"),
         ("--hil-port=sim:microbit --hil-image=motor.stw", "--hil-image: motor.stw is no ELF file"),
-        ("--hil-port=host: --hil-image=x.elf", "--hil-port: host: runs no image: only an emulator takes one"),
-        ("--hil-port=host: --hil-log=absent/board.log", "--hil-log absent/board.log: No such file or directory"),
+        (
+            "--hil-port=host: --hil-image=x.elf",
+            "--hil-port: host: runs no image: only an emulator takes one",
+        ),
+        (
+            "--hil-port=host: --hil-log=absent/board.log",
+            "--hil-log absent/board.log: No such file or directory",
+        ),
         ("--hil-port=host: --hil-flash=auto", "--hil-flash needs --hil-board"),
-        ("--hil-port=host: --hil-flash=uf2 --hil-board=microbit", "--hil-flash: board microbit cannot be flashed by"),
+        (
+            "--hil-port=host: --hil-flash=uf2 --hil-board=microbit",
+            "--hil-flash: board microbit cannot be flashed by",
+        ),
         ("--hil-model=absent.stw", "--hil-model absent.stw: No such file or directory"),
         ("--hil-html=absent/page.html", "--hil-html absent/page.html: No such file or directory"),
     ],
@@ -113,13 +158,23 @@ def test_no_reset_reaches_the_port(project, saved):
 
 def test_host(project, saved):
     counts, _ = project.run(f"--hil-model={saved}", port="host:")
-    assert (counts["tests"], counts["skipped"], counts["errors"], counts["failures"]) == ("4", "0", "0", "0")
+    assert (counts["tests"], counts["skipped"], counts["errors"], counts["failures"]) == (
+        "4",
+        "0",
+        "0",
+        "0",
+    )
 
 
 def test_board_with_properties_and_log(project, saved, small_model, images):
     need("sim:microbit")
     image = images(small_model, "microbit").elf
-    options = (f"--hil-model={saved}", f"--hil-image={image}", "--hil-board=microbit", "--hil-log=board.log")
+    options = (
+        f"--hil-model={saved}",
+        f"--hil-image={image}",
+        "--hil-board=microbit",
+        "--hil-log=board.log",
+    )
     options += ("--hil-html=page.html",)
     counts, output = project.run("--hil-port=sim:microbit", *options)
     assert (counts["skipped"], counts["errors"], counts["failures"]) == ("0", "0", "0"), output
@@ -128,17 +183,25 @@ def test_board_with_properties_and_log(project, saved, small_model, images):
     assert properties == {"board": "microbit", "model": f"{small_model.id:08x}", "steps": "50"}
     assert "stepwell on microbit started" in (project.folder / "board.log").read_text()
     page = (project.folder / "page.html").read_text()
-    assert "test_motor.py::test_equal" in page and "test_plain" not in page and "<b>3</b>passed" in page
+    assert (
+        "test_motor.py::test_equal" in page
+        and "test_plain" not in page
+        and "<b>3</b>passed" in page
+    )
     assert f"<td>{small_model.id:08x}</td>" in page and "<script" not in page and "http" not in page
     counts, output = project.run("--hil-port=sim:microbit", *options, "--hil-board=netduinoplus2")
-    assert counts["errors"] == "3" and "this is a microbit, the tests are for netduinoplus2" in output
+    assert (
+        counts["errors"] == "3" and "this is a microbit, the tests are for netduinoplus2" in output
+    )
 
 
 def test_port_that_fails_is_an_error(project, saved):
     counts, output = project.run(f"--hil-model={saved}", "--hil-port=/dev/no-such-port")
     assert (counts["skipped"], counts["errors"]) == ("0", "3")
     reason = "/dev/no-such-port: cannot be opened: No such file or directory"
-    assert [line for line in output.splitlines() if "no-such-port" in line and " - " not in line] == 3 * [reason]
+    assert [
+        line for line in output.splitlines() if "no-such-port" in line and " - " not in line
+    ] == 3 * [reason]
     assert "stepwell/" not in output, "frames of ours"
 
 
@@ -162,8 +225,14 @@ def test_mismatch_says_where(project, saved):
     counts, output = project.run(f"--hil-model={saved}", "--hil-port=host:", "--hil-html=page.html")
     assert counts["failures"] == "1"
     page = (project.folder / "page.html").read_text()
-    assert "<b>1</b>failed" in page and "host differs from the host engine in 2 values; first wrong step" in page
-    assert "host differs from the host engine in 2 values; first wrong step" in output and "expected" in output
+    assert (
+        "<b>1</b>failed" in page
+        and "host differs from the host engine in 2 values; first wrong step" in page
+    )
+    assert (
+        "host differs from the host engine in 2 values; first wrong step" in output
+        and "expected" in output
+    )
 
 
 def test_example_project_works_elsewhere(turbofan, tmp_path):
@@ -174,12 +243,27 @@ def test_example_project_works_elsewhere(turbofan, tmp_path):
     shutil.copyfile(DEMO / "turbofan_test.npz", folder / "recorded.npz")
     example = Project(folder)
     counts, output = example.run()
-    assert (counts["tests"], counts["skipped"], counts["failures"], counts["errors"]) == ("4", "3", "0", "0"), output
+    assert (counts["tests"], counts["skipped"], counts["failures"], counts["errors"]) == (
+        "4",
+        "3",
+        "0",
+        "0",
+    ), output
     counts, output = example.run("--hil-port", "sim:microbit", "--hil-html", "hil.html")
-    assert (counts["tests"], counts["skipped"], counts["failures"], counts["errors"]) == ("4", "0", "0", "0"), output
+    assert (counts["tests"], counts["skipped"], counts["failures"], counts["errors"]) == (
+        "4",
+        "0",
+        "0",
+        "0",
+    ), output
     assert "<b>3</b>passed" in (folder / "hil.html").read_text()
     counts, output = example.run("--hil-port", "host:", "--junitxml", "report.xml", "-W", "error")
-    assert (counts["tests"], counts["skipped"], counts["failures"], counts["errors"]) == ("4", "0", "0", "0"), output
+    assert (counts["tests"], counts["skipped"], counts["failures"], counts["errors"]) == (
+        "4",
+        "0",
+        "0",
+        "0",
+    ), output
     assert "warning" not in output
     assert example.properties("test_a_new_sequence_forgets_the_old_one")["board"] == "host"
 

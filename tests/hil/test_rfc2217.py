@@ -1,4 +1,6 @@
-"""rfc2217://: a board on another computer's serial port, which pyserial's own server shares over the network."""
+"""rfc2217://: a board on another computer's serial port, which pyserial's own server shares over
+the network.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,11 @@ class PortServer:
                 data = self._port.read(max(1, self._port.in_waiting))
                 if data:
                     self.write(b"".join(self._manager.escape(data)))
-        except (OSError, TypeError, AttributeError):  # a pyserial socket port that was closed by another thread
+        except (
+            OSError,
+            TypeError,
+            AttributeError,
+        ):  # a pyserial socket port that was closed by another thread
             pass
 
     def write(self, data: bytes) -> None:

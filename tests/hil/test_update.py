@@ -1,4 +1,6 @@
-"""stepwell update on emulated boards: over a bad line, interrupted and resumed; then hil on the new model."""
+"""stepwell update on emulated boards: over a bad line, interrupted and resumed; then hil on the new
+model.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +31,17 @@ from .test_lossy import LossyProxy
 
 @pytest.fixture
 def running(images, small_model):
-    """A function that starts an emulated board with small_model inside; the board ends with the test."""
+    """A function that starts an emulated board with small_model inside; the board ends with the
+    test.
+    """
     started = []
 
     def start(port: str):
         need(port)
         kind, _, board = port.partition(":")
-        started.append(EMULATORS[kind].start(load_board(board), images(small_model, board, updates=True).elf))
+        started.append(
+            EMULATORS[kind].start(load_board(board), images(small_model, board, updates=True).elf)
+        )
         return started[-1]
 
     yield start
@@ -44,8 +50,12 @@ def running(images, small_model):
 
 
 @pytest.mark.parametrize("board", full(["mps2-an386", "microbit"], "microbit"))
-def test_update_then_hil_by_the_commands(board, running, turbofan, small_model, flights, tmp_path, monkeypatch):
-    """A board in the field, at an address: one command gives it the new model, the next one proves it."""
+def test_update_then_hil_by_the_commands(
+    board, running, turbofan, small_model, flights, tmp_path, monkeypatch
+):
+    """A board in the field, at an address: one command gives it the new model, the next one proves
+    it.
+    """
     monkeypatch.chdir(tmp_path)
     turbofan.save("new.stw")
     np.savez("test.npz", x=flights[0][None, :30])
@@ -75,8 +85,15 @@ def test_the_manuals_way_without_hardware(turbofan, small_model, flights, tmp_pa
     np.savez("test.npz", x=flights[0][None, :30])
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    page = (ROOT / "docs" / "update.md").read_text().split("**Without hardware**")[1].replace("4444", str(port))
-    build_line, qemu_line, *others = [shlex.split(line) for line in re.findall("^    (.*)", page, re.MULTILINE)[:4]]
+    page = (
+        (ROOT / "docs" / "update.md")
+        .read_text()
+        .split("**Without hardware**")[1]
+        .replace("4444", str(port))
+    )
+    build_line, qemu_line, *others = [
+        shlex.split(line) for line in re.findall("^    (.*)", page, re.MULTILINE)[:4]
+    ]
     run(*build_line[1:])
     assert qemu_line.pop() == "&"
     with subprocess.Popen(qemu_line) as machine:
@@ -116,12 +133,17 @@ def test_interrupted_update_goes_on(running, turbofan, flights):
 
 @pytest.mark.parametrize("board", full(["mps2-an386", "microbit"], "microbit"))
 def test_new_model_runs_after_a_reset(board, images, small_model, turbofan, flights):
-    """QEMU's reset button: flash, and the SSRAM that stands in for it, keeps its content, and the ARM code finds the slot."""
+    """QEMU's reset button: flash, and the SSRAM that stands in for it, keeps its content, and the
+    ARM code finds the slot.
+    """
     need(f"qemu:{board}")
     with socket.create_server(("127.0.0.1", 0)) as server:
         control = f"tcp:127.0.0.1:{server.getsockname()[1]}"
         emulator = qemu.start_qemu(
-            load_board(board), images(small_model, board, updates=True).elf, "-qmp", f"{control},nodelay=on"
+            load_board(board),
+            images(small_model, board, updates=True).elf,
+            "-qmp",
+            f"{control},nodelay=on",
         )
         button, _ = server.accept()
     try:
@@ -142,7 +164,9 @@ def test_new_model_runs_after_a_reset(board, images, small_model, turbofan, flig
 
 
 def test_update_over_a_bad_line(running, turbofan, flights):
-    """Bytes are lost and flipped, one by one and in bursts: what arrives is the model. A core that takes plain rows."""
+    """Bytes are lost and flipped, one by one and in bursts: what arrives is the model. A core that
+    takes plain rows.
+    """
     proxy = LossyProxy(running("sim:mps2-an385").port, seed=5, drop=2e-4, flip=4e-4, burst=2e-4)
     try:
         with connect(f"socket://127.0.0.1:{proxy.port}") as link:
@@ -152,7 +176,9 @@ def test_update_over_a_bad_line(running, turbofan, flights):
     finally:
         proxy.close()
     assert report.ok and done.sent > 7000
-    assert proxy.dropped > 0 and proxy.flipped > 0 and proxy.bursts > 0, "the line was too good to prove anything"
+    assert proxy.dropped > 0 and proxy.flipped > 0 and proxy.bursts > 0, (
+        "the line was too good to prove anything"
+    )
     assert done.retries > 0 and stat.damaged > 0
 
 
@@ -174,18 +200,24 @@ def test_updated_model_costs_what_a_built_in_one_costs(board, running, images, t
 
 
 def test_signatures_on_a_board_of_ones_own(small_model, turbofan, tmp_path):
-    """A board's folder may bring C files: what verifies signatures is one of them. The same scheme as on the host."""
+    """A board's folder may bring C files: what verifies signatures is one of them. The same scheme
+    as on the host.
+    """
     need("qemu:mps2-an386")
     own = tmp_path / "own"
     shutil.copytree(load_board("mps2-an386").folder, own)
     with (own / "board.mk").open("a") as file:
         file.write("\nMORE_SOURCES = key.c\n")
-    with pytest.raises(BuildError, match=r"board own: MORE_SOURCES names key\.c, and there is no .*own/key\.c"):
+    with pytest.raises(
+        BuildError, match=r"board own: MORE_SOURCES names key\.c, and there is no .*own/key\.c"
+    ):
         build(small_model, str(own), tmp_path, updates=True)
     (own / "frame.c").touch()
     with (own / "board.mk").open("a") as file:
         file.write("MORE_SOURCES = frame.c\n")
-    with pytest.raises(BuildError, match=r"2 C files are called frame\.c: .*: give yours another name"):
+    with pytest.raises(
+        BuildError, match=r"2 C files are called frame\.c: .*: give yours another name"
+    ):
         build(small_model, str(own), tmp_path, updates=True)
     with (own / "board.mk").open("a") as file:
         file.write("MORE_SOURCES = key.c\n")
@@ -207,15 +239,23 @@ def test_what_is_wrong_before_anything_is_sent(small_model, tmp_path, monkeypatc
     for port in ("qemu:microbit", "sim:microbit"):
         words = run("update", "--port", port, "m.stw", code=2)
         assert f"--port {port} needs --image, an image from `stepwell build --updates`" in words
-    for command, words in (("", "names no program"), (" ", "names no program"), ("sign 'key", "No closing quotation")):
+    for command, words in (
+        ("", "names no program"),
+        (" ", "names no program"),
+        ("sign 'key", "No closing quotation"),
+    ):
         assert words in run("update", "--port", "/dev/ttyX", "m.stw", "--sign", command, code=2)
 
 
 def test_boards_that_take_no_update(images, small_model, turbofan):
     need("sim:microbit")
-    with connect("sim:microbit", model=small_model, image=images(small_model, "microbit").elf) as link:
+    with connect(
+        "sim:microbit", model=small_model, image=images(small_model, "microbit").elf
+    ) as link:
         assert link.info().update_bytes == 0 and link.update_status().room == 0
-        with pytest.raises(LinkError, match="microbit: the image on this board takes no update: flash one from"):
+        with pytest.raises(
+            LinkError, match="microbit: the image on this board takes no update: flash one from"
+        ):
             link.update(turbofan)
     with pytest.raises(LinkError, match="this board takes no update"):
         HostLink(small_model).update(turbofan)

@@ -1,4 +1,6 @@
-"""build: a model and a board become an image (.elf, .bin, .hex, for some boards .uf2), with gcc or with ziglang from PyPI."""
+"""build: a model and a board become an image (.elf, .bin, .hex, for some boards .uf2), with gcc or
+with ziglang from PyPI.
+"""
 
 from __future__ import annotations
 
@@ -39,15 +41,20 @@ ENTRIES = ("cpu_start", "Reset_Handler")  # where C begins on each kind of CPU
 POINTERS = {"service_byte": "on_.*", "run_handler": "on_.*", "frame_send": "board_putc"}
 AVR_ARRAY = 32767
 COMPILERS = ("gcc", "zig")
-TELLING = re.compile("error|overflow|do not fit|undefined")  # lines of compilers and linkers that say what is wrong
-PACKAGES = {"arm-none-eabi-gcc": "gcc-arm-none-eabi", "riscv64-unknown-elf-gcc": "gcc-riscv64-unknown-elf"}
+TELLING = re.compile(
+    "error|overflow|do not fit|undefined"
+)  # lines of compilers and linkers that say what is wrong
+PACKAGES = {
+    "arm-none-eabi-gcc": "gcc-arm-none-eabi",
+    "riscv64-unknown-elf-gcc": "gcc-riscv64-unknown-elf",
+}
 PACKAGES |= {"avr-gcc": "gcc-avr"}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes. ``flash``: everything stored; ``ram``: .data + .bss, without the stack; ``constants``: the model's arrays and
-    structs in flash; ``stream_ram``: of one stream; ``stack``: reserved.
+    """Bytes. ``flash``: everything stored; ``ram``: .data + .bss, without the stack; ``constants``:
+    the model's arrays and structs in flash; ``stream_ram``: of one stream; ``stack``: reserved.
     """
 
     flash: int
@@ -59,12 +66,12 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Image:
-    """A built image. ``elf`` for emulators and debuggers; ``bin`` (from the start of flash), ``hex`` and, where board.mk gives a
-    UF2_FAMILY, ``uf2`` for flash tools.
+    """A built image. ``elf`` for emulators and debuggers; ``bin`` (from the start of flash),
+    ``hex`` and, where board.mk gives a UF2_FAMILY, ``uf2`` for flash tools.
 
-    ``step_stack``, ``program_stack``: bytes of stack that stw_step and the whole program take at most, by gcc's frames and
-    calls; None where zig built it, or a gcc before 10 other than AVR's. ``program_stack`` is also None where a C file of the
-    board calls through pointers.
+    ``step_stack``, ``program_stack``: bytes of stack that stw_step and the whole program take at
+    most, by gcc's frames and calls; None where zig built it, or a gcc before 10 other than AVR's.
+    ``program_stack`` is also None where a C file of the board calls through pointers.
     """
 
     board: str
@@ -106,17 +113,21 @@ def build(
     mlperf: bool = False,
     updates: bool = False,
 ) -> Image:
-    """Build the test program with ``model`` for ``board`` into ``out_dir``; the files appear whole or not at all.
+    """Build the test program with ``model`` for ``board`` into ``out_dir``; the files appear whole
+    or not at all.
 
-    ``board``: as for load_board, or what it gave. ``compiler``: "gcc", "zig", or None for that of the environment variable
-    STEPWELL_COMPILER, and without one for the first that is installed.
-    ``mlperf``: with the text interface of MLPerf Tiny's runners in place of the link that ``connect`` speaks.
-    ``updates``: takes other models in the field, so it has the whole engine and RAM for them (docs/update.md).
-    BuildError: unknown board, one without an update area, no compiler, a model that does not fit, or the compiler's own words.
+    ``board``: as for load_board, or what it gave. ``compiler``: "gcc", "zig", or None for that of
+    the environment variable STEPWELL_COMPILER, and without one for the first that is installed.
+    ``mlperf``: with the text interface of MLPerf Tiny's runners in place of the link that
+    ``connect`` speaks. ``updates``: takes other models in the field, so it has the whole engine and
+    RAM for them (docs/update.md). BuildError: unknown board, one without an update area, no
+    compiler, a model that does not fit, or the compiler's own words.
     """
     facts = board if isinstance(board, Board) else load_board(board)
     if updates and not facts.has_update_area:
-        raise BuildError(f"{facts.name} has no update area: docs/update.md says what its board.mk and port need")
+        raise BuildError(
+            f"{facts.name} has no update area: docs/update.md says what its board.mk and port need"
+        )
     if updates and mlperf:
         raise WrongUse("MLPerf's text interface takes no updates: build with one of the two")
     if not updates:
@@ -136,7 +147,10 @@ def build(
         sizes = image_sizes(elf, facts)
         step_stack, program_stack = _stack_bounds(graph, sizes.stack, facts)
         contents = {elf: elf.read_bytes()} | image_files(elf, facts)
-        targets = {Path(out_dir) / f"{facts.name}{path.suffix}": content for path, content in contents.items()}
+        targets = {
+            Path(out_dir) / f"{facts.name}{path.suffix}": content
+            for path, content in contents.items()
+        }
         with folder_for(Path(out_dir)):
             written = {path.suffix: path for path in write_all(targets)}
         return Image(
@@ -162,17 +176,25 @@ def graph_flags(kind: str, board: Board) -> tuple[str, ...]:
 
 
 def call_graph(kind: str, board: Board, work: Path) -> stack.CallGraph | None:
-    """Of the program that compile_image has put into ``work`` with graph_flags; None: this compiler does not tell."""
+    """Of the program that compile_image has put into ``work`` with graph_flags; None: this compiler
+    does not tell.
+    """
     if files := list(work.glob("*.ci")):
         return stack.read_call_graph(files)
     if board.text("CPU") != "avr" or kind != "gcc":
         return None
     objdump = _printed(*_driver(kind, board), "-print-prog-name=objdump").strip()
-    return stack.read_avr_graph(work.glob("*.su"), _printed(objdump, "-d", "--no-show-raw-insn", str(work / IMAGE)))
+    return stack.read_avr_graph(
+        work.glob("*.su"), _printed(objdump, "-d", "--no-show-raw-insn", str(work / IMAGE))
+    )
 
 
-def _stack_bounds(graph: stack.CallGraph | None, reserved: int, board: Board) -> tuple[int | None, int | None]:
-    """Of a step and of the whole program, where they can be told; BuildError when the stack cannot hold what is known."""
+def _stack_bounds(
+    graph: stack.CallGraph | None, reserved: int, board: Board
+) -> tuple[int | None, int | None]:
+    """Of a step and of the whole program, where they can be told; BuildError when the stack cannot
+    hold what is known.
+    """
     if graph is None:
         return None, None
     graph.resolve(POINTERS)
@@ -184,26 +206,33 @@ def _stack_bounds(graph: stack.CallGraph | None, reserved: int, board: Board) ->
     what, needed = ("a step", step) if program is None else ("the program with this model", program)
     if needed > reserved:
         raise BuildError(
-            f"board {board.name}: {what} takes up to {needed} B of stack, and STACK_BYTES = {reserved}: make it {needed} or more"
+            f"board {board.name}: {what} takes up to {needed} B of stack, and STACK_BYTES = "
+            f"{reserved}: make it {needed} or more"
         )
     return step, program
 
 
 def _printed(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stdout
+    return subprocess.run(
+        command, capture_output=True, text=True, errors="replace", check=False
+    ).stdout
 
 
 def _check_fits_link(model: Model) -> None:
-    """One step must fit a frame, or service.c refuses to compile; places in a snapshot have 16 bits on the line."""
+    """One step must fit a frame, or service.c refuses to compile; places in a snapshot have 16 bits
+    on the line.
+    """
     snapshot = ram_bytes(model)["snapshot"]
     if snapshot > MOST_SNAPSHOT:
         raise BuildError(
-            f"the model's snapshot has {snapshot} bytes; the test program's link carries at most {MOST_SNAPSHOT}: "
+            f"the model's snapshot has {snapshot} bytes; the test program's link carries at most "
+            f"{MOST_SNAPSHOT}: "
             "use `stepwell emit` and your own program"
         )
     if model.n_in > MOST_IN or model.n_out > MOST_OUT:
         raise BuildError(
-            f"the model has {model.n_in} inputs and {model.n_out} outputs; the test program's link carries at most "
+            f"the model has {model.n_in} inputs and {model.n_out} outputs; the test program's link "
+            f"carries at most "
             f"{MOST_IN} and {MOST_OUT} a step: use `stepwell emit` and your own program"
         )
 
@@ -217,23 +246,32 @@ def _check_fits_compiler(model: Model, board: Board) -> None:
         largest = max((array.nbytes for array in arrays if array is not None), default=0)
         if largest > AVR_ARRAY:
             raise BuildError(
-                f"layer {index} ({layer.kind}) has {largest} bytes of weights in one array, and avr-gcc takes {AVR_ARRAY} at "
+                f"layer {index} ({layer.kind}) has {largest} bytes of weights in one array, and "
+                f"avr-gcc takes {AVR_ARRAY} at "
                 f"most: fewer units, --precision w4a16, or another board than {board.name}"
             )
 
 
 def why_not(compiler: str, board: Board | None = None) -> str | None:
-    """The reason why ``compiler`` cannot be used (for ``board``), with what to install; None when it can."""
+    """The reason why ``compiler`` cannot be used (for ``board``), with what to install; None when
+    it can.
+    """
     if compiler == "gcc":
         program = _facts(board)["GCC"]
         return None if shutil.which(program) else f"{program} is not installed: {_install(program)}"
     if board is not None and not board.words("CPU_ZIG"):
         return f"zig does not compile for {board.name}: {_install(_facts(board)['GCC'])}"
-    return None if importlib.util.find_spec("ziglang") else "ziglang is not installed: pip install ziglang"
+    return (
+        None
+        if importlib.util.find_spec("ziglang")
+        else "ziglang is not installed: pip install ziglang"
+    )
 
 
 def no_compiler(board: Board | None = None) -> str | None:
-    """The reason why nothing here can build (for ``board``), with what to install; None when a compiler can."""
+    """The reason why nothing here can build (for ``board``), with what to install; None when a
+    compiler can.
+    """
     wanted = os.environ.get("STEPWELL_COMPILER")
     if wanted:
         return why_not(_known(wanted), board)
@@ -280,23 +318,56 @@ def _defines(board: Board, keys: Iterable[str]) -> list[str]:
     return [f"-DBOARD_{key}={facts.get(key) or board.text(key)}" for key in keys]
 
 
-def compile_image(board: Board, kind: str, work: Path, program: Sequence[Path] | None = None, *more: str) -> Path:
-    """What firmware/Makefile does, from the same facts: the model in ``work``/model and a program, the app if none is given."""
+def compile_image(
+    board: Board, kind: str, work: Path, program: Sequence[Path] | None = None, *more: str
+) -> Path:
+    """What firmware/Makefile does, from the same facts: the model in ``work``/model and a program,
+    the app if none is given.
+    """
     facts, root = _facts(board), firmware()
     cpu_dir = root / "cpu" / board.text("CPU")
     cpu = board.text(f"CPU_{kind.upper()}").split()
     layout, elf = work / "link.ld", work / IMAGE
     defines = _defines(board, facts["LD_FACTS"].split())
-    _run([*_driver(kind, board), *cpu, "-E", "-P", "-x", "c", *defines, cpu_dir / "link.ld.in", "-o", layout], work)
-    options = " ".join(facts[key] for key in ("CFLAGS", f"{kind.upper()}_FLAGS", "WARNINGS")).split()
+    _run(
+        [
+            *_driver(kind, board),
+            *cpu,
+            "-E",
+            "-P",
+            "-x",
+            "c",
+            *defines,
+            cpu_dir / "link.ld.in",
+            "-o",
+            layout,
+        ],
+        work,
+    )
+    options = " ".join(
+        facts[key] for key in ("CFLAGS", f"{kind.upper()}_FLAGS", "WARNINGS")
+    ).split()
     folders = [work / "model", *(root / folder for folder in facts["APP_DIRS"].split()), cpu_dir]
     includes = [f"-I{folder}" for folder in folders] + ["-isystem", root / "cpu" / "freestanding"]
     model_sources = sorted(path for path in (work / "model").glob("*.c") if path.name != "main.c")
     own = [root / source for source in facts["APP"].split()] if program is None else list(program)
-    sources = [*model_sources, *own, *sorted(cpu_dir.glob("*.c")), *sorted((root / "cpu" / "freestanding").glob("*.c"))]
+    sources = [
+        *model_sources,
+        *own,
+        *sorted(cpu_dir.glob("*.c")),
+        *sorted((root / "cpu" / "freestanding").glob("*.c")),
+    ]
     sources += [board.port, *board.more_sources]
     _check_names(sources)
-    link = [*facts["LDFLAGS"].split(), "-T", layout, *sources, *facts[f"{kind.upper()}_LIBS"].split(), "-o", elf]
+    link = [
+        *facts["LDFLAGS"].split(),
+        "-T",
+        layout,
+        *sources,
+        *facts[f"{kind.upper()}_LIBS"].split(),
+        "-o",
+        elf,
+    ]
     _run(
         [
             *_driver(kind, board),
@@ -322,7 +393,9 @@ def _check_names(sources: Sequence[Path]) -> None:
 
 def _run(command: list[str | Path], work: Path) -> None:
     words = [str(word) for word in command]
-    done = subprocess.run(words, cwd=work, capture_output=True, text=True, errors="replace", check=False)
+    done = subprocess.run(
+        words, cwd=work, capture_output=True, text=True, errors="replace", check=False
+    )
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if TELLING.search(line)]
         reason = (
@@ -337,7 +410,8 @@ def _explained(line: str) -> str:
     """A linker's or compiler's line, with what to do where the reader may not know."""
     more = re.search(r"region .?FLASH.? overflowed by (\d+) bytes", line)
     return (
-        f"{line}: the image is {more[1]} bytes larger than the board's flash: take a smaller model or --precision"
+        f"{line}: the image is {more[1]} bytes larger than the board's flash: take a smaller model "
+        f"or --precision"
         if more
         else line
     )
@@ -351,13 +425,19 @@ def image_sizes(elf: Path, board: Board) -> Sizes:
         origin, n_bytes = board.number("RAM_ORIGIN"), board.number("RAM_BYTES")
         ram = sum(s["p_memsz"] for s in segments if origin <= s["p_vaddr"] < origin + n_bytes)
         stored = sum(s["p_filesz"] for s in segments)
-        symbols = {s.name: s["st_size"] for s in parsed.get_section_by_name(".symtab").iter_symbols()}
-    constants = sum(size for name, size in symbols.items() if name == NAME or name.startswith(f"{NAME}_"))
+        symbols = {
+            s.name: s["st_size"] for s in parsed.get_section_by_name(".symtab").iter_symbols()
+        }
+    constants = sum(
+        size for name, size in symbols.items() if name == NAME or name.startswith(f"{NAME}_")
+    )
     return Sizes(stored, ram, board.number("STACK_BYTES"), constants, symbols.get("stream_ram", 0))
 
 
 def image_board(elf: Path) -> str | None:
-    """The board that an ELF was built for, by its own words; None when it does not say. BuildError: no ELF file."""
+    """The board that an ELF was built for, by its own words; None when it does not say. BuildError:
+    no ELF file.
+    """
     with _damage_named(elf), elf.open("rb") as file:
         section = ELFFile(file).get_section_by_name(BOARD_SECTION)
         return section.data().decode() if section else None
@@ -384,7 +464,10 @@ def _damage_named(elf: Path) -> Iterator[None]:
 def image_files(elf: Path, board: Board) -> dict[Path, bytes]:
     """The files that belong beside an ELF: .bin, .hex and, when board.mk names a UF2_FAMILY, .uf2."""
     binary, origin = flash_bytes(elf), board.number("FLASH_ORIGIN")
-    files = {elf.with_suffix(".bin"): binary, elf.with_suffix(".hex"): intel_hex(binary, origin).encode()}
+    files = {
+        elf.with_suffix(".bin"): binary,
+        elf.with_suffix(".hex"): intel_hex(binary, origin).encode(),
+    }
     if "UF2_FAMILY" in board.facts:
         files[elf.with_suffix(".uf2")] = _uf2(binary, origin, board.number("UF2_FAMILY"))
     return files
@@ -398,7 +481,9 @@ def _uf2(binary: bytes, origin: int, family: int) -> bytes:
 
 
 def flash_bytes(elf: Path) -> bytes:
-    """Flash contents from the first stored byte on, gaps filled with 0xFF. BuildError: damaged, or nothing is for flash."""
+    """Flash contents from the first stored byte on, gaps filled with 0xFF. BuildError: damaged, or
+    nothing is for flash.
+    """
     flash = IntelHex()
     flash.padding = 0xFF
     with _damage_named(elf), elf.open("rb") as file:
@@ -407,7 +492,8 @@ def flash_bytes(elf: Path) -> bytes:
                 flash.puts(segment["p_paddr"], segment.data())
     if not len(flash) or flash.maxaddr() - flash.minaddr() > MOST_FLASH:
         raise BuildError(
-            f"{elf}: nothing in it, or more than any flash holds: not an ELF file that `stepwell build` wrote"
+            f"{elf}: nothing in it, or more than any flash holds: not an ELF file that `stepwell "
+            f"build` wrote"
         )
     return flash.tobinstr()
 

@@ -23,11 +23,15 @@ EMULATOR_KEYS = {
     "rp2040js": "RP2040JS",
 }  # what makes one able to
 NAME = re.compile("[A-Za-z0-9 ._+-]+")
-NUMBER = re.compile("0[xX][0-9a-fA-F]+|0|[1-9][0-9]*")  # the same to Python, to C and to a linker script
+NUMBER = re.compile(
+    "0[xX][0-9a-fA-F]+|0|[1-9][0-9]*"
+)  # the same to Python, to C and to a linker script
 
 
 def parse_facts(path: Path) -> dict[str, str]:
-    """The assignments of a .mk file. BuildError, with file and line, on anything that is no comment and no ``KEY = value``."""
+    """The assignments of a .mk file. BuildError, with file and line, on anything that is no comment
+    and no ``KEY = value``.
+    """
     facts = {}
     try:
         text = path.read_text(encoding="utf-8")
@@ -64,7 +68,9 @@ class Board:
     def number(self, key: str) -> int:
         """A number, decimal or 0x; BuildError when it is none."""
         if not NUMBER.fullmatch(self.text(key)):
-            raise BuildError(f"board {self.name}: {key} = {self.text(key)} is no number: write 8192 or 0x2000")
+            raise BuildError(
+                f"board {self.name}: {key} = {self.text(key)} is no number: write 8192 or 0x2000"
+            )
         return int(self.text(key), 0)
 
     def words(self, key: str) -> list[str]:
@@ -97,22 +103,34 @@ class Board:
 
     def without_update_area(self) -> Board:
         """The board for an image that keeps its model: all flash and RAM for that one."""
-        return replace(self, facts={key: fact for key, fact in self.facts.items() if not key.startswith("UPDATE_")})
+        return replace(
+            self,
+            facts={key: fact for key, fact in self.facts.items() if not key.startswith("UPDATE_")},
+        )
 
     def check(self) -> None:
-        """BuildError when a fact that must be a number is none, or CPU names no folder of firmware/cpu, or the name is no plain
-        text; missing facts may never be needed."""
+        """BuildError when a fact that must be a number is none, or CPU names no folder of
+        firmware/cpu, or the name is no plain text; missing facts may never be needed.
+        """
         if not NAME.fullmatch(self.text("NAME")):
             raise BuildError(
-                f"board '{self.text('NAME')}': its name becomes C text: use letters, digits, spaces and . _ + - alone"
+                f"board '{self.text('NAME')}': its name becomes C text: use letters, digits, "
+                f"spaces and . _ + - alone"
             )
         shared = flags()
-        for key in ("QEMU_TIMER_HZ", "UF2_FAMILY", *shared["C_FACTS"].split(), *shared["LD_FACTS"].split()):
+        for key in (
+            "QEMU_TIMER_HZ",
+            "UF2_FAMILY",
+            *shared["C_FACTS"].split(),
+            *shared["LD_FACTS"].split(),
+        ):
             if key in self.facts and key != "NAME":
                 self.number(key)
         cpus = sorted(path.parent.name for path in (firmware() / "cpu").glob("*/link.ld.in"))
         if self.facts.get("CPU", cpus[0]) not in cpus:
-            raise BuildError(f"board {self.name}: CPU = {self.text('CPU')}: firmware/cpu has: {', '.join(cpus)}")
+            raise BuildError(
+                f"board {self.name}: CPU = {self.text('CPU')}: firmware/cpu has: {', '.join(cpus)}"
+            )
 
     @property
     def target(self) -> str:
@@ -121,24 +139,31 @@ class Board:
 
     @property
     def port(self) -> Path:
-        """The C file with the board's functions: its own, or one that several boards share. BuildError when there is none."""
+        """The C file with the board's functions: its own, or one that several boards share.
+        BuildError when there is none.
+        """
         shared = self.facts.get("PORT")
         path = firmware() / "ports" / f"{shared}.c" if shared else self.folder / "board.c"
         if not shared and not path.is_file() and "LIKE" in self.facts:
             path = _folder_of(self.facts["LIKE"]) / "board.c"
         if not path.is_file():
             raise BuildError(
-                f"board {self.name}: no {path}; write it, or name a file of {firmware() / 'ports'} by PORT"
+                f"board {self.name}: no {path}; write it, or name a file of {firmware() / 'ports'} "
+                f"by PORT"
             )
         return path
 
     @property
     def more_sources(self) -> list[Path]:
-        """Further C files of every image, from MORE_SOURCES. BuildError when one is not in the board's folder."""
+        """Further C files of every image, from MORE_SOURCES. BuildError when one is not in the
+        board's folder.
+        """
         paths = [self.folder / word for word in self.words("MORE_SOURCES")]
         for path in paths:
             if not path.is_file():
-                raise BuildError(f"board {self.name}: MORE_SOURCES names {path.name}, and there is no {path}")
+                raise BuildError(
+                    f"board {self.name}: MORE_SOURCES names {path.name}, and there is no {path}"
+                )
         return paths
 
 
@@ -154,7 +179,8 @@ def load_board(name: str) -> Board:
     folder = Path(name).resolve() if "/" in name else _folder_of(name)
     if not name or not (folder / "board.mk").is_file():
         raise UnknownBoard(
-            f"{_why_unknown(name, folder)}; there are: {', '.join(board_names())}, or a folder of your own, written with a slash: "
+            f"{_why_unknown(name, folder)}; there are: {', '.join(board_names())}, or a folder of "
+            f"your own, written with a slash: "
             "./myboard"
         )
     board = Board(folder, {"NAME": folder.name} | _all_facts(folder / "board.mk"))
@@ -171,7 +197,9 @@ def _all_facts(path: Path) -> dict[str, str]:
             raise BuildError(f"{path}: LIKE = {own['LIKE']}: there are: {', '.join(board_names())}")
         relative = parse_facts(_folder_of(own["LIKE"]) / "board.mk")
         if "LIKE" in relative:
-            raise BuildError(f"{path}: {own['LIKE']} is itself LIKE {relative['LIKE']}: name that one")
+            raise BuildError(
+                f"{path}: {own['LIKE']} is itself LIKE {relative['LIKE']}: name that one"
+            )
     name = own.get("CORE", relative.get("CORE"))
     core = {} if name is None else _core_facts(path, name)
     return relative | core | own
@@ -192,7 +220,9 @@ def _why_unknown(name: str, folder: Path) -> str:
     if "/" not in name:
         return f"no board '{name}'"
     if folder.is_file():
-        return f"{name} is a file: a board is the folder that it is in, {name[: name.rindex('/') + 1]}"
+        return (
+            f"{name} is a file: a board is the folder that it is in, {name[: name.rindex('/') + 1]}"
+        )
     return f"{name} has no board.mk"
 
 

@@ -1,6 +1,8 @@
-"""flash: which programs can write an image to a board, and with which arguments. Pure functions; the programs do the rest.
+"""flash: which programs can write an image to a board, and with which arguments. Pure functions;
+the programs do the rest.
 
-A runner is (board, files, port) -> the command. The keys of board.mk that it reads are in docs/boards.md.
+A runner is (board, files, port) -> the command. The keys of board.mk that it reads are in
+docs/boards.md.
 """
 
 from __future__ import annotations
@@ -78,7 +80,15 @@ def stm32loader(board: Board, files: Files, port: str | None) -> list[str]:
 def esptool(board: Board, files: Files, port: str | None) -> list[str]:
     """The bootloader in an ESP's ROM. ``port``: serial port."""
     chip = ["--chip", board.text("ESPTOOL_CHIP")]
-    return ["esptool", *chip, "--port", port or PORT, "write-flash", board.text("ESPTOOL_OFFSET"), str(files.bin)]
+    return [
+        "esptool",
+        *chip,
+        "--port",
+        port or PORT,
+        "write-flash",
+        board.text("ESPTOOL_OFFSET"),
+        str(files.bin),
+    ]
 
 
 def avrdude(board: Board, files: Files, port: str | None) -> list[str]:
@@ -130,10 +140,14 @@ def mounted_drive(label: str) -> Path:
 
 
 def copy_to_drive(image: Path, drive: Path) -> None:
-    """Copy onto a board's drive, which is a folder with a file that says so; BuildError when it is not that."""
+    """Copy onto a board's drive, which is a folder with a file that says so; BuildError when it is
+    not that.
+    """
     marks = ("INFO_UF2.TXT",) if image.suffix == ".uf2" else ("DETAILS.TXT", "MICROBIT.HTM")
     if not any((drive / name).is_file() for name in marks):
-        raise BuildError(f"{drive} is no board's drive: connect the board, or name the place with --port")
+        raise BuildError(
+            f"{drive} is no board's drive: connect the board, or name the place with --port"
+        )
     shutil.copyfile(image, drive / image.name)
 
 
@@ -162,32 +176,49 @@ INSTALL = {  # program -> what to type
 DRIVES = ("drive", "uf2")  # need no program, but a drive
 NEED_PORT = ("stm32loader", "esptool", "avrdude")  # find no board by themselves
 PORT = "PORT"  # stands for the port in the command of a dry run
-AVR_BOOTLOADERS = ("arduino", "wiring")  # programmers of avrdude that erase page by page; a chip erase is not for them
+AVR_BOOTLOADERS = (
+    "arduino",
+    "wiring",
+)  # programmers of avrdude that erase page by page; a chip erase is not for them
 
 
 def runners(board: Board) -> list[str]:
-    """The board's runners, in order of preference. BuildError when there are none, or one that does not exist."""
+    """The board's runners, in order of preference. BuildError when there are none, or one that does
+    not exist.
+    """
     named = board.words("FLASH_RUNNERS")
     if not named:
-        raise BuildError(f"board {board.name} is an emulator's: there is nothing to flash (--port qemu:... runs it)")
+        raise BuildError(
+            f"board {board.name} is an emulator's: there is nothing to flash (--port qemu:... runs "
+            f"it)"
+        )
     for name in named:
         if name not in RUNNERS:
-            raise BuildError(f"board {board.name}: FLASH_RUNNERS names '{name}'; there are: {', '.join(RUNNERS)}")
+            raise BuildError(
+                f"board {board.name}: FLASH_RUNNERS names '{name}'; there are: {', '.join(RUNNERS)}"
+            )
     return named
 
 
 def choose(board: Board, runner: str | None) -> str:
-    """The runner to use: as asked, else the board's first that is installed. WrongUse when it is not the board's, BuildError."""
+    """The runner to use: as asked, else the board's first that is installed. WrongUse when it is
+    not the board's, BuildError.
+    """
     known = runners(board)
     if runner is not None:
         if runner not in known:
-            raise WrongUse(f"board {board.name} cannot be flashed by '{runner}'; it can by: {', '.join(known)}")
+            raise WrongUse(
+                f"board {board.name} cannot be flashed by '{runner}'; it can by: {', '.join(known)}"
+            )
         return runner
     usable = next((name for name in known if is_usable(board, name)), None)
     if usable is None:
-        how = "; ".join(INSTALL.get(name, f"{name}: connect and mount the board's drive") for name in known)
+        how = "; ".join(
+            INSTALL.get(name, f"{name}: connect and mount the board's drive") for name in known
+        )
         raise BuildError(
-            f"none of the programs that flash {board.name} is installed: {how} (--dry-run shows the commands)"
+            f"none of the programs that flash {board.name} is installed: {how} (--dry-run shows "
+            f"the commands)"
         )
     return usable
 
@@ -202,29 +233,43 @@ def is_usable(board: Board, runner: str) -> bool:
 def check_port(runner: str, port: str | None) -> None:
     """PortMissing when ``runner`` finds no board without it."""
     if runner in NEED_PORT and port is None:
-        raise PortMissing(f"{runner} needs --port, the board's serial port; `stepwell boards` lists them")
+        raise PortMissing(
+            f"{runner} needs --port, the board's serial port; `stepwell boards` lists them"
+        )
 
 
 def check_image(board: Board, files: Files) -> None:
-    """BuildError when there is no image, it is for another board, or the files beside the ELF are not its own."""
+    """BuildError when there is no image, it is for another board, or the files beside the ELF are
+    not its own.
+    """
     if files.elf.is_dir():
         raise BuildError(f"{files.elf} is a folder: give the .elf file in it")
     if not files.elf.exists():
-        raise BuildError(f"no {files.elf}: run `stepwell build --board {board.name} MODEL.stw` first, or give --image")
+        raise BuildError(
+            f"no {files.elf}: run `stepwell build --board {board.name} MODEL.stw` first, or give "
+            f"--image"
+        )
     built_for = image_board(files.elf)
     if built_for != board.name:
-        whose = f"built for {built_for}" if built_for else "not built by stepwell: it names no board"
-        raise BuildError(f"{files.elf} is {whose}; run `stepwell build --board {board.name} MODEL.stw`")
+        whose = (
+            f"built for {built_for}" if built_for else "not built by stepwell: it names no board"
+        )
+        raise BuildError(
+            f"{files.elf} is {whose}; run `stepwell build --board {board.name} MODEL.stw`"
+        )
     for path, content in image_files(files.elf, board).items():
         if not path.is_file() or path.read_bytes() != content:
-            raise BuildError(f"{path} is missing or not of {files.elf.name}: run `stepwell build` again")
+            raise BuildError(
+                f"{path} is missing or not of {files.elf.name}: run `stepwell build` again"
+            )
 
 
 def flash(board: Board, files: Files, runner: str | None = None, port: str | None = None) -> str:
-    """Run ``runner``, or the board's first that is installed; its output goes to stderr. Returns its name.
+    """Run ``runner``, or the board's first that is installed; its output goes to stderr. Returns
+    its name.
 
-    What is wrong with the image is said before what is missing on this machine. PortMissing; BuildError when check_image or
-    choose raise it, or the program fails.
+    What is wrong with the image is said before what is missing on this machine. PortMissing;
+    BuildError when check_image or choose raise it, or the program fails.
     """
     names = [choose(board, runner)] if runner else runners(board)
     if len(names) == 1:
@@ -239,7 +284,8 @@ def flash(board: Board, files: Files, runner: str | None = None, port: str | Non
         raise BuildError(f"{command[0]} is not installed") from error
     if done.returncode:
         raise BuildError(
-            f"{runner} could not write {files.elf} to {board.name}: exit code {done.returncode}, see above"
+            f"{runner} could not write {files.elf} to {board.name}: exit code {done.returncode}, "
+            f"see above"
         )
     return runner
 

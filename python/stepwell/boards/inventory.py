@@ -1,4 +1,6 @@
-"""inventory: which boards there are, what is plugged in, which tools are installed, and what to type for the missing ones."""
+"""inventory: which boards there are, what is plugged in, which tools are installed, and what to
+type for the missing ones.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from stepwell.link import qemu, rp2040js, sim, simavr
 
 @dataclass(frozen=True)
 class Port:
-    """A serial port. ``vid_pid``: "0d28:0204", or None; ``boards``: those whose USB_IDS name it (several share a probe)."""
+    """A serial port. ``vid_pid``: "0d28:0204", or None; ``boards``: those whose USB_IDS name it
+    (several share a probe).
+    """
 
     device: str
     description: str
@@ -25,7 +29,9 @@ class Port:
 
 @dataclass(frozen=True)
 class Tool:
-    """A program or Python package. ``kind``: compiler, emulator or flash; ``install``: what to type."""
+    """A program or Python package. ``kind``: compiler, emulator or flash; ``install``: what to
+    type.
+    """
 
     kind: str
     name: str
@@ -68,7 +74,10 @@ def ports(boards: list[Board]) -> list[Port]:
 def tools() -> list[Tool]:
     """Cross compilers, emulators and flash programs that some board or command can use."""
     apt = "apt-get install {}".format
-    packages = [("compiler", "ziglang", "pip install ziglang"), ("emulator", "unicorn", sim.INSTALL)]
+    packages = [
+        ("compiler", "ziglang", "pip install ziglang"),
+        ("emulator", "unicorn", sim.INSTALL),
+    ]
     programs = [
         *(("compiler", program, apt(package)) for program, package in build.PACKAGES.items()),
         *(("emulator", program, apt(package)) for program, package in qemu.PACKAGES.items()),
@@ -76,6 +85,9 @@ def tools() -> list[Tool]:
     ]
     found = [Tool("emulator", "simavr", simavr.is_installed(), simavr.INSTALL)]
     found += [Tool("emulator", "rp2040js", rp2040js.is_installed(), rp2040js.INSTALL)]
-    found += [Tool(kind, name, importlib.util.find_spec(name) is not None, how) for kind, name, how in packages]
+    found += [
+        Tool(kind, name, importlib.util.find_spec(name) is not None, how)
+        for kind, name, how in packages
+    ]
     found += [Tool(kind, name, shutil.which(name) is not None, how) for kind, name, how in programs]
     return sorted(found, key=lambda tool: ("compiler", "emulator", "flash").index(tool.kind))

@@ -1,7 +1,9 @@
-"""The deepest stack of a function, before anything has run: the longest path of frames in the call graph.
+"""The deepest stack of a function, before anything has run: the longest path of frames in the call
+graph.
 
-From gcc 10 on, ``-fcallgraph-info=su`` gives a .ci file for each source: nodes with the bytes of their frames, edges for calls.
-avr-gcc is older: ``-fstack-usage`` gives a .su file with the frames alone, and the calls are read from the image's code.
+From gcc 10 on, ``-fcallgraph-info=su`` gives a .ci file for each source: nodes with the bytes of
+their frames, edges for calls. avr-gcc is older: ``-fstack-usage`` gives a .su file with the frames
+alone, and the calls are read from the image's code.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ from stepwell.errors import BuildError
 
 FLAGS = ("-fcallgraph-info=su",)
 FRAME_FLAGS = ("-fstack-usage",)
-NODE = re.compile(r'^node: \{ title: "([^"]+)" label: "[^"]*?(?:\\n(\d+) bytes \(([^)]*)\)[^"]*)?"', re.MULTILINE)
+NODE = re.compile(
+    r'^node: \{ title: "([^"]+)" label: "[^"]*?(?:\\n(\d+) bytes \(([^)]*)\)[^"]*)?"', re.MULTILINE
+)
 EDGE = re.compile(r'^edge: \{ sourcename: "([^"]+)" targetname: "([^"]+)"', re.MULTILINE)
 INDIRECT = "__indirect_call"
 WORD = 4
-# What gcc cannot count, bytes: assembly of csrc that pushes on its own, and what libgcc has for Cortex-M0 (12.2's rounded up).
+# What gcc cannot count, bytes: assembly of csrc that pushes on its own, and what libgcc has for
+# Cortex-M0 (12.2's rounded up).
 ASSEMBLY = {
     "stw_dot4_v6m": 40,
     "stw_pairs_dsp_unit": 52,
@@ -38,7 +43,9 @@ AVR_LAST = re.compile(r"\t(?:reti?|e?ijmp|r?jmp)\b[^\n]*\n\Z")
 AVR_VECTORS = "cpu_vectors"
 AVR_SWITCH = "__tablejump2__"  # of libgcc: on to a case of the same function
 AVR_STACK_STAYS = (AVR_SWITCH, "Reset_Handler")  # reset begins with an empty stack
-AVR_RETURN = 3  # bytes of a return address on the largest ones, 2 on others; frames in .su files hold theirs
+AVR_RETURN = (
+    3  # bytes of a return address on the largest ones, 2 on others; frames in .su files hold theirs
+)
 
 
 @dataclass
@@ -58,20 +65,24 @@ class CallGraph:
         for caller, called in self.calls.items():
             if INDIRECT in called and plain(caller) in pointers:
                 pattern = pointers[plain(caller)]
-                found = {function for function in self.frames if re.fullmatch(pattern, plain(function))}
+                found = {
+                    function for function in self.frames if re.fullmatch(pattern, plain(function))
+                }
                 called.difference_update({INDIRECT} if found else ())
                 called.update(found)
 
     def bound(self, function: str) -> int:
-        """Bytes that ``function`` takes at most, interrupts included, in whole words. BuildError as for ``deepest``."""
+        """Bytes that ``function`` takes at most, interrupts included, in whole words. BuildError as
+        for ``deepest``.
+        """
         interrupted = max((self.deepest(handler)[0] for handler in self.handlers), default=0)
         return -(-(self.deepest(function)[0] + interrupted) // WORD) * WORD
 
     def deepest(self, function: str) -> tuple[int, list[str]]:
         """Bytes of the longest path from ``function`` down, its own frame included, and the path.
 
-        BuildError, naming the function, for recursion, a call through a pointer, a frame of no fixed size, and code that was
-        not compiled here.
+        BuildError, naming the function, for recursion, a call through a pointer, a frame of no
+        fixed size, and code that was not compiled here.
         """
         return self._deepest(function, ())
 
@@ -80,14 +91,24 @@ class CallGraph:
         if function in above:
             raise BuildError(f"the stack has no bound: {way} is a recursion")
         if function == INDIRECT:
-            raise BuildError(f"the stack has no bound that can be seen: {way} goes through a pointer")
+            raise BuildError(
+                f"the stack has no bound that can be seen: {way} goes through a pointer"
+            )
         if function in self.unbounded:
             raise BuildError(f"the stack has no bound: the frame of {way} has no fixed size")
         if function not in self.frames and function not in ASSEMBLY:
-            raise BuildError(f"the stack has no bound that can be seen: {way} was not compiled with the rest")
-        below = [self._deepest(called, (*above, function)) for called in sorted(self.calls.get(function, ()))]
+            raise BuildError(
+                f"the stack has no bound that can be seen: {way} was not compiled with the rest"
+            )
+        below = [
+            self._deepest(called, (*above, function))
+            for called in sorted(self.calls.get(function, ()))
+        ]
         deepest, path = max(below, key=lambda found: found[0], default=(0, []))
-        return self.frames.get(function, 0) + ASSEMBLY.get(function, 0) + deepest, [plain(function), *path]
+        return self.frames.get(function, 0) + ASSEMBLY.get(function, 0) + deepest, [
+            plain(function),
+            *path,
+        ]
 
 
 def plain(function: str) -> str:
@@ -107,17 +128,20 @@ def read_call_graph(files: Iterable[Path]) -> CallGraph:
                     graph.unbounded.add(name)
         for caller, called in EDGE.findall(text):
             graph.calls.setdefault(caller, set()).add(called)
-    for title in graph.frames:  # a weak function has its file in its title; the linker may take another of that name
+    for title in (
+        graph.frames
+    ):  # a weak function has its file in its title; the linker may take another of that name
         if (name := title.rpartition(":")[2]) != title and name in graph.frames:
             graph.calls.setdefault(title, set()).add(name)
     return graph
 
 
 def read_avr_graph(files: Iterable[Path], code: str) -> CallGraph:
-    """The graph of an AVR program from the .su files of all its sources and its disassembly by objdump.
+    """The graph of an AVR program from the .su files of all its sources and its disassembly by
+    objdump.
 
-    Functions that no compiler made (libgcc's) take what they push and their return address. Of functions with the same name
-    the largest frame counts.
+    Functions that no compiler made (libgcc's) take what they push and their return address. Of
+    functions with the same name the largest frame counts.
     """
     graph, compiled = CallGraph(), _read_frames(files)
     functions = AVR_FUNCTION.findall(code)
@@ -129,7 +153,8 @@ def read_avr_graph(files: Iterable[Path], code: str) -> CallGraph:
         calls = {
             called
             for jump, called, inside in AVR_JUMP.findall(body)
-            if called not in (name, *AVR_STACK_STAYS) or (called == name and "call" in jump and not inside)
+            if called not in (name, *AVR_STACK_STAYS)
+            or (called == name and "call" in jump and not inside)
         }
         if AVR_INDIRECT.search(body) and name != AVR_SWITCH:
             calls.add(INDIRECT)

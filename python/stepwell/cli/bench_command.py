@@ -25,7 +25,8 @@ def quantity(text: str, option: str, units: tuple[str, ...]) -> float:
             raise ValueError
     except ValueError:
         raise WrongUse(
-            f"{option} {text}: expected a positive number and one of {', '.join(filter(None, units))}"
+            f"{option} {text}: expected a positive number and one of "
+            f"{', '.join(filter(None, units))}"
         ) from None
     return value
 
@@ -42,7 +43,9 @@ def quantity(text: str, option: str, units: tuple[str, ...]) -> float:
 @click.option("--deadline", help="Time for a step: 5ms, 200us.")
 @click.option("--clock", help="Clock of the core: 64MHz.")
 @json_option
-def bench(model_file: str, core: str | None, deadline: str | None, clock: str | None, as_json: bool) -> None:
+def bench(
+    model_file: str, core: str | None, deadline: str | None, clock: str | None, as_json: bool
+) -> None:
     """Instructions of one step on each core: counted in an emulator, or estimated and said so.
 
     Exit code 1 when a deadline is missed even at one cycle an instruction.
@@ -58,7 +61,9 @@ def bench(model_file: str, core: str | None, deadline: str | None, clock: str | 
         limit = Deadline(seconds, quantity(clock, "--clock", ("Hz", "kHz", "MHz", "GHz")))
     model = stepwell.load(model_file)
     cores = [name.strip() for name in core.split(",")] if core else None
-    figures = run(model, cores, lambda name: None if as_json else click.echo(f"  {name} ...", err=True))
+    figures = run(
+        model, cores, lambda name: None if as_json else click.echo(f"  {name} ...", err=True)
+    )
     verdicts = [limit.verdict(f.instructions_per_step) if limit else None for f in figures]
     macs = model.info()["macs_per_step"]
     if as_json:
@@ -67,7 +72,12 @@ def bench(model_file: str, core: str | None, deadline: str | None, clock: str | 
                 "model": model.name,
                 "macs_per_step": macs,
                 "cores": [
-                    f.to_json() | ({"verdict": v[0], "seconds_least": v[1], "seconds_likely": v[2]} if v else {})
+                    f.to_json()
+                    | (
+                        {"verdict": v[0], "seconds_least": v[1], "seconds_likely": v[2]}
+                        if v
+                        else {}
+                    )
                     for f, v in zip(figures, verdicts, strict=True)
                 ],
             }
@@ -76,7 +86,9 @@ def bench(model_file: str, core: str | None, deadline: str | None, clock: str | 
         click.echo(f"{model.name}: {macs} MACs a step; instructions, not cycles")
         for figure, verdict in zip(figures, verdicts, strict=True):
             how = (
-                figure.how if figure.is_measured else f"estimated, within {100 * figure.error:.0f} % on LSTMs and GRUs"
+                figure.how
+                if figure.is_measured
+                else f"estimated, within {100 * figure.error:.0f} % on LSTMs and GRUs"
             )
             stack = f", {figure.stack_bytes} B stack" if figure.stack_bytes else ""
             click.echo(f"  {figure.core:<12} {figure.instructions_per_step:>9} ({how}{stack})")
@@ -85,7 +97,8 @@ def bench(model_file: str, core: str | None, deadline: str | None, clock: str | 
             if verdict:
                 word, least, likely = verdict
                 click.echo(
-                    f"  {'':<12} {word} {deadline}: {1e3 * least:.3g} ms at 1 cycle an instruction, "
+                    f"  {'':<12} {word} {deadline}: {1e3 * least:.3g} ms at 1 cycle an "
+                    f"instruction, "
                     f"{1e3 * likely:.3g} ms at {LIKELY_CPI}"
                 )
     if any(v and v[0] == "misses" for v in verdicts):

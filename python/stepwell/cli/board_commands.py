@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 MISMATCH = 1
 
 board_option = click.option(
-    "--board", required=True, help="Board name (`stepwell boards` lists them), or your own board's folder: ./myboard."
+    "--board",
+    required=True,
+    help="Board name (`stepwell boards` lists them), or your own board's folder: ./myboard.",
 )
 
 no_reset_option = click.option(
@@ -45,7 +47,9 @@ no_reset_option = click.option(
 @click.command(epilog=examples("stepwell boards", "stepwell boards --json"))
 @json_option
 def boards(as_json: bool) -> None:
-    """List the boards, the serial ports that are plugged in, and the tools that are installed or missing."""
+    """List the boards, the serial ports that are plugged in, and the tools that are installed or
+    missing.
+    """
     from stepwell.boards.inventory import inventory
 
     found = inventory()
@@ -60,7 +64,9 @@ def boards(as_json: bool) -> None:
     click.echo("serial ports")
     for port in found["ports"]:
         fitting = f": could be {' or '.join(port['boards'])}" if port["boards"] else ""
-        click.echo(f"  {port['device']:<18}{port['vid_pid'] or 'no USB':<15}{port['description']}{fitting}")
+        click.echo(
+            f"  {port['device']:<18}{port['vid_pid'] or 'no USB':<15}{port['description']}{fitting}"
+        )
     if not found["ports"]:
         click.echo("  none")
     click.echo("tools")
@@ -78,20 +84,42 @@ def boards(as_json: bool) -> None:
 )
 @click.argument("model_file", metavar="MODEL.stw")
 @board_option
-@click.option("-o", "--output", default=".", show_default=True, help="Folder for BOARD.elf, .bin, .hex (and .uf2).")
-@click.option("--compiler", help="gcc or zig (default: STEPWELL_COMPILER, else the first that is installed).")
-@click.option("--mlperf", is_flag=True, help="With the text interface of MLPerf Tiny's and EEMBC's runners.")
-@click.option("--updates", is_flag=True, help="Takes other models in the field: the whole engine, RAM for them.")
+@click.option(
+    "-o",
+    "--output",
+    default=".",
+    show_default=True,
+    help="Folder for BOARD.elf, .bin, .hex (and .uf2).",
+)
+@click.option(
+    "--compiler", help="gcc or zig (default: STEPWELL_COMPILER, else the first that is installed)."
+)
+@click.option(
+    "--mlperf", is_flag=True, help="With the text interface of MLPerf Tiny's and EEMBC's runners."
+)
+@click.option(
+    "--updates",
+    is_flag=True,
+    help="Takes other models in the field: the whole engine, RAM for them.",
+)
 @json_option
 def build(
-    model_file: str, board: str, output: str, compiler: str | None, mlperf: bool, updates: bool, as_json: bool
+    model_file: str,
+    board: str,
+    output: str,
+    compiler: str | None,
+    mlperf: bool,
+    updates: bool,
+    as_json: bool,
 ) -> None:
     """Build the test program with MODEL for a board."""
     from stepwell.boards import load_board
     from stepwell.boards.build import build as build_image
 
     if mlperf and updates:
-        raise WrongUse("--mlperf and --updates do not go together: MLPerf's text interface takes no updates")
+        raise WrongUse(
+            "--mlperf and --updates do not go together: MLPerf's text interface takes no updates"
+        )
     facts = load_board(board)
     model = stepwell.load(model_file)
     image = build_image(model, facts, output, compiler, mlperf=mlperf, updates=updates)
@@ -99,7 +127,10 @@ def build(
         print_json(image.to_json() | {"label": facts.label})
         return
     files = ", ".join([str(image.elf), *(path.suffix for path in image.files[1:])])
-    click.echo(f"{files}: {model.name}, id {model.id:08x}, by {image.compiler}; {facts.name} is *{facts.label}*")
+    click.echo(
+        f"{files}: {model.name}, id {model.id:08x}, by {image.compiler}; {facts.name} is "
+        f"*{facts.label}*"
+    )
     print_image_costs(image)
 
 
@@ -111,10 +142,15 @@ def build(
     )
 )
 @board_option
-@click.option("--image", help="The .elf; the other files are beside it (default: BOARD.elf in this folder).")
-@click.option("--runner", help="The program to use (default: the first of the board's that is installed).")
 @click.option(
-    "--port", help="Serial port of a bootloader; serial number of a probe, if there are several; place of a drive."
+    "--image", help="The .elf; the other files are beside it (default: BOARD.elf in this folder)."
+)
+@click.option(
+    "--runner", help="The program to use (default: the first of the board's that is installed)."
+)
+@click.option(
+    "--port",
+    help="Serial port of a bootloader; serial number of a probe, if there are several; place of a drive.",
 )
 @click.option(
     "--dry-run",
@@ -122,7 +158,14 @@ def build(
     help="Check the image, print the commands of all runners (or of --runner), write nothing.",
 )
 @json_option
-def flash(board: str, image: str | None, runner: str | None, port: str | None, dry_run: bool, as_json: bool) -> None:
+def flash(
+    board: str,
+    image: str | None,
+    runner: str | None,
+    port: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Write an image to a board with the program that can."""
     from stepwell.boards import load_board
     from stepwell.boards.flash import RUNNERS, Files, check_image, choose, runners
@@ -135,7 +178,9 @@ def flash(board: str, image: str | None, runner: str | None, port: str | None, d
         if files.elf.exists():
             check_image(facts, files)
         else:
-            click.echo(f"stepwell: {files.elf} is not there yet: `stepwell build` writes it", err=True)
+            click.echo(
+                f"stepwell: {files.elf} is not there yet: `stepwell build` writes it", err=True
+            )
         commands = {name: RUNNERS[name](facts, files, port) for name in names}
         if as_json:
             print_json({"board": facts.name, "commands": commands})
@@ -155,7 +200,8 @@ def flash(board: str, image: str | None, runner: str | None, port: str | None, d
         "stepwell hil --port sim:netduinoplus2 motor.stw --data test.npz",
         "stepwell hil --port qemu:mps2-an386 motor.stw --data test.npz --image mps2-an386.elf",
         "stepwell hil --port /dev/ttyACM0 --baud 115200 motor.stw --data test.npz --json",
-        "stepwell hil --port /dev/ttyACM0 motor.stw --data test.npz --steps 1000000 --html soak.html",
+        "stepwell hil --port /dev/ttyACM0 motor.stw --data test.npz --steps 1000000 --html "
+        "soak.html",
         "stepwell hil --port /dev/ttyACM0 --port rfc2217://bench2:4000 motor.stw --data test.npz",
     )
 )
@@ -170,8 +216,16 @@ def flash(board: str, image: str | None, runner: str | None, port: str | None, d
 )
 @click.option("--data", required=True, help="Test sequences: .npz (x), .npy or .csv.")
 @columns_option
-@click.option("--image", help="ELF for the emulator (default: built from MODEL, in a temporary folder).")
-@click.option("--baud", type=click.IntRange(min=1), default=115200, show_default=True, help="Of a serial port.")
+@click.option(
+    "--image", help="ELF for the emulator (default: built from MODEL, in a temporary folder)."
+)
+@click.option(
+    "--baud",
+    type=click.IntRange(min=1),
+    default=115200,
+    show_default=True,
+    help="Of a serial port.",
+)
 @no_reset_option
 @click.option(
     "--steps",
@@ -222,9 +276,15 @@ def hil(
         _print_json(ports, results)
     else:
         for port, result in zip(ports, results, strict=True):
-            _print_error(port, result) if isinstance(result, StepwellError) else _print_report(result)
+            _print_error(port, result) if isinstance(result, StepwellError) else _print_report(
+                result
+            )
     if html:
-        write_page(html, f"{model.name} on {len(ports)} board{'s'[: len(ports) > 1]}", map(run_of, ports, results))
+        write_page(
+            html,
+            f"{model.name} on {len(ports)} board{'s'[: len(ports) > 1]}",
+            map(run_of, ports, results),
+        )
     if not all(_passed(result) for result in results):
         raise SystemExit(MISMATCH)
 
@@ -249,7 +309,9 @@ def _passed(result: HilReport | StepwellError) -> bool:
 def _print_json(ports: Sequence[str], results: Sequence[HilReport | StepwellError]) -> None:
     """One report as it is; several in a list, with an error in place of one."""
     reports = [
-        {"url": port, "error": str(result)} if isinstance(result, StepwellError) else result.to_json()
+        {"url": port, "error": str(result)}
+        if isinstance(result, StepwellError)
+        else result.to_json()
         for port, result in zip(ports, results, strict=True)
     ]
     several = {"equal": all(_passed(result) for result in results), "boards": reports}
@@ -257,7 +319,9 @@ def _print_json(ports: Sequence[str], results: Sequence[HilReport | StepwellErro
 
 
 def as_many_steps(sequences: Sequence[np.ndarray], steps: int | None) -> list[np.ndarray]:
-    """``sequences``, repeated and cut so that they hold ``steps`` timesteps together (None: as they are)."""
+    """``sequences``, repeated and cut so that they hold ``steps`` timesteps together (None: as they
+    are).
+    """
     if steps is None or not sum(map(len, sequences)):
         return list(sequences)
     kept: list[np.ndarray] = []
@@ -271,20 +335,24 @@ def as_many_steps(sequences: Sequence[np.ndarray], steps: int | None) -> list[np
 
 def _print_error(port: str, error: StepwellError) -> None:
     text = str(error)
-    click.echo(f"stepwell: {text}" if text.startswith(port) else f"stepwell: {port}: {text}", err=True)
+    click.echo(
+        f"stepwell: {text}" if text.startswith(port) else f"stepwell: {port}: {text}", err=True
+    )
 
 
 def _print_report(report: HilReport) -> None:
     rate = report.steps / report.seconds if report.seconds else 0.0
     click.echo(f"{report.board} ({report.url}) runs {report.model}, id {report.model_id}")
     click.echo(
-        f"  data        {report.sequences} sequences, {report.steps} steps in {report.seconds:.1f} s ({rate:.0f}/s)"
+        f"  data        {report.sequences} sequences, {report.steps} steps in {report.seconds:.1f} "
+        f"s ({rate:.0f}/s)"
     )
     if report.cost_unit:
         note = " (executed instructions, not cycles)" if report.cost_unit == "instructions" else ""
         click.echo(f"  cost        {report.cost_per_step:g} {report.cost_unit} a step{note}")
         click.echo(
-            f"  stack       {report.stack_bytes} B for a step, {report.stack_peak_bytes} B for the whole program"
+            f"  stack       {report.stack_bytes} B for a step, {report.stack_peak_bytes} B for the "
+            f"whole program"
         )
     click.echo(
         f"  RAM         {report.ram_bytes} B the stream"
@@ -292,14 +360,18 @@ def _print_report(report: HilReport) -> None:
     )
     if report.frames:
         damaged = f"{report.damaged_at_board} + {report.damaged_here} damaged (to the board, back)"
-        click.echo(f"  line        {report.frames} frames, {damaged}, {report.retries} requests sent again")
+        click.echo(
+            f"  line        {report.frames} frames, {damaged}, {report.retries} requests sent again"
+        )
     if report.ok:
         click.echo("  outputs     equal, bit for bit")
     else:
         click.echo(f"  outputs     DIFFERENT in {report.mismatches} values\n  {report.first}")
 
 
-def _program(context: click.Context, parameter: click.Parameter, command: str | None) -> list[str] | None:
+def _program(
+    context: click.Context, parameter: click.Parameter, command: str | None
+) -> list[str] | None:
     """The words of ``command``; BadParameter when there are none, as of a variable that is not set."""
     if command is None:
         return None
@@ -316,13 +388,21 @@ def _program(context: click.Context, parameter: click.Parameter, command: str | 
     epilog=examples(
         "stepwell update --port /dev/ttyACM0 motor2.stw",
         "stepwell update --port /dev/ttyACM0 motor2.stw --version 7 --json",
-        'stepwell update --port socket://gateway:4000 motor2.stw --sign "python sign_ed25519.py key.pem"',
+        'stepwell update --port socket://gateway:4000 motor2.stw --sign "python sign_ed25519.py '
+        'key.pem"',
     )
 )
 @click.argument("model_file", metavar="MODEL.stw")
-@click.option("--port", required=True, envvar="HIL_PORT", help="Serial port, pyserial URL, qemu:BOARD or sim:BOARD.")
 @click.option(
-    "--version", type=click.IntRange(min=1), help="Higher than that of the running model (default: higher by one)."
+    "--port",
+    required=True,
+    envvar="HIL_PORT",
+    help="Serial port, pyserial URL, qemu:BOARD or sim:BOARD.",
+)
+@click.option(
+    "--version",
+    type=click.IntRange(min=1),
+    help="Higher than that of the running model (default: higher by one).",
 )
 @click.option(
     "--sign",
@@ -331,7 +411,13 @@ def _program(context: click.Context, parameter: click.Parameter, command: str | 
     help="Program that reads the update on stdin and writes its signature to stdout.",
 )
 @click.option("--image", help="ELF for an emulator, which runs another model.")
-@click.option("--baud", type=click.IntRange(min=1), default=115200, show_default=True, help="Of a serial port.")
+@click.option(
+    "--baud",
+    type=click.IntRange(min=1),
+    default=115200,
+    show_default=True,
+    help="Of a serial port.",
+)
 @no_reset_option
 @click.option("--log", type=click.File("a"), help="Append the board's own messages to this file.")
 @json_option
@@ -348,15 +434,17 @@ def update(
 ) -> None:
     """Send MODEL to a board that runs another one.
 
-    The board checks it, keeps the old one until the new one is whole in its flash, and runs the new one from then on, after a
-    restart, too. Sent again, an interrupted update goes on where it was.
+    The board checks it, keeps the old one until the new one is whole in its flash, and runs the new
+    one from then on, after a restart, too. Sent again, an interrupted update goes on where it was.
     """
     from stepwell.link import connect
     from stepwell.link.emulators import EMULATORS
     from stepwell.link.update import sign_with
 
     if image is None and port.partition(":")[0] in EMULATORS:
-        raise click.UsageError(f"--port {port} needs --image, an image from `stepwell build --updates`")
+        raise click.UsageError(
+            f"--port {port} needs --image, an image from `stepwell build --updates`"
+        )
     model = stepwell.load(model_file)
     signer = sign_with(sign) if sign else None
     with (
@@ -367,9 +455,15 @@ def update(
     if as_json:
         print_json(done.to_json())
     elif done.sent == 0:
-        click.echo(f"{done.board} ({done.url}) runs {done.model}, id {done.model_id}, version {done.version} already")
+        click.echo(
+            f"{done.board} ({done.url}) runs {done.model}, id {done.model_id}, version "
+            f"{done.version} already"
+        )
     else:
-        click.echo(f"{done.board} ({done.url}) runs {done.model}, id {done.model_id}, version {done.version} now")
+        click.echo(
+            f"{done.board} ({done.url}) runs {done.model}, id {done.model_id}, version "
+            f"{done.version} now"
+        )
         resumed = f", from byte {done.resumed_at} on" if done.resumed_at else ""
         again = f", {done.retries} requests sent again" if done.retries else ""
         click.echo(f"  sent        {kilo(done.sent)}{resumed} in {done.seconds:.1f} s{again}")

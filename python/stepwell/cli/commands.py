@@ -15,7 +15,8 @@ from stepwell.text import escape_output
 
 FAILED, WRONG_USE = 1, 2
 
-# command -> (module, function): modules are imported when their command runs, so that --help stays fast
+# command -> (module, function): modules are imported when their command runs, so that --help stays
+# fast
 COMMANDS = {
     "convert": ("model_commands", "convert"),
     "check": ("model_commands", "check"),
@@ -80,7 +81,9 @@ def _show_warning(message: Warning | str, category: type[Warning], *_: object) -
 
 
 def run() -> int:
-    """The command that was typed, and its exit code: errors that stepwell raises on purpose become one line on stderr."""
+    """The command that was typed, and its exit code: errors that stepwell raises on purpose become
+    one line on stderr.
+    """
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning

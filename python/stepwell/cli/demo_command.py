@@ -10,7 +10,9 @@ from stepwell.cli.output import examples, json_option, print_json, progress
 
 
 @click.command(epilog=examples("stepwell demo", "stepwell demo -o /tmp/demo --json"))
-@click.option("-o", "--output", default="stepwell-demo", show_default=True, help="The folder to write.")
+@click.option(
+    "-o", "--output", default="stepwell-demo", show_default=True, help="The folder to write."
+)
 @json_option
 def demo(output: str, as_json: bool) -> None:
     """From a trained LSTM to C to an emulated board, on real data."""
@@ -26,5 +28,6 @@ def demo(output: str, as_json: bool) -> None:
         raise click.ClickException("the board's outputs differ from the host's")
     if not as_json:
         click.echo(
-            f"Next: your own model: stepwell convert MODEL.onnx --calib DATA.npz (files of this demo: {output}/)"
+            f"Next: your own model: stepwell convert MODEL.onnx --calib DATA.npz (files of this "
+            f"demo: {output}/)"
         )

@@ -53,27 +53,49 @@ MAX_DROP = "0.5%"
         "stepwell convert motor.onnx --calib log.csv --columns vibration,current -o m.stw",
         "stepwell convert motor.keras --calib train.npz",
         "stepwell convert motor.onnx --calib train.npz --precision w4a16",
-        "stepwell convert motor.onnx --calib train.npz --precision auto --data test.npz --max-drop 0.5%",
+        "stepwell convert motor.onnx --calib train.npz --precision auto --data test.npz --max-drop "
+        "0.5%",
         "stepwell convert motor.onnx --calib windows.npz --mode slide:50",
         "stepwell convert motor.onnx --calib train.npz --min-sqnr 40",
-        "stepwell convert motor.onnx --calib adc.csv --scaler scaler.json --raw int16 --missing hold",
+        "stepwell convert motor.onnx --calib adc.csv --scaler scaler.json --raw int16 --missing "
+        "hold",
         "stepwell convert policy.onnx --calib train.npz --outputs mu --outputs value",
     )
 )
 @click.argument("source", metavar="MODEL.onnx")
-@click.option("--calib", required=True, help="Sample sequences like real input: .npz (x [n,T,n_in]), .npy or .csv.")
+@click.option(
+    "--calib",
+    required=True,
+    help="Sample sequences like real input: .npz (x [n,T,n_in]), .npy or .csv.",
+)
 @click.option("-o", "--output", help="The .stw file to write (default: beside the source).")
 @click.option("--name", help="Name of the model (default: the file's).")
 @click.option(
-    "--precision", default="w8a16", show_default=True, help=f"Bits of weights and activations: {BITS_HELP}; auto."
+    "--precision",
+    default="w8a16",
+    show_default=True,
+    help=f"Bits of weights and activations: {BITS_HELP}; auto.",
 )
-@click.option("--data", help="With --precision auto: test sequences, with targets 'y' for the metric.")
-@click.option("--max-drop", show_default=MAX_DROP, help="With auto: how much the metric may drop, relative.")
+@click.option(
+    "--data", help="With --precision auto: test sequences, with targets 'y' for the metric."
+)
+@click.option(
+    "--max-drop", show_default=MAX_DROP, help="With auto: how much the metric may drop, relative."
+)
 @click.option("--max-flash", type=int, help="With auto: most bytes of constants.")
 @click.option("--metric", help=f"With auto: {METRIC_HELP}.")
-@click.option("--calibration", default="auto", show_default=True, help=f"The input's range: {RANGE_HELP}.")
-@click.option("--mode", default="carry", show_default=True, help=f"How windows are treated: {MODE_HELP}.")
-@click.option("--min-sqnr", type=float, metavar="DB", help="Refuse a model that follows its source less closely.")
+@click.option(
+    "--calibration", default="auto", show_default=True, help=f"The input's range: {RANGE_HELP}."
+)
+@click.option(
+    "--mode", default="carry", show_default=True, help=f"How windows are treated: {MODE_HELP}."
+)
+@click.option(
+    "--min-sqnr",
+    type=float,
+    metavar="DB",
+    help="Refuse a model that follows its source less closely.",
+)
 @click.option(
     "--auto-scale/--no-auto-scale",
     default=True,
@@ -81,8 +103,14 @@ MAX_DROP = "0.5%"
     help="Where input channels differ in size or stand far from zero: an offset and a scale each, folded into the weights.",
 )
 @click.option("--scaler", help=f"Normalisation of inputs, .json or .npz: {SCALER_KEYS}.")
-@click.option("--raw", type=click.Choice(["int16", "int32"]), help="The device is given raw counts (stw_step_raw).")
-@click.option("--missing", type=click.Choice(MISSING), help="What a missing sample (NaN, empty cell) becomes.")
+@click.option(
+    "--raw",
+    type=click.Choice(["int16", "int32"]),
+    help="The device is given raw counts (stw_step_raw).",
+)
+@click.option(
+    "--missing", type=click.Choice(MISSING), help="What a missing sample (NaN, empty cell) becomes."
+)
 @click.option(
     "--outputs",
     metavar="NAME",
@@ -114,12 +142,19 @@ def convert(
     as_json: bool,
 ) -> None:
     """Import an ONNX file (or .keras), calibrate and quantise it: MODEL.stw."""
-    _check_auto(precision, {"--data": data, "--max-drop": max_drop, "--max-flash": max_flash, "--metric": metric})
+    _check_auto(
+        precision,
+        {"--data": data, "--max-drop": max_drop, "--max-flash": max_flash, "--metric": metric},
+    )
     if not Path(source).is_file():
         raise ImportRefused(
-            f"{source}: {'is a folder: give the file in it' if Path(source).is_dir() else 'no such file'}"
+            f"{source}: "
+            f"{'is a folder: give the file in it' if Path(source).is_dir() else 'no such file'}"
         )
-    plan, allowed = None if precision == "auto" else parse_precision(precision), _percent(max_drop or MAX_DROP)
+    plan, allowed = (
+        None if precision == "auto" else parse_precision(precision),
+        _percent(max_drop or MAX_DROP),
+    )
     target = Path(output) if output else Path(source).with_suffix(".stw")
     if target.is_file() and target.read_bytes()[:4] != MAGIC:
         raise SampleError(f"{target} exists and is no .stw file: give another name with -o")
@@ -135,7 +170,9 @@ def convert(
         "outputs": outputs,
         "auto_scale": auto_scale,
     }
-    warnings.simplefilter("ignore", FidelityWarning)  # printed below, as all that is worth a warning
+    warnings.simplefilter(
+        "ignore", FidelityWarning
+    )  # printed below, as all that is worth a warning
     tried: list[Trial] = []
     with progress("calibrating", quiet=as_json) as tick:
         if plan:
@@ -143,7 +180,9 @@ def convert(
         else:
             limits = {"max_drop": allowed, "max_flash": max_flash, "metric": metric}
             show = None if as_json else _print_trial
-            model, tried = stepwell.smallest(source, calib, data, **limits, tried=show, progress=tick, **options)
+            model, tried = stepwell.smallest(
+                source, calib, data, **limits, tried=show, progress=tick, **options
+            )
     model.save(target)
     info = model.info()
     if as_json:
@@ -154,9 +193,13 @@ def convert(
     click.echo(f"{target}: {info['name']}, id {info['id']}, {info['precision']}")
     verified = notes["source_check"]
     click.echo(
-        f"  import      stream = source ({verified['oracle']}), largest relative difference {verified['error']:.1e}"
+        f"  import      stream = source ({verified['oracle']}), largest relative difference "
+        f"{verified['error']:.1e}"
     )
-    click.echo(f"  calibrated  {notes['calibration']['sequences']} sequences, {notes['calibration']['steps']} steps")
+    click.echo(
+        f"  calibrated  {notes['calibration']['sequences']} sequences, "
+        f"{notes['calibration']['steps']} steps"
+    )
     if len(info["outputs"]) > 1:
         click.echo(f"  values      {_outputs_text(info['outputs'])}")
     _print_fidelity(model)
@@ -184,15 +227,24 @@ def _print_fidelity(model: stepwell.Model) -> None:
 
 def _outputs_text(outputs: list[dict[str, Any]]) -> str:
     """mu 0..5, value 6: which values are which output."""
-    ends = [(output["name"], output["first"], output["first"] + output["size"] - 1) for output in outputs]
-    return ", ".join(f"{name} {first}" if first == last else f"{name} {first}..{last}" for name, first, last in ends)
+    ends = [
+        (output["name"], output["first"], output["first"] + output["size"] - 1)
+        for output in outputs
+    ]
+    return ", ".join(
+        f"{name} {first}" if first == last else f"{name} {first}..{last}"
+        for name, first, last in ends
+    )
 
 
 def _check_auto(precision: str, options: dict[str, object]) -> None:
     """WrongUse when an option of the search would do nothing, or when the search lacks its data."""
     given = [name for name, value in options.items() if value is not None]
     if precision != "auto" and given:
-        raise WrongUse(f"{given[0]} does something with --precision auto only: add that, or leave {given[0]} out")
+        raise WrongUse(
+            f"{given[0]} does something with --precision auto only: add that, or leave {given[0]} "
+            f"out"
+        )
     if precision == "auto" and not options["--data"]:
         raise WrongUse("--precision auto needs test sequences: --data FILE")
 
@@ -214,7 +266,8 @@ def _print_trial(trial: Trial) -> None:
     drop = "-" if trial.drop_percent is None else f"{trial.drop_percent:+.3f} %"
     verdict = "taken" if trial.fits else "too much"
     click.echo(
-        f"  tried       {trial.plan!s:<24} {kilo(trial.flash_bytes):>9}, SQNR {_db(trial.sqnr_db)}, drop {drop}: {verdict}"
+        f"  tried       {trial.plan!s:<24} {kilo(trial.flash_bytes):>9}, SQNR "
+        f"{_db(trial.sqnr_db)}, drop {drop}: {verdict}"
     )
 
 
@@ -228,14 +281,26 @@ def _print_costs(info: dict[str, Any]) -> None:
     click.echo(f"  flash       {kilo(info['flash_bytes'])} of constants (engine code on top)")
     whole = info["ram_bytes"] + info["stream_struct_bytes"]
     parts = f"{info['state_bytes']} state + {info['scratch_bytes']} scratch"
-    click.echo(f"  RAM         {info['ram_bytes']} B a stream ({parts}), {whole} B with its struct stw_stream")
+    click.echo(
+        f"  RAM         {info['ram_bytes']} B a stream ({parts}), {whole} B with its struct "
+        f"stw_stream"
+    )
     click.echo(f"  work        {info['macs_per_step']} multiply-accumulates a step")
     timing = info["timing"]
     if info["mode"] != "carry":
-        click.echo(f"  mode        {info['mode']}: an output depends on {timing['remembers_steps']} steps")
+        click.echo(
+            f"  mode        {info['mode']}: an output depends on {timing['remembers_steps']} steps"
+        )
     if timing["first_output"] or timing["output_every"] > 1:
-        every = "at every step" if timing["output_every"] == 1 else f"every {timing['output_every']} steps"
-        click.echo(f"  outputs     {every}, the first after {timing['first_output'] + 1} steps; held in between")
+        every = (
+            "at every step"
+            if timing["output_every"] == 1
+            else f"every {timing['output_every']} steps"
+        )
+        click.echo(
+            f"  outputs     {every}, the first after {timing['first_output'] + 1} steps; held in "
+            f"between"
+        )
 
 
 def _warnings(model: stepwell.Model) -> list[str]:
@@ -263,7 +328,10 @@ def _print_notes(model: stepwell.Model) -> None:
     )
 )
 @click.argument("model_file", metavar="MODEL.stw")
-@click.option("--board", help="Compile for this board, too: flash and RAM of the image, deepest stack of a step.")
+@click.option(
+    "--board",
+    help="Compile for this board, too: flash and RAM of the image, deepest stack of a step.",
+)
 @json_option
 def info(model_file: str, board: str | None, as_json: bool) -> None:
     """Sizes, formats, layers and provenance of a model."""
@@ -284,23 +352,35 @@ def info(model_file: str, board: str | None, as_json: bool) -> None:
     for k, layer in enumerate(facts["layers"]):
         act = "" if layer["activation"] == "none" else f" {layer['activation']}"
         size = f"{layer['n_in']} -> {layer['n_out']}"
-        margin = f"overflow margin {layer['overflow_margin_bits']} bits" if layer["macs"] else "no sums"
+        margin = (
+            f"overflow margin {layer['overflow_margin_bits']} bits" if layer["macs"] else "no sums"
+        )
         memory = f", looks back {layer['looks_back']} steps" if layer.get("looks_back") else ""
         memory += f", ahead {layer['looks_ahead']}" if layer.get("looks_ahead") else ""
         wait = f", from step {layer['first']}" if layer["first"] else ""
         rate = f", every {layer['every']} steps" if layer["every"] > 1 else ""
-        text = f"{layer['kind']}{act} '{layer['name']}' {size}, {kilo(layer['flash_bytes'])}, {margin}"
+        text = (
+            f"{layer['kind']}{act} '{layer['name']}' {size}, {kilo(layer['flash_bytes'])}, {margin}"
+        )
         click.echo(f"    {k} {text}{memory}{wait}{rate}")
     source = facts["notes"].get("source", {})
     if source.get("file"):
-        click.echo(f"  source      {source['file']} (SHA-256 {source['sha256'][:16]}...), {source['producer']}")
+        click.echo(
+            f"  source      {source['file']} (SHA-256 {source['sha256'][:16]}...), "
+            f"{source['producer']}"
+        )
     _print_fidelity(model)
     _print_notes(model)
     if image:
-        click.echo(f"  on {image.board}, by {image.compiler}, with the test program around the model:")
+        click.echo(
+            f"  on {image.board}, by {image.compiler}, with the test program around the model:"
+        )
         print_image_costs(image)
     else:
-        click.echo("  --board BOARD adds the flash and RAM of a whole image and the deepest stack of a step")
+        click.echo(
+            "  --board BOARD adds the flash and RAM of a whole image and the deepest stack of a "
+            "step"
+        )
 
 
 def _print_input(facts: dict[str, Any]) -> None:
@@ -322,10 +402,14 @@ def _trial_build(model: stepwell.Model, board: str) -> Image:
 
 
 def _scaler_text(scaler: dict[str, Any]) -> str:
-    names = [name for name in ("mean", "std", "low", "high", "fill", "y_mean", "y_std") if name in scaler]
+    names = [
+        name for name in ("mean", "std", "low", "high", "fill", "y_mean", "y_std") if name in scaler
+    ]
     names += ["the source's own mean, std"] if "source_std" in scaler else []
     raw = f"raw {scaler['raw']} counts, " if scaler["raw"] else ""
-    return f"{raw}missing samples: {scaler['missing']}" + (f"; per channel {', '.join(names)}" if names else "")
+    return f"{raw}missing samples: {scaler['missing']}" + (
+        f"; per channel {', '.join(names)}" if names else ""
+    )
 
 
 @click.command(
@@ -338,11 +422,18 @@ def _scaler_text(scaler: dict[str, Any]) -> str:
     )
 )
 @click.argument("model_file", metavar="MODEL.stw")
-@click.option("--data", required=True, help="Test sequences: .npz (x, optionally targets y), .npy or .csv.")
-@click.option("--float", "float_file", help="The file it was made from (default: found by name and SHA-256).")
-@click.option("--metric", help=f"The task's metric: {METRIC_HELP} (default: accuracy for labels, else rmse).")
 @click.option(
-    "--modes", help="Window modes to compare, separated by commas (default: the model's and carry, if they differ)."
+    "--data", required=True, help="Test sequences: .npz (x, optionally targets y), .npy or .csv."
+)
+@click.option(
+    "--float", "float_file", help="The file it was made from (default: found by name and SHA-256)."
+)
+@click.option(
+    "--metric", help=f"The task's metric: {METRIC_HELP} (default: accuracy for labels, else rmse)."
+)
+@click.option(
+    "--modes",
+    help="Window modes to compare, separated by commas (default: the model's and carry, if they differ).",
 )
 @columns_option
 @json_option
@@ -386,7 +477,9 @@ def check(
 
 
 def _modes(text: str | None, model: stepwell.Model, graph: Graph) -> list[Mode]:
-    """The modes to compare: those asked for, else the model's beside carry, where the graph can run in it."""
+    """The modes to compare: those asked for, else the model's beside carry, where the graph can run
+    in it.
+    """
     if text:
         return [parse_mode(part, graph.readout) for part in text.split(",")]
     return [] if model.mode == CARRY or graph.needs_window else [model.mode, CARRY]
@@ -394,7 +487,8 @@ def _modes(text: str | None, model: stepwell.Model, graph: Graph) -> list[Mode]:
 
 def _print_check(result: dict[str, Any]) -> None:
     click.echo(
-        f"{result['model']} (id {result['id']}) on {result['data']}: {result['sequences']} sequences, {result['steps']} steps"
+        f"{result['model']} (id {result['id']}) on {result['data']}: {result['sequences']} "
+        f"sequences, {result['steps']} steps"
     )
     if result["no_output"]:
         click.echo(f"  {result['no_output']}")
@@ -421,17 +515,28 @@ def _print_figures(result: dict[str, Any]) -> None:
     else:
         click.echo(f"  source      not compared: {source['why_not']}")
     click.echo(
-        "              integer/stream" + ("  stream/source  integer/source" if compared else "") + "  largest error"
+        "              integer/stream"
+        + ("  stream/source  integer/source" if compared else "")
+        + "  largest error"
     )
-    rows = [(f"output {o['output']}", o["sqnr_db"], f"{o['max_abs_error']:.3g}") for o in result["outputs"]]
-    sides = list(zip(source["float_outputs"], source["outputs"], strict=True)) if compared else [()] * len(rows)
+    rows = [
+        (f"output {o['output']}", o["sqnr_db"], f"{o['max_abs_error']:.3g}")
+        for o in result["outputs"]
+    ]
+    sides = (
+        list(zip(source["float_outputs"], source["outputs"], strict=True))
+        if compared
+        else [()] * len(rows)
+    )
     for (label, value, error), side in zip(rows, sides, strict=True):
         click.echo(_figures_row(label, value, side, error))
     side = (source["float_sqnr_db"], source["sqnr_db"]) if compared else ()
     click.echo(_figures_row("all outputs", result["sqnr_db"], side, "").rstrip())
     metric = result["metric"]
     if metric:
-        change = f"{metric['change_percent']:+.3f} %" if metric["change_percent"] is not None else "-"
+        change = (
+            f"{metric['change_percent']:+.3f} %" if metric["change_percent"] is not None else "-"
+        )
         name = f"{metric['name']} ({metric['at']})"
         exact = "" if metric["source"] is None else f"source {metric['source']:.6g}, "
         scores = f"float stream {metric['float']:.6g}, integer {metric['integer']:.6g}"
@@ -439,7 +544,9 @@ def _print_figures(result: dict[str, Any]) -> None:
 
 
 def _figures_row(label: str, value: float | None, side: tuple, error: str) -> str:
-    cells = f"{_db(value):>14}" + "".join(f"{_db(v):>{n}}" for v, n in zip(side, (15, 16), strict=False))
+    cells = f"{_db(value):>14}" + "".join(
+        f"{_db(v):>{n}}" for v, n in zip(side, (15, 16), strict=False)
+    )
     return f"  {label:<12}{cells}{error:>15}"
 
 
@@ -453,10 +560,12 @@ def _mode_text(mode: dict[str, Any]) -> str:
     if mode["no_output"]:
         return mode["no_output"]
     metric = mode["metric"]
-    scores = f"{metric['name']} float {metric['float']:.6g}, integer {metric['integer']:.6g}, " if metric else ""
-    return (
-        f"{scores}SQNR {_db(mode['sqnr_db'])}, {mode['macs_per_step']} MACs a step, RAM {mode['ram_bytes']} B a stream"
+    scores = (
+        f"{metric['name']} float {metric['float']:.6g}, integer {metric['integer']:.6g}, "
+        if metric
+        else ""
     )
+    return f"{scores}SQNR {_db(mode['sqnr_db'])}, {mode['macs_per_step']} MACs a step, RAM {mode['ram_bytes']} B a stream"
 
 
 def _db(value: float | None) -> str:
@@ -473,10 +582,21 @@ def _db(value: float | None) -> str:
 @click.argument("model_file", metavar="MODEL.stw")
 @click.option("-o", "--output", help="The folder to write (default: the model's name).")
 @click.option("--name", help="C identifier and file names (default: the model's name).")
-@click.option("--target", default="any", show_default=True, help=f"The core to be fast on: {', '.join(TARGETS)}.")
-@click.option("--force", is_flag=True, help="Replace files that stepwell did not write, or that were changed since.")
+@click.option(
+    "--target",
+    default="any",
+    show_default=True,
+    help=f"The core to be fast on: {', '.join(TARGETS)}.",
+)
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace files that stepwell did not write, or that were changed since.",
+)
 @json_option
-def emit(model_file: str, output: str | None, name: str | None, target: str, force: bool, as_json: bool) -> None:
+def emit(
+    model_file: str, output: str | None, name: str | None, target: str, force: bool, as_json: bool
+) -> None:
     """Write the model as C source with the engine: a folder any C99 compiler builds."""
     from stepwell.emit import c_name
     from stepwell.emit import emit as write
@@ -491,7 +611,9 @@ def emit(model_file: str, output: str | None, name: str | None, target: str, for
         sizes = {key: facts[key] for key in ("flash_bytes", "ram_bytes")}
         print_json({"folder": str(folder), "name": name, "files": [p.name for p in files], **sizes})
         return
-    click.echo(f"{folder}/: {name}.h, {name}.c, the engine ({len(files) - 4} files), main.c, README.md")
+    click.echo(
+        f"{folder}/: {name}.h, {name}.c, the engine ({len(files) - 4} files), main.c, README.md"
+    )
     _print_costs(facts)
     click.echo(f"  build it    the command is in {folder}/README.md")
 
@@ -507,9 +629,20 @@ def emit(model_file: str, output: str | None, name: str | None, target: str, for
 @click.argument("data_file", metavar="[DATA.csv|-]", default="-")
 @columns_option
 @click.option("--codes", is_flag=True, help="Print the integer outputs instead of real numbers.")
-@click.option("--skip-bad", is_flag=True, help="Report a bad row on stderr and go on; the state stays as it was.")
-@click.option("--held", is_flag=True, help="Print the last output again at steps that make no new one.")
-@click.option("--json", "as_json", is_flag=True, help='One JSON object a line: {"row": 1, "y": [...], "new": true}.')
+@click.option(
+    "--skip-bad",
+    is_flag=True,
+    help="Report a bad row on stderr and go on; the state stays as it was.",
+)
+@click.option(
+    "--held", is_flag=True, help="Print the last output again at steps that make no new one."
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help='One JSON object a line: {"row": 1, "y": [...], "new": true}.',
+)
 def run(
     model_file: str,
     data_file: str,
@@ -520,14 +653,17 @@ def run(
     held: bool,
     as_json: bool,
 ) -> None:
-    """Stream a csv file or stdin: one line in, one line out, at once. Steps that make no new output print nothing."""
+    """Stream a csv file or stdin: one line in, one line out, at once. Steps that make no new output
+    print nothing.
+    """
     from stepwell.samples import RowReader
 
     model = stepwell.load(model_file)
     name = "stdin" if data_file == "-" else data_file
     may_miss = model.scaler.missing != "refuse"
     reader = RowReader(model.n_in, split_columns(columns), name, may_miss, model.columns, header)
-    # bytes that are no UTF-8 become characters that are no numbers, so that the row's own error names them
+    # bytes that are no UTF-8 become characters that are no numbers, so that the row's own error
+    # names them
     if data_file == "-":
         sys.stdin.reconfigure(encoding="utf-8-sig", errors="replace")
         _run_lines(model, sys.stdin, reader, codes, skip_bad, held, as_json)
@@ -537,7 +673,9 @@ def run(
 
 
 def _clipping(model: stepwell.Model, x: np.ndarray) -> str:
-    """The range that a value leaves, as text; empty when none does, or when the scaler clamps anyway."""
+    """The range that a value leaves, as text; empty when none does, or when the scaler clamps
+    anyway.
+    """
     low, high = model.scaler.range(model.n_in, model.x_scale)
     outside = (x < low) | (x > high)
     if model.scaler.low is not None or model.scaler.high is not None or not outside.any():
@@ -573,7 +711,9 @@ def _run_lines(
         n_rows += 1
         if not clipped and (text := _clipping(model, x)):
             clipped = True
-            click.echo(f"stepwell: {name} line {number}: {text}, clipped: scaled as in training?", err=True)
+            click.echo(
+                f"stepwell: {name} line {number}: {text}, clipped: scaled as in training?", err=True
+            )
         real = stream.step(x)
         if not (stream.fresh or held):
             continue
@@ -587,11 +727,16 @@ def _run_lines(
         raise SampleError(f"{name}: no rows" + (f": all {n_bad} were bad" if n_bad else ""))
     if n_rows and not n_printed:
         first = model.info()["timing"]["first_output"] + 1
-        click.echo(f"stepwell: {name}: {n_rows} rows made no output, the first comes after {first}", err=True)
+        click.echo(
+            f"stepwell: {name}: {n_rows} rows made no output, the first comes after {first}",
+            err=True,
+        )
 
 
 def _output_header(model: stepwell.Model) -> str:
-    """Names of all values of an output, as a line of csv; of an output of several values NAME[0], NAME[1], .."""
+    """Names of all values of an output, as a line of csv; of an output of several values NAME[0],
+    NAME[1], ..
+    """
     import csv
     import io
 

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from stepwell.boards.build import Image
     from stepwell.model import Model
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object instead of text."
+)
 
 
 max_memory_option = click.option(
@@ -57,12 +59,16 @@ def examples(*lines: str) -> str:
 
 def print_json(value: Any) -> None:
     text = json.dumps(value, indent=2, sort_keys=False)
-    click.echo(text.replace("\x7f", "\\u007f"))  # the one character that JSON leaves and a terminal obeys
+    click.echo(
+        text.replace("\x7f", "\\u007f")
+    )  # the one character that JSON leaves and a terminal obeys
 
 
 @contextmanager
 def progress(label: str, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """A callback ``(done, total)`` that draws a bar on stderr; silent when stderr is not a terminal or ``quiet``."""
+    """A callback ``(done, total)`` that draws a bar on stderr; silent when stderr is not a terminal
+    or ``quiet``.
+    """
     if quiet or not sys.stderr.isatty():
         yield lambda done, total: None
         return
@@ -77,7 +83,9 @@ def progress(label: str, quiet: bool = False) -> Iterator[Callable[[int, int], N
 
 
 def float_source(model: Model, model_file: str, given: str | None) -> tuple[Path, dict[str, Any]]:
-    """The float model to compare ``model`` with, and what --json says of it; a warning when it is not the model's source."""
+    """The float model to compare ``model`` with, and what --json says of it; a warning when it is
+    not the model's source.
+    """
     from stepwell.check import find_source, is_source
 
     path = find_source(model, Path(model_file), given)
@@ -85,7 +93,9 @@ def float_source(model: Model, model_file: str, given: str | None) -> tuple[Path
     if facts["is_source"] is False:
         made_from = model.notes["source"].get("file", "")
         click.echo(
-            f"stepwell: {path} is not the file that {model_file} was made from ('{made_from}', by SHA-256)", err=True
+            f"stepwell: {path} is not the file that {model_file} was made from ('{made_from}', by "
+            f"SHA-256)",
+            err=True,
         )
     return path, facts
 
@@ -98,16 +108,25 @@ def kilo(n_bytes: int) -> str:
 def print_image_costs(image: Image) -> None:
     """What an image takes of its board: flash, RAM and the stack of a step."""
     sizes = image.sizes
-    click.echo(f"  flash       {kilo(sizes.flash)}, of which the model's constants {kilo(sizes.constants)}")
     click.echo(
-        f"  RAM         {kilo(sizes.ram)}, of which the stream {sizes.stream_ram} B; {sizes.stack} B stack reserved"
+        f"  flash       {kilo(sizes.flash)}, of which the model's constants {kilo(sizes.constants)}"
+    )
+    click.echo(
+        f"  RAM         {kilo(sizes.ram)}, of which the stream {sizes.stream_ram} B; {sizes.stack} "
+        f"B stack reserved"
     )
     if image.step_stack is None:
         click.echo(
-            "  stack       of a step: not known, its bound needs the frames and calls that gcc tells (10 or later, and avr-gcc)"
+            "  stack       of a step: not known, its bound needs the frames and calls that gcc "
+            "tells (10 or later, and avr-gcc)"
         )
     else:
-        whole = f"{image.program_stack} B" if image.program_stack else "not known, as code of the board hides its calls"
+        whole = (
+            f"{image.program_stack} B"
+            if image.program_stack
+            else "not known, as code of the board hides its calls"
+        )
         click.echo(
-            f"  stack       of a step: at most {image.step_stack} B, by gcc's frames and calls; of the whole program: {whole}"
+            f"  stack       of a step: at most {image.step_stack} B, by gcc's frames and calls; of "
+            f"the whole program: {whole}"
         )

@@ -7,7 +7,15 @@ from pathlib import Path
 import click
 
 import stepwell
-from stepwell.cli.output import columns_option, examples, float_source, json_option, print_json, progress, split_columns
+from stepwell.cli.output import (
+    columns_option,
+    examples,
+    float_source,
+    json_option,
+    print_json,
+    progress,
+    split_columns,
+)
 from stepwell.errors import SampleError
 from stepwell.metrics import HELP as METRIC_HELP
 from stepwell.metrics import find_metric
@@ -21,9 +29,13 @@ from stepwell.metrics import find_metric
     )
 )
 @click.argument("model_file", metavar="MODEL.stw")
-@click.option("--data", required=True, help="Test sequences: .npz (x, optionally targets y), .npy or .csv.")
+@click.option(
+    "--data", required=True, help="Test sequences: .npz (x, optionally targets y), .npy or .csv."
+)
 @click.option("-o", "--output", help="The page to write (default: beside the model, .html).")
-@click.option("--float", "float_file", help="The file it was made from (default: found by name and SHA-256).")
+@click.option(
+    "--float", "float_file", help="The file it was made from (default: found by name and SHA-256)."
+)
 @click.option(
     "--steps",
     type=click.IntRange(min=100),
@@ -31,7 +43,9 @@ from stepwell.metrics import find_metric
     show_default=True,
     help="Length of the run without a reset.",
 )
-@click.option("--metric", help=f"The task's metric: {METRIC_HELP} (default: accuracy for labels, else rmse).")
+@click.option(
+    "--metric", help=f"The task's metric: {METRIC_HELP} (default: accuracy for labels, else rmse)."
+)
 @columns_option
 @json_option
 def report(
@@ -45,7 +59,9 @@ def report(
     header: bool | None,
     as_json: bool,
 ) -> None:
-    """One page on what quantisation costs and where: pictures, tables, and which knob to turn. Reads without scripts."""
+    """One page on what quantisation costs and where: pictures, tables, and which knob to turn.
+    Reads without scripts.
+    """
     from stepwell.check import no_output, reimported
     from stepwell.files import check_can_write
     from stepwell.report import analyse, to_json, write_report

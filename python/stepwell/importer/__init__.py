@@ -1,7 +1,9 @@
-"""A trained model's file -> float graph, proven by running both. ONNX here; ``torch`` and ``keras_models`` read live models.
+"""A trained model's file -> float graph, proven by running both. ONNX here; ``torch`` and
+``keras_models`` read live models.
 
-``reader`` loads a file as hostile input, ``walk`` follows the data from input to output and collects the layers, ``replay`` runs
-the source as a whole sequence and the graph as a stream and compares.
+``reader`` loads a file as hostile input, ``walk`` follows the data from input to output and
+collects the layers, ``replay`` runs the source as a whole sequence and the graph as a stream and
+compares.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ __all__ = ["Imported", "Replay", "SourceModel", "file_sha256", "import_file", "i
 
 
 def import_file(path: str | Path, verify: bool = True, *, outputs: Names = None) -> Imported:
-    """Read an .onnx file, or a Keras model saved as .keras or .h5 (which needs Keras). Arguments and errors of ``import_onnx``."""
+    """Read an .onnx file, or a Keras model saved as .keras or .h5 (which needs Keras). Arguments
+    and errors of ``import_onnx``.
+    """
     suffix = Path(path).suffix.lower()
     if suffix in (".keras", ".h5"):
         from stepwell.importer.keras_models import import_keras_file
@@ -33,7 +37,8 @@ def import_file(path: str | Path, verify: bool = True, *, outputs: Names = None)
         return import_keras_file(Path(path), verify, outputs=outputs)
     if suffix in (".pt", ".pth", ".ckpt", ".safetensors"):
         raise ImportRefused(
-            f"{path}: holds weights, but no layers: build the module in Python, load them into it, and call "
+            f"{path}: holds weights, but no layers: build the module in Python, load them into it, "
+            f"and call "
             "stepwell.convert(module.eval(), calib).save('model.stw')"
         )
     return import_onnx(path, verify, outputs=outputs)
@@ -42,10 +47,12 @@ def import_file(path: str | Path, verify: bool = True, *, outputs: Names = None)
 def import_onnx(path: str | Path, verify: bool = True, *, outputs: Names = None) -> Imported:
     """Read an ONNX file.
 
-    ``outputs``: names of the graph's outputs that the stream shall have, side by side in this order; None: all but final states.
+    ``outputs``: names of the graph's outputs that the stream shall have, side by side in this
+    order; None: all but final states.
 
-    Raises ImportRefused, naming the node, its operator and the reason, when something in it cannot be streamed or is not
-    understood, or when the stream differs from the source by more than 1e-5 of the output's range.
+    Raises ImportRefused, naming the node, its operator and the reason, when something in it cannot
+    be streamed or is not understood, or when the stream differs from the source by more than 1e-5
+    of the output's range.
     """
     path, wanted = Path(path), as_names(outputs)
     onnx_model, notes = read_model(path)

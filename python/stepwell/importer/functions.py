@@ -12,7 +12,9 @@ import onnx.inliner
 
 from stepwell.errors import ImportRefused
 
-NODES_LIMIT = 20_000  # of all calls together: a recurrent model for a microcontroller has some hundred nodes
+NODES_LIMIT = (
+    20_000  # of all calls together: a recurrent model for a microcontroller has some hundred nodes
+)
 BYTES_LIMIT = 1 << 28
 DEPTH_LIMIT = 64  # calls within calls: the inliner recurses
 
@@ -31,24 +33,31 @@ class _Size:
 def inlined(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     """The model with the bodies of its local functions in place of their calls.
 
-    Raises ImportRefused, before anything is inlined, where functions call each other in a circle or make too many nodes.
+    Raises ImportRefused, before anything is inlined, where functions call each other in a circle or
+    make too many nodes.
     """
     if not model.functions:
         return model
     total = _inlined_size(model, path)
     if total.nodes > NODES_LIMIT or total.n_bytes > BYTES_LIMIT:
         raise ImportRefused(
-            f"{path}: its local functions would make more than {NODES_LIMIT} nodes or {BYTES_LIMIT >> 20} MB: "
+            f"{path}: its local functions would make more than {NODES_LIMIT} nodes or "
+            f"{BYTES_LIMIT >> 20} MB: "
             "export without local functions"
         )
     try:
         made = onnx.inliner.inline_local_functions(model)
     except Exception as error:
-        raise ImportRefused(f"{path}: its local functions cannot be inlined ({error}): export without them") from error
-    left = {_key(function.domain, function.name) for function in model.functions} & set(_calls(made.graph.node))
+        raise ImportRefused(
+            f"{path}: its local functions cannot be inlined ({error}): export without them"
+        ) from error
+    left = {_key(function.domain, function.name) for function in model.functions} & set(
+        _calls(made.graph.node)
+    )
     if left:
         raise ImportRefused(
-            f"{path}: local function '{min(left)[1]}' cannot be inlined, it is written for another opset than the graph: "
+            f"{path}: local function '{min(left)[1]}' cannot be inlined, it is written for another "
+            f"opset than the graph: "
             "export without local functions"
         )
     return made
@@ -79,11 +88,13 @@ def _inlined_size(model: onnx.ModelProto, path: Path) -> _Size:
                 within.discard(key)
             elif callee in within:
                 raise ImportRefused(
-                    f"{path}: local function '{callee[1]}' calls itself: export without local functions"
+                    f"{path}: local function '{callee[1]}' calls itself: export without local "
+                    f"functions"
                 )
             elif len(entered) >= DEPTH_LIMIT:
                 raise ImportRefused(
-                    f"{path}: its local functions call each other more than {DEPTH_LIMIT} deep: export without them"
+                    f"{path}: its local functions call each other more than {DEPTH_LIMIT} deep: "
+                    f"export without them"
                 )
             else:
                 entered.append((callee, iter(calls[callee])))
@@ -91,7 +102,8 @@ def _inlined_size(model: onnx.ModelProto, path: Path) -> _Size:
     total = _with_calls(_Size(0, 0, 0), graph_calls, sizes)
     if total.depth > DEPTH_LIMIT:
         raise ImportRefused(
-            f"{path}: its local functions call each other more than {DEPTH_LIMIT} deep: export without them"
+            f"{path}: its local functions call each other more than {DEPTH_LIMIT} deep: export "
+            f"without them"
         )
     return total
 

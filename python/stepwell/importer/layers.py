@@ -1,4 +1,6 @@
-"""Nodes that become layers: products with weights, arithmetic, activations, norms, embeddings, heads."""
+"""Nodes that become layers: products with weights, arithmetic, activations, norms, embeddings,
+heads.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,17 @@ import numpy as np
 import onnx
 
 from stepwell.importer import patterns
-from stepwell.importer.signals import FEATURES, UNIT, Atom, Axis, Partial, Signal, StateStack, Value, Walk
+from stepwell.importer.signals import (
+    FEATURES,
+    UNIT,
+    Atom,
+    Axis,
+    Partial,
+    Signal,
+    StateStack,
+    Value,
+    Walk,
+)
 from stepwell.integer.functions import Function
 from stepwell.layers import Activation, Add, ArgMax, Concat, Dense, Embedding, LayerNorm, Mul
 from stepwell.layers.base import SOFTMAX_MAX
@@ -20,15 +32,21 @@ from stepwell.layers.base import SOFTMAX_MAX
 def features(w: Walk, x: Value, n_in: int) -> Signal:
     """``x`` as what a dense layer of ``n_in`` inputs reads."""
     if isinstance(x, StateStack):
-        raise w.refuse("reads the final states of several layers: read the output, or the last layer's state (h_n[-1])")
+        raise w.refuse(
+            "reads the final states of several layers: read the output, or the last layer's state "
+            "(h_n[-1])"
+        )
     if isinstance(x, np.ndarray):
-        raise w.refuse("the weights must be the second factor: constant @ data is not a dense layer")
+        raise w.refuse(
+            "the weights must be the second factor: constant @ data is not a dense layer"
+        )
     x = w.signal(x)
     if x.state == "c":
         raise w.refuse("reads the cell state, which is not supported: read the hidden state")
     if x.feature_axis != len(x.axes) - 1 or x.n_features != n_in:
         raise w.refuse(
-            f"its input of shape {list(x.shape)} does not end in {n_in} features: time or batch are mixed into them"
+            f"its input of shape {list(x.shape)} does not end in {n_in} features: time or batch "
+            f"are mixed into them"
         )
     _not_after_softmax(w, x)
     return x
@@ -66,8 +84,12 @@ def gemm(w: Walk, a: Value, b: Value, c: Value = None) -> tuple[Signal]:
 
 def _on_last_axis(w: Walk, constant: np.ndarray, n: int) -> np.ndarray:
     """A constant that broadcasts over everything but the last axis, as [n]."""
-    if constant.size not in (1, n) or (constant.size == n and constant.ndim and constant.shape[-1] != n):
-        raise w.refuse(f"a constant of shape {list(constant.shape)} does not belong to {n} features")
+    if constant.size not in (1, n) or (
+        constant.size == n and constant.ndim and constant.shape[-1] != n
+    ):
+        raise w.refuse(
+            f"a constant of shape {list(constant.shape)} does not belong to {n} features"
+        )
     return np.broadcast_to(constant.astype(np.float64).reshape(-1), (n,)).copy()
 
 
@@ -78,23 +100,41 @@ def per_feature(w: Walk, x: Signal, constant: np.ndarray) -> np.ndarray:
         return np.full(n, float(constant.reshape(-1)[0]))
     sizes = (1,) * (rank - constant.ndim) + constant.shape
     spread = [k for k, size in enumerate(sizes) if size > 1]
-    if constant.ndim > rank or x.feature_axis < 0 or spread != [x.feature_axis] or constant.size != n:
-        raise w.refuse(f"a constant of shape {list(constant.shape)} does not belong to {n} features")
+    if (
+        constant.ndim > rank
+        or x.feature_axis < 0
+        or spread != [x.feature_axis]
+        or constant.size != n
+    ):
+        raise w.refuse(
+            f"a constant of shape {list(constant.shape)} does not belong to {n} features"
+        )
     return constant.astype(np.float64).reshape(-1).copy()
 
 
 def scaled(w: Walk, x: Signal, scale: np.ndarray, offset: np.ndarray) -> Signal:
-    """x * scale + offset for each feature, [n] both: folded into the layer before it where that is possible."""
+    """x * scale + offset for each feature, [n] both: folded into the layer before it where that is
+    possible.
+    """
     _not_after_softmax(w, x)
     if x.state == "c":
         raise w.refuse("reads the cell state, which is not supported: read the hidden state")
     layer = w.layer_of(x)
     if isinstance(layer, Dense) and layer.activation == "none":
-        return w.replaced(x, replace(layer, weight=layer.weight * scale[:, None], bias=layer.bias * scale + offset))
+        return w.replaced(
+            x,
+            replace(layer, weight=layer.weight * scale[:, None], bias=layer.bias * scale + offset),
+        )
     if isinstance(layer, LayerNorm):
-        return w.replaced(x, replace(layer, gamma=layer.gamma * scale, beta=layer.beta * scale + offset))
+        return w.replaced(
+            x, replace(layer, gamma=layer.gamma * scale, beta=layer.beta * scale + offset)
+        )
     return replace(
-        x, value=w.added(Dense(w.name, scale[:, None].copy(), offset.copy(), groups=x.n_features), x.value), state=""
+        x,
+        value=w.added(
+            Dense(w.name, scale[:, None].copy(), offset.copy(), groups=x.n_features), x.value
+        ),
+        state="",
     )
 
 
@@ -133,7 +173,9 @@ def subtract(w: Walk, a: Value, b: Value) -> tuple[Value]:
 
 
 def less(w: Walk, a: Value, b: Value) -> tuple[np.ndarray]:
-    """Whether tokens are negative: they are not. Keras lets negative ones count from the table's end."""
+    """Whether tokens are negative: they are not. Keras lets negative ones count from the table's
+    end.
+    """
     if not isinstance(a, Signal) or a.value or a.n_features > 1 or np.any(w.constant(b, "B")):
         raise w.refuse("compares data, which is not supported")
     return (np.zeros((), bool),)
@@ -169,7 +211,8 @@ def _two_signals(a: Value, b: Value) -> bool:
 def _check_alike(w: Walk, a: Signal, b: Signal) -> None:
     if a.labels[-len(b.labels) :] != b.labels[-len(a.labels) :] or a.n_features != b.n_features:
         raise w.refuse(
-            f"its operands of shapes {list(a.shape)} and {list(b.shape)} do not have the same axes: only features of the same step "
+            f"its operands of shapes {list(a.shape)} and {list(b.shape)} do not have the same "
+            f"axes: only features of the same step "
             "can be combined"
         )
     if a.last != b.last or a.flipped != b.flipped or "c" in (a.state, b.state):
@@ -179,7 +222,9 @@ def _check_alike(w: Walk, a: Signal, b: Signal) -> None:
 def _added(w: Walk, a: Signal, b: Signal, weights: tuple[float, float]) -> Signal:
     _check_alike(w, a, b)
     wide = a if len(a.axes) >= len(b.axes) else b
-    return replace(wide, value=w.added(Add(w.name, a.n_features, weights), a.value, b.value), state="")
+    return replace(
+        wide, value=w.added(Add(w.name, a.n_features, weights), a.value, b.value), state=""
+    )
 
 
 def negate(w: Walk, x: Value) -> tuple[Signal]:
@@ -196,12 +241,22 @@ def concatenated(w: Walk, *parts: Value) -> tuple[Value]:
     signals = [w.signal(part) for part in parts]
     axis = signals[0].axis(w.attribute("axis"))
     if any(s.feature_axis != axis or len(s.axes) != len(signals[0].axes) for s in signals):
-        raise w.refuse("concatenates along time or batch, which is not supported: concatenate features")
+        raise w.refuse(
+            "concatenates along time or batch, which is not supported: concatenate features"
+        )
     joined = signals[0]
     for other in signals[1:]:
-        trimmed = replace(other, axes=tuple(joined.axes[k] if k == axis else a for k, a in enumerate(other.axes)))
-        if trimmed.labels != joined.labels or joined.last != other.last or "c" in (joined.state, other.state):
-            raise w.refuse("concatenates different things: a sequence with a last step, or a cell state")
+        trimmed = replace(
+            other, axes=tuple(joined.axes[k] if k == axis else a for k, a in enumerate(other.axes))
+        )
+        if (
+            trimmed.labels != joined.labels
+            or joined.last != other.last
+            or "c" in (joined.state, other.state)
+        ):
+            raise w.refuse(
+                "concatenates different things: a sequence with a last step, or a cell state"
+            )
         layer = Concat(w.name, (joined.n_features, other.n_features))
         value = w.added(layer, joined.value, other.value)
         axes = list(joined.axes)
@@ -214,7 +269,9 @@ def concatenated(w: Walk, *parts: Value) -> tuple[Value]:
 
 
 def activation(kind: str, **defaults: float) -> Callable[..., tuple[Signal]]:
-    """A handler for an elementwise function; ``defaults``: of the attributes that are alpha and beta."""
+    """A handler for an elementwise function; ``defaults``: of the attributes that are alpha and
+    beta.
+    """
 
     def handle(w: Walk, x: Value, *_: Value) -> tuple[Signal]:
         numbers = [float(w.attribute(name, value)) for name, value in defaults.items()]
@@ -240,14 +297,20 @@ def activated(w: Walk, x: Signal, function: str | Function) -> Signal:
 def leaky_prelu(w: Walk, x: Value, slope: Value) -> tuple[Signal]:
     slopes = w.constant(slope, "slope").reshape(-1)
     if len(slopes) == 0 or np.any(slopes != slopes[0]):
-        raise w.refuse("a slope for each feature is not supported: train with one slope, or LeakyReLU")
+        raise w.refuse(
+            "a slope for each feature is not supported: train with one slope, or LeakyReLU"
+        )
     return (activated(w, w.signal(x), Function("leaky_relu", float(slopes[0]))),)
 
 
 def clip(w: Walk, x: Value, low: Value = None, high: Value = None) -> tuple[Signal]:
     ends = []
     for name, value, default in (("min", low, -3.0e38), ("max", high, 3.0e38)):
-        ends.append(w.attribute(name, default) if value is None else float(w.constant(value, name).reshape(-1)[0]))
+        ends.append(
+            w.attribute(name, default)
+            if value is None
+            else float(w.constant(value, name).reshape(-1)[0])
+        )
     if not ends[0] <= ends[1]:
         raise w.refuse(f"clips to {ends[0]} .. {ends[1]}")
     return (activated(w, w.signal(x), Function("clip", *ends)),)
@@ -273,13 +336,17 @@ def softmax(w: Walk, x: Value) -> tuple[Value]:
     if axis == x.time_axis and x.n_features == 1:
         return (patterns.weights_of(w, x),)
     if axis != x.feature_axis or (w.opset < 13 and axis != len(x.axes) - 1):
-        raise w.refuse("Softmax must run over the features (the last axis), or over time as attention does")
+        raise w.refuse(
+            "Softmax must run over the features (the last axis), or over time as attention does"
+        )
     if x.n_features > SOFTMAX_MAX:
         raise w.refuse(f"Softmax over {x.n_features} classes: {SOFTMAX_MAX} at most")
     layer = w.layer_of(x)
     if not isinstance(layer, Dense) or layer.activation != "none":
         n = x.n_features
-        x = replace(x, value=w.added(Dense(w.name, np.ones((n, 1)), np.zeros(n), groups=n), x.value))
+        x = replace(
+            x, value=w.added(Dense(w.name, np.ones((n, 1)), np.zeros(n), groups=n), x.value)
+        )
     return (activated(w, x, "softmax"),)
 
 
@@ -288,11 +355,17 @@ def arg_max(w: Walk, x: Value) -> tuple[Signal]:
     if x.axis(w.attribute("axis", 0)) != x.feature_axis or w.attribute("select_last_index", 0):
         raise w.refuse("ArgMax must run over the features and take the first of equals")
     layer = w.layer_of(x)
-    if getattr(layer, "activation", "") == "softmax":  # the largest probability is that of the largest logit
+    if (
+        getattr(layer, "activation", "") == "softmax"
+    ):  # the largest probability is that of the largest logit
         x = w.replaced(x, replace(layer, activation="none"))
     keep: list[Axis] = list(x.axes)
     keep[x.feature_axis] = (Atom("feature", 1),)
-    axes = keep if w.attribute("keepdims", 1) else [a for k, a in enumerate(keep) if k != x.feature_axis]
+    axes = (
+        keep
+        if w.attribute("keepdims", 1)
+        else [a for k, a in enumerate(keep) if k != x.feature_axis]
+    )
     return (replace(x, axes=tuple(axes), value=w.added(ArgMax(w.name, x.n_features), x.value)),)
 
 
@@ -300,12 +373,16 @@ def arg_max(w: Walk, x: Value) -> tuple[Signal]:
 
 
 def batch_norm(w: Walk, x: Value, *parameters: Value) -> tuple[Signal]:
-    """y = scale * (x - mean) / sqrt(var + epsilon) + bias over axis 1 (https://onnx.ai/onnx/operators/onnx__BatchNormalization.html)."""
+    """y = scale * (x - mean) / sqrt(var + epsilon) + bias over axis 1
+    (https://onnx.ai/onnx/operators/onnx__BatchNormalization.html).
+    """
     x = w.signal(x)
     if w.attribute("training_mode", 0):
         raise w.refuse("it is in training mode: export with model.eval()")
     names = ("scale", "B", "mean", "var")
-    scale, bias, mean, var = (w.constant(p, n).astype(np.float64) for p, n in zip(parameters, names, strict=True))
+    scale, bias, mean, var = (
+        w.constant(p, n).astype(np.float64) for p, n in zip(parameters, names, strict=True)
+    )
     if x.feature_axis != 1 or len(scale) != x.n_features:
         raise w.refuse(f"normalises axis 1 of {list(x.shape)}, which is not the features")
     factor = scale / np.sqrt(var + w.attribute("epsilon", 1e-5))
@@ -327,18 +404,27 @@ def embedding(w: Walk, table: np.ndarray, tokens: Signal) -> tuple[Signal]:
     table = w.constant(table, "the table").astype(np.float64)
     if tokens.value != 0 or table.ndim != 2 or w.attribute("axis", 0) != 0:
         raise w.refuse(
-            "picks rows of a table by something that is not the model's input: only an embedding of the input is supported"
+            "picks rows of a table by something that is not the model's input: only an embedding "
+            "of the input is supported"
         )
     if any(set(labels) & set(FEATURES) for labels in tokens.labels) and tokens.n_features > 1:
         raise w.refuse("embeds several tokens a step: give the model one")
     axes = tuple(
-        UNIT if set(labels) & set(FEATURES) else axis for axis, labels in zip(tokens.axes, tokens.labels, strict=True)
+        UNIT if set(labels) & set(FEATURES) else axis
+        for axis, labels in zip(tokens.axes, tokens.labels, strict=True)
     )
     layer = Embedding(w.name, table, 1)
-    return (replace(tokens, axes=(*axes, (Atom("feature", layer.n_out),)), value=w.added(layer, 0)),)
+    return (
+        replace(tokens, axes=(*axes, (Atom("feature", layer.n_out),)), value=w.added(layer, 0)),
+    )
 
 
-FLOATS = (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
+FLOATS = (
+    onnx.TensorProto.FLOAT,
+    onnx.TensorProto.DOUBLE,
+    onnx.TensorProto.FLOAT16,
+    onnx.TensorProto.BFLOAT16,
+)
 
 
 def cast(w: Walk, x: Value) -> tuple[Value]:

@@ -1,4 +1,6 @@
-"""Several outputs of one source: which of them are wanted, and how they become the one output of a stream."""
+"""Several outputs of one source: which of them are wanted, and how they become the one output of a
+stream.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from stepwell.text import printable
 CHOOSE = "choose with --outputs NAME (outputs='NAME')"
 TRIED_ALONE = 16  # outputs that are tried one by one when they do not convert together
 
-Names = str | Sequence[str] | None  # outputs that the user wants, in this order; None or empty: all of them
+Names = (
+    str | Sequence[str] | None
+)  # outputs that the user wants, in this order; None or empty: all of them
 
 
 class UnknownOutput(ImportRefused):
@@ -31,8 +35,9 @@ class PartRefused(ImportRefused):
 class Head:
     """A data output of the source.
 
-    ``value``: of the graph, which makes it; ``size`` values a step. ``last``: it answers at the end of the sequence only.
-    ``constant`` [size]: it does not depend on the input, and ``value`` means nothing.
+    ``value``: of the graph, which makes it; ``size`` values a step. ``last``: it answers at the end
+    of the sequence only. ``constant`` [size]: it does not depend on the input, and ``value`` means
+    nothing.
     """
 
     name: str
@@ -52,12 +57,16 @@ def as_names(outputs: Names) -> tuple[str, ...]:
         raise ImportRefused(f"outputs must be a name or a list of names, they are {outputs!r:.80}")
     twice = [name for name, count in Counter(wanted).items() if count > 1]
     if twice:
-        raise ImportRefused(f"output '{printable(twice[0])}' is wanted twice: name each output once")
+        raise ImportRefused(
+            f"output '{printable(twice[0])}' is wanted twice: name each output once"
+        )
     return wanted
 
 
 def unique_names(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
-    """The names without characters that cannot be printed, with a number behind those that are taken already."""
+    """The names without characters that cannot be printed, with a number behind those that are
+    taken already.
+    """
     used, numbers, made = set(taken), Counter(), []
     for name in map(printable, names):
         copy = name
@@ -70,7 +79,9 @@ def unique_names(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
 
 
 def places(names: Sequence[str], wanted: Sequence[str]) -> list[int]:
-    """Where the wanted outputs are in ``names``, in the order wanted. Raises UnknownOutput, which tells the names there are."""
+    """Where the wanted outputs are in ``names``, in the order wanted. Raises UnknownOutput, which
+    tells the names there are.
+    """
     unknown = [name for name in map(printable, wanted) if name not in names]
     if unknown:
         raise UnknownOutput(f"there is no output '{unknown[0]}': the model has {listed(names)}")
@@ -81,7 +92,9 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(f"'{printable(name)}'" for name in names) or "no outputs with names"
 
 
-def advised(error: ImportRefused, names: Sequence[str], converts: Callable[[str], object]) -> ImportRefused:
+def advised(
+    error: ImportRefused, names: Sequence[str], converts: Callable[[str], object]
+) -> ImportRefused:
     """The error of outputs that do not convert together, and which of them do by themselves.
 
     ``converts`` is tried on each name: False, or an ImportRefused, means no.
@@ -109,11 +122,14 @@ def _works(converts: Callable[[str], object], name: str) -> bool:
 def side_by_side(layers: list[Layer], sources: list[tuple[int, ...]], heads: Sequence[Head]) -> int:
     """The value of all heads one after the other; layers for that are appended.
 
-    Heads that end in a plain dense layer become rows of one dense layer, so that each keeps its precision beside larger ones.
-    Raises ImportRefused, naming the outputs, for what cannot stand side by side.
+    Heads that end in a plain dense layer become rows of one dense layer, so that each keeps its
+    precision beside larger ones. Raises ImportRefused, naming the outputs, for what cannot stand
+    side by side.
     """
     if all(head.constant is not None for head in heads):
-        raise ImportRefused(f"output {listed([heads[0].name])} is a constant: it does not depend on the input")
+        raise ImportRefused(
+            f"output {listed([heads[0].name])} is a constant: it does not depend on the input"
+        )
     if len(heads) == 1:
         return heads[0].value
     _check(layers, sources, heads)
@@ -156,20 +172,26 @@ def _check(layers: list[Layer], sources: list[tuple[int, ...]], heads: Sequence[
         if layer is None:
             raise _apart(heads, f"'{head.name}' is the model's input itself")
         if getattr(layer, "activation", "") == "softmax":
-            raise _apart(heads, f"'{head.name}' ends in softmax, which must be the last layer of a stream")
+            raise _apart(
+                heads, f"'{head.name}' ends in softmax, which must be the last layer of a stream"
+            )
         if isinstance(layer, ArgMax):
             raise _apart(heads, f"'{head.name}' is a class number (argmax), an integer")
     first = data[0]
     for head in data[1:]:
         if head.last != first.last:
             step, end = (first, head) if head.last else (head, first)
-            raise _apart(heads, f"'{step.name}' answers at every step, '{end.name}' at the last one")
+            raise _apart(
+                heads, f"'{step.name}' answers at every step, '{end.name}' at the last one"
+            )
         if timing[head.value] != timing[first.value]:
             raise _apart(heads, f"'{first.name}' and '{head.name}' come at different steps")
 
 
 def _apart(heads: Sequence[Head], reason: str) -> ImportRefused:
-    return ImportRefused(f"outputs {listed(head.name for head in heads)} cannot stand side by side: {reason}")
+    return ImportRefused(
+        f"outputs {listed(head.name for head in heads)} cannot stand side by side: {reason}"
+    )
 
 
 def _is_plain(layers: list[Layer], head: Head) -> bool:
@@ -177,8 +199,12 @@ def _is_plain(layers: list[Layer], head: Head) -> bool:
     return isinstance(layer, Dense) and layer.activation == "none"
 
 
-def _rows(layers: list[Layer], sources: list[tuple[int, ...]], head: Head) -> tuple[int, np.ndarray, np.ndarray]:
-    """The head as rows of a dense layer: the value that they read (-1: none), their weights [size, width] and bias [size]."""
+def _rows(
+    layers: list[Layer], sources: list[tuple[int, ...]], head: Head
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """The head as rows of a dense layer: the value that they read (-1: none), their weights [size,
+    width] and bias [size].
+    """
     if head.constant is not None:
         return -1, np.zeros((head.size, 0)), head.constant
     if not _is_plain(layers, head):
@@ -192,6 +218,8 @@ def _concatenated(put: Callable[..., int], name: str, parts: list[tuple[int, int
     """The value of several values, each given with its width."""
     value, width = parts[0]
     for k, (other, more) in enumerate(parts[1:], start=1):
-        value = put(Concat(name if k == len(parts) - 1 else f"{name}.{k}", (width, more)), value, other)
+        value = put(
+            Concat(name if k == len(parts) - 1 else f"{name}.{k}", (width, more)), value, other
+        )
         width += more
     return value

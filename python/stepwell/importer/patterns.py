@@ -1,6 +1,8 @@
-"""Layers that exporters write as several nodes: LayerNorm over the features, attention over a fixed window.
+"""Layers that exporters write as several nodes: LayerNorm over the features, attention over a fixed
+window.
 
-Each node of a pattern turns a ``Partial`` into the next; the last one gives the layer. What leaves the pattern is refused.
+Each node of a pattern turns a ``Partial`` into the next; the last one gives the layer. What leaves
+the pattern is refused.
 
     LayerNorm  mean -> x - mean -> squared -> mean -> + epsilon -> sqrt -> (x - mean) / deviation      (opset < 17)
     attention  scores [.., T, 1] or query @ keys^T -> softmax over T -> weights * values -> sum over T,  or weights @ values
@@ -107,14 +109,18 @@ def _whole_time(w: Walk, x: Signal, axes: Value) -> int:
     """The window's steps, for a reduction over time and nothing else."""
     if x.time_axis < 0 or _reduced(w, x, axes) != [x.time_axis]:
         raise w.refuse(
-            "it mixes timesteps with something else: reduce over time (a fixed number of steps) or over features"
+            "it mixes timesteps with something else: reduce over time (a fixed number of steps) or "
+            "over features"
         )
     return fixed_steps(w, x)
 
 
 def fixed_steps(w: Walk, x: Signal) -> int:
     if x.time in w.dynamic_axes:
-        raise w.refuse("it reads all steps, and their number is dynamic: export with a fixed number of timesteps")
+        raise w.refuse(
+            "it reads all steps, and their number is dynamic: export with a fixed number of "
+            "timesteps"
+        )
     return x.steps()
 
 
@@ -155,10 +161,16 @@ def multiplied(w: Walk, p: Partial, other: Value) -> Value:
 
 
 def product_over_time(w: Walk, a: Value, b: Value) -> Value:
-    """MatMul of data by data: query [.., 1, D] @ keys [.., D, T], or weights [.., 1, T] @ values [.., T, V]."""
+    """MatMul of data by data: query [.., 1, D] @ keys [.., D, T], or weights [.., 1, T] @ values
+    [.., T, V].
+    """
     if isinstance(a, Partial) and a.stage == "weights" and isinstance(b, Signal):
         return _attended(w, replace(a, y=b), keep=1)
-    if isinstance(a, StateStack) or isinstance(b, StateStack) or not (isinstance(a, Signal) and isinstance(b, Signal)):
+    if (
+        isinstance(a, StateStack)
+        or isinstance(b, StateStack)
+        or not (isinstance(a, Signal) and isinstance(b, Signal))
+    ):
         raise w.refuse("multiplies data by data in a way that is no attention")
     if a.last and b.time_axis == len(b.axes) - 1 and a.n_features == b.n_features:
         fixed_steps(w, b)
@@ -167,7 +179,8 @@ def product_over_time(w: Walk, a: Value, b: Value) -> Value:
         fixed_steps(w, a)
         return Partial("scores", b, 1.0, key=a, axes=(*a.axes[:-1], b.axes[-1]))
     raise w.refuse(
-        "multiplies data by data: attention with one query, the last hidden state [batch, 1, D] @ [batch, D, T], is supported"
+        "multiplies data by data: attention with one query, the last hidden state [batch, 1, D] @ "
+        "[batch, D, T], is supported"
     )
 
 
@@ -182,5 +195,7 @@ def _attended(w: Walk, p: Partial, keep: int) -> Signal:
         sources = (p.x.value, p.key.value, y.value)
         layer = Attention(w.name, "dot", steps, p.key.n_features, y.n_features, scale=p.number)
     unit: Axis = (Atom("unit", 1),)
-    axes = tuple(unit if k == y.time_axis else a for k, a in enumerate(y.axes) if keep or k != y.time_axis)
+    axes = tuple(
+        unit if k == y.time_axis else a for k, a in enumerate(y.axes) if keep or k != y.time_axis
+    )
     return replace(y, axes=axes, value=w.added(layer, *sources), last=True, state="")

@@ -8,7 +8,18 @@ from math import prod
 import numpy as np
 
 from stepwell.importer.layers import embedding
-from stepwell.importer.signals import DIRECT, FEATURES, UNIT, Atom, Axis, Partial, Signal, StateStack, Value, Walk
+from stepwell.importer.signals import (
+    DIRECT,
+    FEATURES,
+    UNIT,
+    Atom,
+    Axis,
+    Partial,
+    Signal,
+    StateStack,
+    Value,
+    Walk,
+)
 from stepwell.layers import Concat, Recurrent, Slice
 
 
@@ -44,11 +55,20 @@ def squeeze(w: Walk, x: Value, given: Value = None) -> tuple[Value]:
         x = w.signal(x)
     axes = _axes_given(w, given)
     sizes = [prod(atom.size for atom in axis) for axis in x.axes]
-    drop = {k % len(sizes) for k in axes} if axes is not None else {k for k, size in enumerate(sizes) if size == 1}
+    drop = (
+        {k % len(sizes) for k in axes}
+        if axes is not None
+        else {k for k, size in enumerate(sizes) if size == 1}
+    )
     if any(sizes[k] != 1 for k in drop):
         raise w.refuse(f"squeezes an axis of shape {sizes} that is not 1")
     kept = [axis for k, axis in enumerate(x.axes) if k not in drop]
-    if isinstance(x, Signal) and x.n_features == 1 and kept and not any(_is_feature(axis) for axis in kept):
+    if (
+        isinstance(x, Signal)
+        and x.n_features == 1
+        and kept
+        and not any(_is_feature(axis) for axis in kept)
+    ):
         return (replace(x, axes=tuple(kept)),)
     return (replace(x, axes=tuple(kept)),)
 
@@ -74,7 +94,9 @@ def expand(w: Walk, x: Value, shape: Value) -> tuple[Value]:
     if isinstance(x, Partial):
         return (x,)
     x = w.signal(x)
-    if len(sizes) != len(x.axes) or any(n not in (1, m) for n, m in zip(sizes, x.shape, strict=True)):
+    if len(sizes) != len(x.axes) or any(
+        n not in (1, m) for n, m in zip(sizes, x.shape, strict=True)
+    ):
         raise w.refuse(f"repeats data: {list(x.shape)} becomes {sizes}")
     return (x,)
 
@@ -98,7 +120,12 @@ def flatten(w: Walk, x: Value) -> tuple[Signal]:
 def regrouped(w: Walk, x: Signal, sizes: list[int]) -> Signal:
     """Axes are cut between atoms only; unit atoms may appear and vanish anywhere."""
     atoms = [atom for axis in x.axes for atom in axis if atom.size != 1]
-    keep = {atom.label: atom for axis in x.axes for atom in axis if atom.size == 1 and atom.label != "unit"}
+    keep = {
+        atom.label: atom
+        for axis in x.axes
+        for atom in axis
+        if atom.size == 1 and atom.label != "unit"
+    }
     axes: list[Axis] = []
     for size in sizes:
         axis: list[Atom] = []
@@ -106,7 +133,8 @@ def regrouped(w: Walk, x: Signal, sizes: list[int]) -> Signal:
             axis.append(atoms.pop(0))
         if prod(atom.size for atom in axis) != size:
             raise w.refuse(
-                f"reshapes {list(x.shape)} to {sizes}, which mixes or cuts time, batch and features: do it after the model"
+                f"reshapes {list(x.shape)} to {sizes}, which mixes or cuts time, batch and "
+                f"features: do it after the model"
             )
         axes.append(tuple(axis) or UNIT)
     if atoms:
@@ -132,10 +160,17 @@ def gather(w: Walk, x: Value, indices: Value) -> tuple[Signal]:
         return (_from_stack(w, x, index),)
     x = w.signal(x)
     axis = x.axis(w.attribute("axis", 0))
-    if index.size > 1 and axis == x.time_axis and np.array_equal(index.reshape(-1), np.arange(x.steps())[::-1]):
+    if (
+        index.size > 1
+        and axis == x.time_axis
+        and np.array_equal(index.reshape(-1), np.arange(x.steps())[::-1])
+    ):
         return (_turned(x),)
     if index.size != 1 or index.ndim > 1:
-        raise w.refuse("picks several entries of the data, which is not supported: take the last step, or every one")
+        raise w.refuse(
+            "picks several entries of the data, which is not supported: take the last step, or "
+            "every one"
+        )
     position = int(index.reshape(-1)[0])
     picked = _picked(w, x, axis, position, position + 1 or x.shape[axis])
     axes = picked.axes if index.ndim else tuple(a for k, a in enumerate(picked.axes) if k != axis)
@@ -143,7 +178,12 @@ def gather(w: Walk, x: Value, indices: Value) -> tuple[Signal]:
 
 
 def cut(
-    w: Walk, x: Value, starts: Value = None, ends: Value = None, axes: Value = None, steps: Value = None
+    w: Walk,
+    x: Value,
+    starts: Value = None,
+    ends: Value = None,
+    axes: Value = None,
+    steps: Value = None,
 ) -> tuple[Signal]:
     """Slice"""
 
@@ -153,7 +193,8 @@ def cut(
         return list(w.attribute(name)) if w.attribute(name) is not None else None
 
     first, end, along, by = (
-        numbers(v, n) for v, n in ((starts, "starts"), (ends, "ends"), (axes, "axes"), (steps, "steps"))
+        numbers(v, n)
+        for v, n in ((starts, "starts"), (ends, "ends"), (axes, "axes"), (steps, "steps"))
     )
     along = along if along is not None else list(range(len(first)))
     if isinstance(x, StateStack):
@@ -164,10 +205,16 @@ def cut(
             raise w.refuse("takes several layers' final states")
         return (_from_stack(w, x, index),)
     x = w.signal(x)
-    if by == [-1] and x.axis(along[0]) == x.time_axis and len(range(x.steps())[first[0] : end[0] : -1]) == x.steps():
+    if (
+        by == [-1]
+        and x.axis(along[0]) == x.time_axis
+        and len(range(x.steps())[first[0] : end[0] : -1]) == x.steps()
+    ):
         return (_turned(x),)
     if by is not None and any(step != 1 for step in by):
-        raise w.refuse("strides cannot be streamed: take every step, or stride in a convolution or a pooling")
+        raise w.refuse(
+            "strides cannot be streamed: take every step, or stride in a convolution or a pooling"
+        )
     for start, stop, axis in zip(first, end, along, strict=True):
         x = _picked(w, x, x.axis(axis), start, stop)
     return (x,)
@@ -188,7 +235,9 @@ def reverse_sequence(w: Walk, x: Value, lengths: Value) -> tuple[Signal]:
 
 
 def _picked(w: Walk, x: Signal, axis: int, start: int, stop: int) -> Signal:
-    """``x`` with the range start:stop of one axis: all of it, the last step of time, or some of the features."""
+    """``x`` with the range start:stop of one axis: all of it, the last step of time, or some of the
+    features.
+    """
     size = x.shape[axis]
     wanted = range(size)[start:stop]
     if len(wanted) == size:
@@ -201,11 +250,15 @@ def _picked(w: Walk, x: Signal, axis: int, start: int, stop: int) -> Signal:
     if axis == x.feature_axis and len(wanted):
         if x.value == 0:
             raise w.refuse(
-                f"takes a part ({wanted.start}:{wanted.stop} of {size}) of the input's features: do it before the model"
+                f"takes a part ({wanted.start}:{wanted.stop} of {size}) of the input's features: "
+                f"do it before the model"
             )
         return w.sliced(x, wanted.start, len(wanted), (Atom("feature", len(wanted)),))
     what = "time before any recurrent layer" if not x.value else "the batch"
-    raise w.refuse(f"takes a part ({wanted.start}:{wanted.stop} of {size}) of {what}: do it before or after the model")
+    raise w.refuse(
+        f"takes a part ({wanted.start}:{wanted.stop} of {size}) of {what}: do it before or after "
+        f"the model"
+    )
 
 
 def _last_step(w: Walk, x: Signal, axis: int, wanted: range) -> Signal:
@@ -216,7 +269,8 @@ def _last_step(w: Walk, x: Signal, axis: int, wanted: range) -> Signal:
         x = w.replaced(x, replace(layer, final=True))
     elif list(wanted) != [0 if x.flipped else size - 1]:
         raise w.refuse(
-            f"takes steps {wanted.start}:{wanted.stop} of {size}: only the last step, or every one, can be read from a stream"
+            f"takes steps {wanted.start}:{wanted.stop} of {size}: only the last step, or every "
+            f"one, can be read from a stream"
             f" (an exporter that copied a layer for each step, as for TimeDistributed: {DIRECT})"
         )
     return replace(x, axes=(*x.axes[:axis], UNIT, *x.axes[axis + 1 :]), last=True, flipped=False)
@@ -250,9 +304,18 @@ def split(w: Walk, x: Value, sizes: Value = None) -> tuple[Signal, ...]:
     x = w.signal(x)
     axis = x.axis(w.attribute("axis", 0))
     total, n = x.shape[axis], len(w.node.output)
-    given = w.attribute("split") if sizes is None else w.constant(sizes, "split").reshape(-1).tolist()
-    lengths = given if given is not None else [min(-(-total // n), total - k * -(-total // n)) for k in range(n)]
+    given = (
+        w.attribute("split") if sizes is None else w.constant(sizes, "split").reshape(-1).tolist()
+    )
+    lengths = (
+        given
+        if given is not None
+        else [min(-(-total // n), total - k * -(-total // n)) for k in range(n)]
+    )
     ends = np.cumsum(lengths).tolist()
     if not ends or ends[-1] != total or min(lengths) < 1:
         raise w.refuse(f"splits {total} into {list(lengths)}")
-    return tuple(_picked(w, x, axis, int(end - length), int(end)) for end, length in zip(ends, lengths, strict=True))
+    return tuple(
+        _picked(w, x, axis, int(end - length), int(end))
+        for end, length in zip(ends, lengths, strict=True)
+    )

@@ -1,4 +1,6 @@
-"""Means over time whose padding does not count, from layers that every graph has: for all importers."""
+"""Means over time whose padding does not count, from layers that every graph has: for all
+importers.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ Put = Callable[..., int]  # (layer, values that it reads) -> the value that it m
 
 
 def mean_over(put: Put, name: str, value: int, window: Window, counts_padding: bool) -> int:
-    """The mean of each channel of ``value`` over the steps that ``window`` sees; with ``counts_padding`` its zeros are steps, too.
+    """The mean of each channel of ``value`` over the steps that ``window`` sees; with
+    ``counts_padding`` its zeros are steps, too.
 
     ValueError when a mean would leave out more steps than there are.
     """
@@ -23,20 +26,27 @@ def mean_over(put: Put, name: str, value: int, window: Window, counts_padding: b
         return put(mean, put(window, value))
     weights = _factor(window)
     window = replace(window, least=window.span - 1)  # no mean leaves out steps at both ends
-    there = put(Dense(f"{name}.there", np.zeros((1, n)), np.ones(1)), value)  # 1 at a step of the sequence, 0 outside
+    there = put(
+        Dense(f"{name}.there", np.zeros((1, n)), np.ones(1)), value
+    )  # 1 at a step of the sequence, 0 outside
     seen = put(replace(window, name=f"{name}.seen", n_in=1), there)
-    factor = put(Dense(f"{name}.factor", np.tile(weights, (n, 1)), np.full(n, 1.0 - weights.sum())), seen)
+    factor = put(
+        Dense(f"{name}.factor", np.tile(weights, (n, 1)), np.full(n, 1.0 - weights.sum())), seen
+    )
     return put(Mul(name, n), put(replace(mean, name=f"{name}.sum"), put(window, value)), factor)
 
 
 def pads(window: Window) -> bool:
-    """Whether anything stands before or after the sequence, or may, where that depends on its length."""
+    """Whether anything stands before or after the sequence, or may, where that depends on its
+    length.
+    """
     before = window.span - 1 if window.padding is None else window.padding
     return bool(before or window.ahead or window.same)
 
 
 def _factor(window: Window) -> np.ndarray:
-    """Weights w [taps] for which 1 - sum(w) + w @ m is taps / sum(m), m being 1 for a tap inside the sequence, else 0.
+    """Weights w [taps] for which 1 - sum(w) + w @ m is taps / sum(m), m being 1 for a tap inside
+    the sequence, else 0.
 
     The first i taps may be outside, or the last i: sum(w) of them is 1 - taps / (taps - i).
     """

@@ -21,7 +21,11 @@ from stepwell.text import printable
 
 SIZE_LIMIT = 1 << 30  # a recurrent model for a microcontroller has kilobytes
 OPSETS = range(7, 27)
-NARROW = {onnx.TensorProto.FLOAT16: "float16", onnx.TensorProto.BFLOAT16: "bfloat16", onnx.TensorProto.DOUBLE: "double"}
+NARROW = {
+    onnx.TensorProto.FLOAT16: "float16",
+    onnx.TensorProto.BFLOAT16: "bfloat16",
+    onnx.TensorProto.DOUBLE: "double",
+}
 
 
 def file_sha256(path: Path) -> str:
@@ -38,9 +42,14 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, list[str]]:
     model = _parse(path)
     notes = _with_printable_names(model)
     if _opset(model) not in OPSETS:
-        raise ImportRefused(f"{path}: opset {_opset(model)} is not supported: export with opset_version 11 to 20")
+        raise ImportRefused(
+            f"{path}: opset {_opset(model)} is not supported: export with opset_version 11 to 20"
+        )
     model = inlined(model, path)
-    tensors = [*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute if a.HasField("t"))]
+    tensors = [
+        *model.graph.initializer,
+        *(a.t for node in model.graph.node for a in node.attribute if a.HasField("t")),
+    ]
     check_size(_external_bytes(tensors, path), f"{path}: its weights in other files", ImportRefused)
     for tensor in tensors:
         _load_external(tensor, path)
@@ -48,12 +57,17 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, list[str]]:
         to_array(tensor)
     kinds = sorted({NARROW[tensor.data_type] for tensor in tensors if tensor.data_type in NARROW})
     if kinds:
-        notes.append(f"weights are {', '.join(kinds)}: converted to float64, compared with the source in float32")
+        notes.append(
+            f"weights are {', '.join(kinds)}: converted to float64, compared with the source in "
+            f"float32"
+        )
     return model, notes
 
 
 def _opset(model: onnx.ModelProto) -> int:
-    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    return next(
+        (entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0
+    )
 
 
 def _parse(path: Path) -> onnx.ModelProto:
@@ -68,18 +82,26 @@ def _parse(path: Path) -> onnx.ModelProto:
         raise ImportRefused(f"{path}: not an ONNX file, or a truncated one: {error}") from error
     if not model.graph.node or not model.graph.output:
         raise ImportRefused(f"{path}: holds no graph: not an ONNX file, or a truncated one")
-    if not all(isinstance(text, str) for text in _texts(model)):  # protobuf gives bytes for what is not UTF-8
-        raise ImportRefused(f"{path}: holds names that are not text: the file is damaged, copy or export it again")
+    if not all(
+        isinstance(text, str) for text in _texts(model)
+    ):  # protobuf gives bytes for what is not UTF-8
+        raise ImportRefused(
+            f"{path}: holds names that are not text: the file is damaged, copy or export it again"
+        )
     return model
 
 
 # ---- names ----
 
-NAMES = frozenset("name domain op_type overload input output ref_attr_name producer_name producer_version".split())
+NAMES = frozenset(
+    "name domain op_type overload input output ref_attr_name producer_name producer_version".split()
+)
 
 
 def _named_fields(message: Message) -> Iterator[tuple[Message, str, list[str]]]:
-    """All names of a model, its functions and the bodies of its loops: the message, the field and the field's names."""
+    """All names of a model, its functions and the bodies of its loops: the message, the field and
+    the field's names.
+    """
     for field, value in message.ListFields():
         if isinstance(value, (str, bytes)):
             if field.name in NAMES:
@@ -98,7 +120,9 @@ def _texts(model: onnx.ModelProto) -> Iterator[str | bytes]:
 
 
 def _with_printable_names(model: onnx.ModelProto) -> list[str]:
-    """Replace what cannot be printed in all names, the same name by the same; a note where there was such a name."""
+    """Replace what cannot be printed in all names, the same name by the same; a note where there
+    was such a name.
+    """
     fields = [(message, field, names) for message, field, names in _named_fields(model)]
     taken = {name for _, _, names in fields for name in names}
     odd = sorted(name for name in taken if printable(name) != name)
@@ -128,7 +152,9 @@ def _external_bytes(tensors: Sequence[onnx.TensorProto], path: Path) -> int:
 
 
 def _load_external(tensor: onnx.TensorProto, path: Path) -> None:
-    """Bring an external tensor's bytes into the message; nothing outside the model's folder is read. Raises ImportRefused."""
+    """Bring an external tensor's bytes into the message; nothing outside the model's folder is
+    read. Raises ImportRefused.
+    """
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         return
     entries = {str(entry.key): str(entry.value) for entry in tensor.external_data}
@@ -140,19 +166,26 @@ def _load_external(tensor: onnx.TensorProto, path: Path) -> None:
         target = (folder / location).resolve()
         if folder not in target.parents:
             raise ImportRefused(
-                f"{where} points outside the model's folder ('{named}'): put both files into one folder"
+                f"{where} points outside the model's folder ('{named}'): put both files into one "
+                f"folder"
             )
         if not target.is_file():
-            raise ImportRefused(f"{where} is in '{named}', which is missing: keep it beside the model")
+            raise ImportRefused(
+                f"{where} is in '{named}', which is missing: keep it beside the model"
+            )
         tensor.raw_data = _range_of(target, entries)
     except (OSError, ValueError) as error:
-        raise ImportRefused(f"{where} does not fit its file '{named}': {error}: copy both files again") from error
+        raise ImportRefused(
+            f"{where} does not fit its file '{named}': {error}: copy both files again"
+        ) from error
     del tensor.external_data[:]
     tensor.data_location = onnx.TensorProto.DEFAULT
     try:
         numpy_helper.to_array(tensor)
     except Exception as error:
-        raise ImportRefused(f"{where} does not fit its file '{named}': {error}: copy both files again") from error
+        raise ImportRefused(
+            f"{where} does not fit its file '{named}': {error}: copy both files again"
+        ) from error
 
 
 def _range_of(file: Path, entries: dict[str, str]) -> bytes:
@@ -170,22 +203,32 @@ def _range_of(file: Path, entries: dict[str, str]) -> bytes:
 
 
 def to_array(tensor: onnx.TensorProto) -> np.ndarray:
-    """A tensor's values, half precision widened to float32. Raises ImportRefused, naming it, for damage, NaN and infinity."""
+    """A tensor's values, half precision widened to float32. Raises ImportRefused, naming it, for
+    damage, NaN and infinity.
+    """
     if any(size < 0 for size in tensor.dims):
-        raise ImportRefused(f"tensor '{tensor.name}' has shape {list(tensor.dims)}: export the model again")
+        raise ImportRefused(
+            f"tensor '{tensor.name}' has shape {list(tensor.dims)}: export the model again"
+        )
     try:
         values = numpy_helper.to_array(tensor)
         if tensor.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16):
             values = values.astype(np.float32)
     except Exception as error:
-        raise ImportRefused(f"tensor '{tensor.name}' is damaged: {error}: copy or export the model again") from error
+        raise ImportRefused(
+            f"tensor '{tensor.name}' is damaged: {error}: copy or export the model again"
+        ) from error
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise ImportRefused(f"tensor '{tensor.name}' holds NaN or infinity: the training has diverged")
+        raise ImportRefused(
+            f"tensor '{tensor.name}' holds NaN or infinity: the training has diverged"
+        )
     return values
 
 
 def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same model with every float16, bfloat16 and double as float32, so that no rounding hides a mistake in a replay."""
+    """The same model with every float16, bfloat16 and double as float32, so that no rounding hides
+    a mistake in a replay.
+    """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     del copy.graph.value_info[:]
@@ -201,5 +244,7 @@ def in_float32(model: onnx.ModelProto) -> onnx.ModelProto:
                 attribute.i = onnx.TensorProto.FLOAT
     for tensor in tensors:
         if tensor.data_type in NARROW:
-            tensor.CopyFrom(numpy_helper.from_array(to_array(tensor).astype(np.float32), tensor.name))
+            tensor.CopyFrom(
+                numpy_helper.from_array(to_array(tensor).astype(np.float32), tensor.name)
+            )
     return copy

@@ -30,9 +30,7 @@ FUNCTIONS = {
 }
 WITH_ALPHA = ("affine", "leakyrelu", "thresholdedrelu", "scaledtanh", "hardsigmoid", "elu")
 WITH_BETA = ("affine", "scaledtanh", "hardsigmoid")
-WINDOW_NOTE = (
-    "a layer reads the sequence backwards: convert with the window it was trained on, --mode slide:T (mode='slide:T')"
-)
+WINDOW_NOTE = "a layer reads the sequence backwards: convert with the window it was trained on, --mode slide:T (mode='slide:T')"
 
 
 def recurrent(w: Walk, x: Value, weights: Value, recurrent_weights: Value, *rest: Value) -> tuple:
@@ -41,27 +39,42 @@ def recurrent(w: Walk, x: Value, weights: Value, recurrent_weights: Value, *rest
         raise w.refuse("its input X is not the data")
     kind = w.node.op_type
     _check_input(w, x)
-    matrix, square = (_floats(w, value, name) for value, name in ((weights, "W"), (recurrent_weights, "R")))
+    matrix, square = (
+        _floats(w, value, name) for value, name in ((weights, "W"), (recurrent_weights, "R"))
+    )
     directions = _directions(w)
     n = w.attribute("hidden_size") or square.shape[-1]
     rows = N_GATES[kind] * n
-    if matrix.shape != (len(directions), rows, x.n_features) or square.shape != (len(directions), rows, n):
+    if matrix.shape != (len(directions), rows, x.n_features) or square.shape != (
+        len(directions),
+        rows,
+        n,
+    ):
         raise w.refuse(
-            f"W {list(matrix.shape)} and R {list(square.shape)} do not fit hidden_size {n} and {x.n_features} inputs: "
-            "a projection (proj_size) cannot be written as an ONNX LSTM; give stepwell.convert the torch module itself"
+            f"W {list(matrix.shape)} and R {list(square.shape)} do not fit hidden_size {n} and "
+            f"{x.n_features} inputs: "
+            "a projection (proj_size) cannot be written as an ONNX LSTM; give stepwell.convert the "
+            "torch module itself"
         )
     both = np.zeros((len(directions), 2 * rows)) if bias is None else _floats(w, bias, "B")
     if both.shape != (len(directions), 2 * rows):
         raise w.refuse(f"B has shape {list(both.shape)}, expected {[len(directions), 2 * rows]}")
     _check_lengths(w, lengths, x)
-    starts = [_start(w, value, name, len(directions), n) for value, name in ((h0, "initial_h"), (c0, "initial_c"))]
+    starts = [
+        _start(w, value, name, len(directions), n)
+        for value, name in ((h0, "initial_h"), (c0, "initial_c"))
+    ]
     peephole = None if peepholes is None else _floats(w, peepholes, "P")
     if peephole is not None and peephole.shape != (len(directions), 3 * n):
         raise w.refuse(f"P has shape {list(peephole.shape)}, expected {[len(directions), 3 * n]}")
     layers = []
     for k, backwards in enumerate(directions):
         h, c = (None if start is None else start[k] for start in starts)
-        options = {"functions": _functions(w, k, len(directions)), "clip": w.attribute("clip", 0.0) or np.inf, "h0": h}
+        options = {
+            "functions": _functions(w, k, len(directions)),
+            "clip": w.attribute("clip", 0.0) or np.inf,
+            "h0": h,
+        }
         extra = _lstm_options(w, peephole, c, k) if kind == "LSTM" else {}
         made = MAKERS[kind](w, matrix[k], square[k], *np.split(both[k], 2))
         layers.append(replace(made, **options, **extra, reverse=backwards != x.flipped))
@@ -74,7 +87,9 @@ def _floats(w: Walk, value: Value, what: str) -> np.ndarray:
 
 def _check_input(w: Walk, x: Signal) -> None:
     if len(x.axes) != 3 or x.feature_axis != 2:
-        raise w.refuse(f"its input must have axes time, batch, features; it has shape {list(x.shape)}")
+        raise w.refuse(
+            f"its input must have axes time, batch, features; it has shape {list(x.shape)}"
+        )
     if x.state == "c":
         raise w.refuse("reads the cell state, which is not supported: read the hidden state")
 
@@ -92,7 +107,8 @@ def _check_lengths(w: Walk, lengths: Value, x: Signal) -> None:
     steps = x.shape[1 if w.attribute("layout", 0) else 0]
     if lengths is not None and np.any(w.constant(lengths, "sequence_lens") != steps):
         raise w.refuse(
-            "sequence_lens shorter than the sequence are not supported: a stream has no length; cut the sequences before the model"
+            "sequence_lens shorter than the sequence are not supported: a stream has no length; "
+            "cut the sequences before the model"
         )
 
 
@@ -101,10 +117,14 @@ def _start(w: Walk, value: Value, what: str, n_directions: int, n: int) -> np.nd
     if value is None:
         return None
     if not isinstance(value, np.ndarray):
-        raise w.refuse(f"{what} is computed from the data: a stream starts from a state that is known beforehand")
+        raise w.refuse(
+            f"{what} is computed from the data: a stream starts from a state that is known "
+            f"beforehand"
+        )
     if value.shape[-1:] != (n,):
         raise w.refuse(
-            f"{what} has shape {list(value.shape)}, the layer {n} units: a projection (proj_size), which torch exports "
+            f"{what} has shape {list(value.shape)}, the layer {n} units: a projection (proj_size), "
+            f"which torch exports "
             "wrongly: give stepwell.convert the torch module itself"
         )
     if not np.any(value):
@@ -117,24 +137,37 @@ def _start(w: Walk, value: Value, what: str, n_directions: int, n: int) -> np.nd
 
 
 def _functions(w: Walk, direction: int, n_directions: int) -> tuple[str | Function, ...]:
-    """The activations of one direction; alphas and betas are given for those that take one, in order."""
+    """The activations of one direction; alphas and betas are given for those that take one, in
+    order.
+    """
     default = ACTIVATIONS[w.node.op_type]
     names = [name.decode().lower() for name in w.attribute("activations", [])] or [
         n.lower() for n in default
     ] * n_directions
     if len(names) != len(default) * n_directions or not set(names) <= set(FUNCTIONS):
-        raise w.refuse(f"activations {names} are not {len(default) * n_directions} of {', '.join(FUNCTIONS)}")
-    alphas, betas = list(w.attribute("activation_alpha", [])), list(w.attribute("activation_beta", []))
+        raise w.refuse(
+            f"activations {names} are not {len(default) * n_directions} of {', '.join(FUNCTIONS)}"
+        )
+    alphas, betas = (
+        list(w.attribute("activation_alpha", [])),
+        list(w.attribute("activation_beta", [])),
+    )
     functions: list[str | Function] = []
     for name in names:
         kind, alpha, beta = FUNCTIONS[name]
         alpha = alphas.pop(0) if name in WITH_ALPHA and alphas else alpha
         beta = betas.pop(0) if name in WITH_BETA and betas else beta
-        functions.append(kind if kind in ("relu", "tanh", "sigmoid") else Function(kind, float(alpha), float(beta)))
+        functions.append(
+            kind
+            if kind in ("relu", "tanh", "sigmoid")
+            else Function(kind, float(alpha), float(beta))
+        )
     return tuple(functions[direction * len(default) : (direction + 1) * len(default)])
 
 
-def _lstm_options(w: Walk, peephole: np.ndarray | None, c0: np.ndarray | None, direction: int) -> dict[str, object]:
+def _lstm_options(
+    w: Walk, peephole: np.ndarray | None, c0: np.ndarray | None, direction: int
+) -> dict[str, object]:
     """The operator's peepholes are in the order i, o, f."""
     i, o, f = np.split(peephole[direction], 3) if peephole is not None else (None, None, None)
     return {
@@ -176,32 +209,45 @@ def _gates(rows: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
 
 
 def _outputs(w: Walk, x: Signal, layers: list[Recurrent]) -> tuple[Signal, Signal, Signal]:
-    """Y [T, D, B, H], Y_h and Y_c [D, B, H]; with layout 1 the batch comes first: Y [B, T, D, H], Y_h [B, D, H]."""
+    """Y [T, D, B, H], Y_h and Y_c [D, B, H]; with layout 1 the batch comes first: Y [B, T, D, H],
+    Y_h [B, D, H].
+    """
     layout = w.attribute("layout", 0)
     time, batch = (x.axes[1], x.axes[0]) if layout else (x.axes[0], x.axes[1])
     label = _time_label(w, x, time)
     direction: Axis = (Atom("direction", len(layers)),) if len(layers) > 1 else UNIT
     feature: Axis = (Atom("feature", layers[0].n_out),)
     made = replace(x, time=label, flipped=False, state="", value=_both(w, x, layers))
-    y = replace(made, axes=(batch, time, direction, feature) if layout else (time, direction, batch, feature))
+    y = replace(
+        made,
+        axes=(batch, time, direction, feature) if layout else (time, direction, batch, feature),
+    )
     if x.flipped:  # a sequence that was turned round comes out turned round
         y = replace(y, flipped=True)
     if any(layer.reverse for layer in layers):
         if WINDOW_NOTE not in w.notes:
             w.notes.append(WINDOW_NOTE)
-        made = replace(made, value=_both(w, x, [replace(layer, final=layer.reverse) for layer in layers]))
-    final = replace(made, axes=(batch, direction, feature) if layout else (direction, batch, feature), last=True)
+        made = replace(
+            made, value=_both(w, x, [replace(layer, final=layer.reverse) for layer in layers])
+        )
+    final = replace(
+        made, axes=(batch, direction, feature) if layout else (direction, batch, feature), last=True
+    )
     return y, replace(final, state="h"), replace(final, state="c")
 
 
 def _time_label(w: Walk, x: Signal, time: Axis) -> str:
     if x.last:
-        raise w.refuse("it runs over the last step only: a recurrent layer after a last-step readout is not a sequence")
+        raise w.refuse(
+            "it runs over the last step only: a recurrent layer after a last-step readout is not a "
+            "sequence"
+        )
     labels = [atom.label for atom in time if atom.label != "unit"]
     label = x.time or (labels[0] if labels else "unit")
     if len(labels) > 1 or (labels and labels[0] != label):
         raise w.refuse(
-            "its time axis is not the time axis of the layers before it: check batch_first and the transposes"
+            "its time axis is not the time axis of the layers before it: check batch_first and the "
+            "transposes"
         )
     return label
 

@@ -1,8 +1,8 @@
 """Values on their way through an ONNX graph, and the float graph that grows behind them.
 
-A *signal* is data: one value of the float graph, and which of the ONNX tensor's axes is which. An axis is a product of atoms
-(axes of the model's input, directions, features, unit axes), so that transposes, reshapes, squeezes and flattenings are
-followed exactly.
+A *signal* is data: one value of the float graph, and which of the ONNX tensor's axes is which. An
+axis is a product of atoms (axes of the model's input, directions, features, unit axes), so that
+transposes, reshapes, squeezes and flattenings are followed exactly.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ FEATURES = ("direction", "feature")  # atoms that hold the values of one step, i
 
 @dataclass(frozen=True)
 class Atom:
-    """A piece of an axis: "in0".. for axes of the model's input, "direction", "feature", or "unit" (size 1)."""
+    """A piece of an axis: "in0".. for axes of the model's input, "direction", "feature", or "unit"
+    (size 1).
+    """
 
     label: str
     size: int
@@ -39,9 +41,10 @@ UNIT: Axis = (Atom("unit", 1),)
 class Signal:
     """Data on its way: ``value`` of the float graph (0 the input).
 
-    ``time``: label of the time axis, once known; ``last``: time has been reduced to the last step; ``state``: a recurrent layer's
-    final state, "h" or "c"; ``flipped``: time runs backwards; ``padded`` and ``behind``: steps of zeros put in front and
-    after the end, for the next convolution.
+    ``time``: label of the time axis, once known; ``last``: time has been reduced to the last step;
+    ``state``: a recurrent layer's final state, "h" or "c"; ``flipped``: time runs backwards;
+    ``padded`` and ``behind``: steps of zeros put in front and after the end, for the next
+    convolution.
     """
 
     axes: tuple[Axis, ...]
@@ -102,9 +105,9 @@ class StateStack:
 class Partial:
     """A step on the way of a pattern that several nodes write: a layer norm, an attention.
 
-    ``stage``: "mean", "centred", "squared", "variance", "deviation" of a layer norm over ``x``; "scores", "weights" and
-    "weighted" of an attention, whose scores belong to ``x`` (and ``key``), its values to ``y``. ``number``: epsilon, or the
-    scale of the scores.
+    ``stage``: "mean", "centred", "squared", "variance", "deviation" of a layer norm over ``x``;
+    "scores", "weights" and "weighted" of an attention, whose scores belong to ``x`` (and ``key``),
+    its values to ``y``. ``number``: epsilon, or the scale of the scores.
     """
 
     stage: str
@@ -125,10 +128,14 @@ class Walk:
     model: onnx.ModelProto
     values: dict[str, Value] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    stray_inputs: set[str] = field(default_factory=set)  # graph inputs that are neither data nor state
+    stray_inputs: set[str] = field(
+        default_factory=set
+    )  # graph inputs that are neither data nor state
     node: onnx.NodeProto | None = None
     folded_values: float = 0  # made by computing constants, so far
-    dynamic_axes: set[str] = field(default_factory=set)  # labels of input axes whose size is not fixed
+    dynamic_axes: set[str] = field(
+        default_factory=set
+    )  # labels of input axes whose size is not fixed
     layers: list[Layer] = field(default_factory=list)
     sources: list[tuple[int, ...]] = field(default_factory=list)
 
@@ -136,7 +143,11 @@ class Walk:
         """The error for the node at hand."""
         node = self.node
         assert node is not None
-        name = f"node '{node.name}'" if node.name else f"the node that makes '{next(iter(node.output), '')}'"
+        name = (
+            f"node '{node.name}'"
+            if node.name
+            else f"the node that makes '{next(iter(node.output), '')}'"
+        )
         return ImportRefused(f"{name} ({node.op_type}): {reason}")
 
     @property
@@ -146,7 +157,9 @@ class Walk:
 
     @property
     def opset(self) -> int:
-        return next(entry.version for entry in self.model.opset_import if entry.domain in ("", "ai.onnx"))
+        return next(
+            entry.version for entry in self.model.opset_import if entry.domain in ("", "ai.onnx")
+        )
 
     def attribute(self, name: str, default: Any = None) -> Any:
         for attribute in self.node.attribute:
@@ -159,12 +172,14 @@ class Walk:
         for name in self.node.input:
             if name in self.stray_inputs:
                 raise self.refuse(
-                    f"it reads '{name}', an input of the graph that is neither the data nor an initial state: "
+                    f"it reads '{name}', an input of the graph that is neither the data nor an "
+                    f"initial state: "
                     "store weights in the file"
                 )
             if name and name not in self.values:
                 raise self.refuse(
-                    f"its input '{name}' does not exist or is made later: the graph has a cycle or is not sorted"
+                    f"its input '{name}' does not exist or is made later: the graph has a cycle or "
+                    f"is not sorted"
                 )
             found.append(self.values[name] if name else None)
         return found
@@ -179,12 +194,15 @@ class Walk:
     def signal(self, x: Value) -> Signal:
         if isinstance(x, Partial):
             raise self.refuse(
-                "is inside something that looks like a layer norm or an attention and is neither: attention over a fixed window "
-                "(softmax over time, then a weighted sum over time) and LayerNorm over the features are supported"
+                "is inside something that looks like a layer norm or an attention and is neither: "
+                "attention over a fixed window "
+                "(softmax over time, then a weighted sum over time) and LayerNorm over the "
+                "features are supported"
             )
         if not isinstance(x, Signal):
             raise self.refuse(
-                "final states of several layers are mixed here: read the output or the last layer's state"
+                "final states of several layers are mixed here: read the output or the last "
+                "layer's state"
             )
         return x
 
@@ -201,7 +219,9 @@ class Walk:
         return len(self.layers)
 
     def replaced(self, x: Signal, layer: Layer) -> Signal:
-        """``x`` as another layer with the same sources makes it; the first one goes if nobody else reads it."""
+        """``x`` as another layer with the same sources makes it; the first one goes if nobody else
+        reads it.
+        """
         return replace(x, value=self.added(layer, *self.sources[x.value - 1]))
 
     def extended(self, x: Signal, layer: Layer) -> Signal:
@@ -219,7 +239,9 @@ class Walk:
 
 
 def live_layers(w: Walk, output: int) -> tuple[tuple[Layer, ...], tuple[tuple[int, ...], ...]]:
-    """The layers that value ``output`` needs, and their sources, numbered anew; the last one makes it."""
+    """The layers that value ``output`` needs, and their sources, numbered anew; the last one makes
+    it.
+    """
     needed: set[int] = set()
     todo = [output]
     while todo:

@@ -70,12 +70,16 @@ class Session:
         try:
             return onnx.helper.tensor_dtype_to_np_dtype(self._types[name])
         except KeyError:
-            raise ImportRefused(f"input {name}: ONNX has no element type {self._types[name]}") from None
+            raise ImportRefused(
+                f"input {name}: ONNX has no element type {self._types[name]}"
+            ) from None
 
     def _next(self) -> tuple[Run, str]:
         for prepare in self._ways:
             return prepare()
-        raise ImportRefused(f"the source itself cannot be run to compare with: {'; '.join(self._reasons)}")
+        raise ImportRefused(
+            f"the source itself cannot be run to compare with: {'; '.join(self._reasons)}"
+        )
 
 
 def _ways(model: onnx.ModelProto) -> Iterator[Callable[[], tuple[Run, str]]]:
@@ -89,7 +93,9 @@ def _onnxruntime(model: onnx.ModelProto) -> tuple[Run, str]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
     return session.run, f"onnxruntime {onnxruntime.__version__}"
 
 
@@ -102,11 +108,21 @@ def _reference_evaluator(model: onnx.ModelProto) -> tuple[Run, str]:
 def zero_states(model: onnx.ModelProto, walked: Walked, sizes: list[int]) -> dict[str, np.ndarray]:
     """Zeros for every input but the data, whose axes have ``sizes``."""
     labels = input_labels(walked, len(sizes))
-    batch = next((s for s, label in zip(sizes, labels, strict=True) if label not in (walked.time, "feature")), 1)
+    batch = next(
+        (
+            s
+            for s, label in zip(sizes, labels, strict=True)
+            if label not in (walked.time, "feature")
+        ),
+        1,
+    )
     stored = {tensor.name for tensor in model.graph.initializer} | {walked.input_name}
     return {
         value.name: np.zeros(
-            [d.dim_value if d.HasField("dim_value") else batch for d in value.type.tensor_type.shape.dim]
+            [
+                d.dim_value if d.HasField("dim_value") else batch
+                for d in value.type.tensor_type.shape.dim
+            ]
         )
         for value in model.graph.input
         if value.name not in stored
@@ -119,7 +135,8 @@ def input_labels(walked: Walked, rank: int) -> list[str]:
 
 
 def in_output_axes(y: np.ndarray, made: list[str], axes: tuple[Axis, ...]) -> np.ndarray:
-    """``y``, its axes but the last named by ``made``, in the order of the atoms of an output of the source.
+    """``y``, its axes but the last named by ``made``, in the order of the atoms of an output of the
+    source.
 
     Atoms of size 1 may be missing in that order.
     """
@@ -167,10 +184,14 @@ class OnnxRun:
         return np.concatenate(found)
 
     def _group(self, x: np.ndarray) -> np.ndarray:
-        """As many sequences as the source takes in one call. A model of one step is called again and again."""
+        """As many sequences as the source takes in one call. A model of one step is called again
+        and again.
+        """
         walked = self._walked
         n_steps = self._sizes.get(walked.time, 1) or x.shape[1]
-        sizes = [{self._batch: len(x), walked.time: n_steps}.get(label, 1) for label in self._labels]
+        sizes = [
+            {self._batch: len(x), walked.time: n_steps}.get(label, 1) for label in self._labels
+        ]
         states, answers = zero_states(self._model, walked, sizes), []
         names = [output.name for output in walked.named]
         for at in range(0, x.shape[1], n_steps):
@@ -191,7 +212,9 @@ class OnnxRun:
         """The outputs as one array [B, n, n_out]."""
         axes, named = self._walked.output_axes, self._walked.named
         parts = [
-            None if a is None else self._canonical(np.asarray(y, np.float64), a, n_batch, output.size)
+            None
+            if a is None
+            else self._canonical(np.asarray(y, np.float64), a, n_batch, output.size)
             for y, a, output in zip(results, axes, named, strict=False)
         ]
         n = next(part.shape[1] for part in parts if part is not None)
@@ -201,7 +224,9 @@ class OnnxRun:
                 parts[k] = np.broadcast_to(row, (n_batch, n, output.size))
         return np.concatenate(parts, axis=-1)
 
-    def _canonical(self, y: np.ndarray, axes: tuple[Axis, ...], n_batch: int, n_out: int) -> np.ndarray:
+    def _canonical(
+        self, y: np.ndarray, axes: tuple[Axis, ...], n_batch: int, n_out: int
+    ) -> np.ndarray:
         """One output as [B, n, n_out], by where the numbers of a stream would stand in it."""
         n = max(1, y.size // (n_batch * n_out))
         places = np.arange(n_batch * n * n_out).reshape(n_batch, n, n_out)

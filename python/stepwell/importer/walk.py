@@ -1,8 +1,8 @@
 """Follows the data from a graph's input to its output and collects the layers on the way.
 
-Every value is either a constant or a *signal* (signals.py). Constants, the shape plumbing of the exporters among them, are computed
-with the onnx reference evaluator, dynamic dimensions standing for small numbers. The table of handlers at the end says which module
-understands which operator.
+Every value is either a constant or a *signal* (signals.py). Constants, the shape plumbing of the
+exporters among them, are computed with the onnx reference evaluator, dynamic dimensions standing
+for small numbers. The table of handlers at the end says which module understands which operator.
 """
 
 from __future__ import annotations
@@ -39,7 +39,11 @@ from stepwell.importer.signals import (
 from stepwell.layers import Layer, Recurrent
 
 CONSTANT_LIMIT = 1 << 24  # values: more is not shape plumbing
-DYNAMIC_SIZES = (23, 29, 31)  # what dynamic dimensions 0, 1, 2 stand for: a fixed step is hardly ever the last of these
+DYNAMIC_SIZES = (
+    23,
+    29,
+    31,
+)  # what dynamic dimensions 0, 1, 2 stand for: a fixed step is hardly ever the last of these
 RECURRENT = ("LSTM", "GRU", "RNN")
 
 LEGACY = f"export torch models with torch.onnx.export(..., dynamo=False), or {DIRECT}"
@@ -78,7 +82,9 @@ class Walked:
 
 
 def walk(model: onnx.ModelProto, wanted: tuple[str, ...] = ()) -> Walked:
-    """The layers of ``model`` that make the ``wanted`` outputs, all data outputs by default; raises ImportRefused."""
+    """The layers of ``model`` that make the ``wanted`` outputs, all data outputs by default; raises
+    ImportRefused.
+    """
     graph = model.graph
     names = [output.name for output in graph.output]
     wanted = tuple(names[k] for k in places(names, wanted))
@@ -88,22 +94,30 @@ def walk(model: onnx.ModelProto, wanted: tuple[str, ...] = ()) -> Walked:
         w.values[tensor.name] = to_array(tensor)
     inputs = [value for value in graph.input if value.name not in w.values]
     data, states = _split_inputs(graph, inputs)
-    w.stray_inputs = {value.name for value in inputs} - {data.name, *(state.name for state in states)}
+    w.stray_inputs = {value.name for value in inputs} - {
+        data.name,
+        *(state.name for state in states),
+    }
     shape = _declared_shape(data)
     atoms = [Atom(f"in{k}", size or DYNAMIC_SIZES[k]) for k, size in enumerate(shape)]
     features = _feature_axis(graph, data, len(shape))
     if features >= 0:
         if shape[features] is None:
             raise ImportRefused(
-                f"input '{data.name}' has a dynamic number of features: only batch and time may be dynamic"
+                f"input '{data.name}' has a dynamic number of features: only batch and time may be "
+                f"dynamic"
             )
         atoms[features] = replace(atoms[features], label="feature")
     w.dynamic_axes = {f"in{k}" for k, size in enumerate(shape) if size is None}
     w.values[data.name] = Signal(tuple((atom,) for atom in atoms))
     for state in states:
         sizes = _declared_shape(state, what="initial state")
-        w.values[state.name] = np.zeros([size or DYNAMIC_SIZES[k] for k, size in enumerate(sizes)], np.float32)
-        w.notes.append(f"input '{state.name}' is an initial state: the stream carries it, starting at zero")
+        w.values[state.name] = np.zeros(
+            [size or DYNAMIC_SIZES[k] for k, size in enumerate(sizes)], np.float32
+        )
+        w.notes.append(
+            f"input '{state.name}' is an initial state: the stream carries it, starting at zero"
+        )
     needed = _upstream(graph, list(wanted or names))
     for node in graph.node:
         if not needed.isdisjoint(node.output):
@@ -114,7 +128,9 @@ def walk(model: onnx.ModelProto, wanted: tuple[str, ...] = ()) -> Walked:
 
 
 def _look_for_states(w: Walk, needed: set[str]) -> None:
-    """Visit what only outputs need that are not wanted: final states may be among them, anything else does not matter."""
+    """Visit what only outputs need that are not wanted: final states may be among them, anything
+    else does not matter.
+    """
     notes = list(w.notes)
     for node in w.model.graph.node:
         if needed.isdisjoint(node.output):
@@ -124,7 +140,9 @@ def _look_for_states(w: Walk, needed: set[str]) -> None:
 
 
 def live_part(model: onnx.ModelProto, outputs: list[str]) -> onnx.ModelProto:
-    """The model without what these outputs do not need: only nodes that ``walk`` has looked at may be run."""
+    """The model without what these outputs do not need: only nodes that ``walk`` has looked at may
+    be run.
+    """
     needed = _upstream(model.graph, outputs)
     live = onnx.ModelProto()
     live.CopyFrom(model)
@@ -132,38 +150,61 @@ def live_part(model: onnx.ModelProto, outputs: list[str]) -> onnx.ModelProto:
         live.graph.ClearField(field_name)
     live.graph.output.extend(output for output in model.graph.output if output.name in outputs)
     live.graph.node.extend(node for node in model.graph.node if not needed.isdisjoint(node.output))
-    live.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in needed)
+    live.graph.initializer.extend(
+        tensor for tensor in model.graph.initializer if tensor.name in needed
+    )
     return live
 
 
 def _split_inputs(graph: onnx.GraphProto, inputs: list) -> tuple[onnx.ValueInfoProto, list]:
-    """The data input is the one that a recurrent layer's X comes from; what leads only to initial states is a state input."""
+    """The data input is the one that a recurrent layer's X comes from; what leads only to initial
+    states is a state input.
+    """
     nodes = [node for node in graph.node if node.op_type in RECURRENT]
     if not nodes:
         raise ImportRefused(_no_recurrent_node(graph))
-    to_data = _upstream(graph, [name for node in nodes for name in node.input[:1]], passing_states=False)
+    to_data = _upstream(
+        graph, [name for node in nodes for name in node.input[:1]], passing_states=False
+    )
     to_state = _upstream(graph, [name for node in nodes for name in node.input[5:7]])
     data = [value for value in inputs if value.name in to_data]
     if len(data) != 1:
         names = [value.name for value in inputs]
         raise ImportRefused(
-            f"the recurrent layer's input must come from exactly one of the graph's inputs {names}, it comes from {len(data)}"
+            f"the recurrent layer's input must come from exactly one of the graph's inputs "
+            f"{names}, it comes from {len(data)}"
         )
     return data[0], [value for value in inputs if value.name in to_state - to_data]
 
 
 def _no_recurrent_node(graph: onnx.GraphProto) -> str:
-    """Why a graph without recurrent nodes is refused: what became of its recurrence, and what would have worked."""
+    """Why a graph without recurrent nodes is refused: what became of its recurrence, and what would
+    have worked.
+    """
     found = ", ".join(sorted({node.op_type for node in graph.node}))[:300]
-    hint = next((HINTS[n.op_type] for n in graph.node if n.op_type in ("Loop", "Scan", "DynamicQuantizeLSTM")), "")
-    shared = Counter(name for node in graph.node if node.op_type in ("MatMul", "Gemm") for name in node.input[1:2])
+    hint = next(
+        (
+            HINTS[n.op_type]
+            for n in graph.node
+            if n.op_type in ("Loop", "Scan", "DynamicQuantizeLSTM")
+        ),
+        "",
+    )
+    shared = Counter(
+        name
+        for node in graph.node
+        if node.op_type in ("MatMul", "Gemm")
+        for name in node.input[1:2]
+    )
     if not hint and max(shared.values(), default=0) > 1:
         hint = f"the exporter unrolled the recurrence: {LEGACY}"
     return f"the graph has no LSTM, GRU or RNN node, only {found}. {hint or 'A model of feed-forward layers needs no stream.'}"
 
 
 def _upstream(graph: onnx.GraphProto, names: list[str], passing_states: bool = True) -> set[str]:
-    """All tensors that the named ones are computed from, themselves included; not by way of initial states if so wished."""
+    """All tensors that the named ones are computed from, themselves included; not by way of initial
+    states if so wished.
+    """
     producers = {name: node for node in graph.node for name in node.output if name}
     reached: set[str] = set()
     todo = list(names)
@@ -172,21 +213,28 @@ def _upstream(graph: onnx.GraphProto, names: list[str], passing_states: bool = T
         if name and name not in reached:
             reached.add(name)
             node = producers.get(name, onnx.NodeProto())
-            todo.extend(node.input[:5] if node.op_type in RECURRENT and not passing_states else node.input)
+            todo.extend(
+                node.input[:5] if node.op_type in RECURRENT and not passing_states else node.input
+            )
     return reached
 
 
 def _declared_shape(value: onnx.ValueInfoProto, what: str = "input") -> tuple[int | None, ...]:
     tensor = value.type.tensor_type
     if not value.type.HasField("tensor_type") or not tensor.HasField("shape"):
-        raise ImportRefused(f"{what} '{value.name}' has no declared shape: export with static sizes or dynamic_axes")
+        raise ImportRefused(
+            f"{what} '{value.name}' has no declared shape: export with static sizes or dynamic_axes"
+        )
     sizes = tuple(dim.dim_value if dim.HasField("dim_value") else None for dim in tensor.shape.dim)
     if not 2 <= len(sizes) <= 3 or any(size is not None and size <= 0 for size in sizes):
         raise ImportRefused(
-            f"{what} '{value.name}' has shape {list(sizes)}: expected [batch, time, features] or [time, features]"
+            f"{what} '{value.name}' has shape {list(sizes)}: expected [batch, time, features] or "
+            f"[time, features]"
         )
     if prod(size or 1 for size in sizes) > CONSTANT_LIMIT:
-        raise ImportRefused(f"{what} '{value.name}' has shape {list(sizes)}: more than 16 million values")
+        raise ImportRefused(
+            f"{what} '{value.name}' has shape {list(sizes)}: more than 16 million values"
+        )
     return sizes
 
 
@@ -201,7 +249,9 @@ LOOKED_THROUGH = ("Identity", "Cast", "Dropout", "Pad")
 
 
 def _feature_axis(graph: onnx.GraphProto, data: onnx.ValueInfoProto, rank: int) -> int:
-    """The input's axis of features: 1 where a convolution reads it as it is, none (-1) for tokens, else the last."""
+    """The input's axis of features: 1 where a convolution reads it as it is, none (-1) for tokens,
+    else the last.
+    """
     names = {data.name}
     for node in graph.node:
         if not names & set(node.input):
@@ -224,8 +274,11 @@ def _visit(w: Walk, node: onnx.NodeProto) -> None:
     try:
         _handle(w, w.inputs())
     except (ValueError, TypeError, IndexError, KeyError, AttributeError, ArithmeticError) as error:
-        # a damaged node: wrong number of inputs, attributes of the wrong type, axes that do not exist
-        raise w.refuse(f"its inputs or attributes do not fit together ({error}): export the model again") from error
+        # a damaged node: wrong number of inputs, attributes of the wrong type, axes that do not
+        # exist
+        raise w.refuse(
+            f"its inputs or attributes do not fit together ({error}): export the model again"
+        ) from error
 
 
 def _handle(w: Walk, inputs: list[Value]) -> None:
@@ -258,7 +311,9 @@ def _check_attributes(w: Walk) -> None:
     for attribute in node.attribute:
         if attribute.name in known and attribute.type != known[attribute.name].type.value:
             wanted = known[attribute.name].type.name.lower()
-            raise w.refuse(f"its attribute '{attribute.name}' is not of type {wanted}: export the model again")
+            raise w.refuse(
+                f"its attribute '{attribute.name}' is not of type {wanted}: export the model again"
+            )
 
 
 def _constant_node(w: Walk) -> np.ndarray:
@@ -270,8 +325,10 @@ def _constant_node(w: Walk) -> np.ndarray:
 
 FOLDED = frozenset(
     (
-        "Add And Cast CastLike Concat ConstantOfShape Div Equal Expand Flatten Floor Gather Identity Less Max Min Mod Mul Neg Not "
-        "Or Pow Range ReduceProd Reshape ScatterND Shape Size Slice Split Sqrt Squeeze Sub Tile Transpose Unsqueeze Where"
+        "Add And Cast CastLike Concat ConstantOfShape Div Equal Expand Flatten Floor Gather "
+        "Identity Less Max Min Mod Mul Neg Not "
+        "Or Pow Range ReduceProd Reshape ScatterND Shape Size Slice Split Sqrt Squeeze Sub Tile "
+        "Transpose Unsqueeze Where"
     ).split()
 )
 ELEMENTWISE = frozenset("Add And Div Equal Less Max Min Mod Mul Or Pow Sub Where".split())
@@ -283,7 +340,9 @@ def _computed(w: Walk, inputs: list[Value]) -> tuple:
     if node.op_type not in FOLDED:
         raise w.refuse(
             HINTS.get(
-                node.op_type, "a computation on constants that the importer does not know; fold it before the export"
+                node.op_type,
+                "a computation on constants that the importer does not know; fold it before the "
+                "export",
             )
         )
     w.folded_values += _size_bound(node.op_type, [value for value in inputs if value is not None])
@@ -292,7 +351,11 @@ def _computed(w: Walk, inputs: list[Value]) -> tuple:
     graph = helper.make_graph(
         [node],
         "constants",
-        [helper.make_value_info(name, onnx.TypeProto()) for name in dict.fromkeys(node.input) if name],
+        [
+            helper.make_value_info(name, onnx.TypeProto())
+            for name in dict.fromkeys(node.input)
+            if name
+        ],
         [helper.make_value_info(name, onnx.TypeProto()) for name in node.output if name],
     )
     single = helper.make_model(graph, opset_imports=w.model.opset_import)
@@ -383,7 +446,12 @@ HANDLERS: dict[str, Callable[..., tuple]] = {
 
 
 def _result(
-    w: Walk, data: str, shape: tuple[int | None, ...], features: int, state_inputs: list[str], wanted: tuple[str, ...]
+    w: Walk,
+    data: str,
+    shape: tuple[int | None, ...],
+    features: int,
+    state_inputs: list[str],
+    wanted: tuple[str, ...],
 ) -> Walked:
     names = [output.name for output in w.model.graph.output]
     missing = [name for name in wanted or names if name not in w.values]
@@ -408,10 +476,12 @@ def _result(
 
 
 def _final_states(values: dict[str, Value], takes_states: bool) -> list[str]:
-    """The outputs that hand the state on. A hidden state is data where no other output is, where a later output is the same
-    state, and where it is the last layer's, taken out of h_n.
+    """The outputs that hand the state on. A hidden state is data where no other output is, where a
+    later output is the same state, and where it is the last layer's, taken out of h_n.
     """
-    states = [name for name, y in values.items() if isinstance(y, StateStack) or getattr(y, "state", "")]
+    states = [
+        name for name, y in values.items() if isinstance(y, StateStack) or getattr(y, "state", "")
+    ]
     hidden = [name for name in states if getattr(values[name], "state", "") == "h"]
     if hidden and len(states) == len(values):
         return [name for name in states if name != hidden[0]]
@@ -427,11 +497,17 @@ def _final_states(values: dict[str, Value], takes_states: bool) -> list[str]:
 
 def _checked_output(name: str, y: Value) -> Signal | np.ndarray:
     if isinstance(y, StateStack):
-        raise ImportRefused(f"output '{name}' holds the final states of several layers: give the last layer's, h_n[-1]")
+        raise ImportRefused(
+            f"output '{name}' holds the final states of several layers: give the last layer's, "
+            f"h_n[-1]"
+        )
     if not isinstance(y, (Signal, np.ndarray)):
         raise ImportRefused(f"output '{name}' does not come from a recurrent layer")
     if isinstance(y, Signal) and y.state == "c":
-        raise ImportRefused(f"output '{name}' is a cell state: make the hidden state or a dense layer the first output")
+        raise ImportRefused(
+            f"output '{name}' is a cell state: make the hidden state or a dense layer the first "
+            f"output"
+        )
     if isinstance(y, Signal) and y.flipped:
         raise ImportRefused(f"output '{name}' runs backwards in time: turn it round")
     return y
@@ -446,5 +522,8 @@ def _head(name: str, y: Signal | np.ndarray) -> Head:
         return Head(name, y.value, y.n_features, y.last)
     rows = y.reshape(-1, y.shape[-1] if y.ndim else 1) if y.size else y
     if y.dtype.kind != "f" or not y.size or (rows != rows[0]).any():
-        raise ImportRefused(f"output '{name}' is a constant that is no row of numbers: it does not depend on the input")
+        raise ImportRefused(
+            f"output '{name}' is a constant that is no row of numbers: it does not depend on the "
+            f"input"
+        )
     return Head(name, 0, rows.shape[1], False, rows[0].astype(np.float64))

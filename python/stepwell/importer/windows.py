@@ -1,4 +1,6 @@
-"""Convolutions and poolings over time, [batch, channels, time] as ONNX has them: a window of the past and what is done with it."""
+"""Convolutions and poolings over time, [batch, channels, time] as ONNX has them: a window of the
+past and what is done with it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from stepwell.layers.base import WIDTH_MAX
 
 
 def _over_time(w: Walk, x: Value) -> tuple[Signal, int]:
-    """The data, and which of its spatial axes is time; another one (a 1-D convolution written in 2-D) must have size 1."""
+    """The data, and which of its spatial axes is time; another one (a 1-D convolution written in
+    2-D) must have size 1.
+    """
     x = w.signal(x)
     if x.last:
         raise w.refuse("it runs over the last step only: put it before the readout")
@@ -68,12 +72,22 @@ def _padded(w: Walk, place: int, window: Window, x: Signal, size: int) -> Window
 
 def _check_padding(w: Walk, window: Window, before: int, after: int) -> None:
     if not (0 <= before < window.span and 0 <= after < window.span):
-        raise w.refuse(f"pads {before} and {after} zeros, more than its {window.span} steps look back")
+        raise w.refuse(
+            f"pads {before} and {after} zeros, more than its {window.span} steps look back"
+        )
 
 
-def _window(w: Walk, x: Signal, place: int, taps: int, pools: bool = False) -> tuple[Window, Signal]:
+def _window(
+    w: Walk, x: Signal, place: int, taps: int, pools: bool = False
+) -> tuple[Window, Signal]:
     """What the node looks at, and the signal with the time axis that comes of it."""
-    window = Window(w.name, x.n_features, taps, _numbers(w, "dilations", place, 1), _numbers(w, "strides", place, 1))
+    window = Window(
+        w.name,
+        x.n_features,
+        taps,
+        _numbers(w, "dilations", place, 1),
+        _numbers(w, "strides", place, 1),
+    )
     if window.fault():
         raise w.refuse(window.fault())
     size = x.steps() - x.padded - x.behind
@@ -87,7 +101,8 @@ def _window(w: Walk, x: Signal, place: int, taps: int, pools: bool = False) -> t
     if window.ahead or window.same:
         ahead = window.ahead or "some"
         w.notes.append(
-            f"{w.name}: looks {ahead} steps ahead: in mode carry its outputs come {ahead} steps later than in the source"
+            f"{w.name}: looks {ahead} steps ahead: in mode carry its outputs come {ahead} steps "
+            f"later than in the source"
         )
     steps = window.over(size).runs(size)
     if steps < 1:
@@ -101,7 +116,9 @@ def convolution(w: Walk, x: Value, weights: Value, bias: Value = None) -> tuple[
     kernel = w.constant(weights, "W").astype(np.float64)
     groups = w.attribute("group", 1)
     if kernel.ndim != len(x.axes) or kernel.shape[1] * groups != x.n_features:
-        raise w.refuse(f"W {list(kernel.shape)} does not fit {x.n_features} channels in {groups} groups")
+        raise w.refuse(
+            f"W {list(kernel.shape)} does not fit {x.n_features} channels in {groups} groups"
+        )
     taps = kernel.shape[2 + place]
     if kernel[0, 0].size != taps:
         raise w.refuse(f"its kernel {list(kernel.shape[2:])} runs over more than time")
@@ -124,7 +141,11 @@ def max_pool(w: Walk, x: Value) -> tuple[Signal]:
     if not (before.padded or before.behind):
         least = window.span if window.dilation > 1 else 1
         window = replace(window, lowest=pads(window), least=least)
-    return (replace(x, value=w.added(MaxPool(w.name, window.n_out, window.taps), w.added(window, x.value))),)
+    return (
+        replace(
+            x, value=w.added(MaxPool(w.name, window.n_out, window.taps), w.added(window, x.value))
+        ),
+    )
 
 
 def average_pool(w: Walk, x: Value) -> tuple[Signal]:
@@ -134,29 +155,49 @@ def average_pool(w: Walk, x: Value) -> tuple[Signal]:
     try:
         return (replace(x, value=mean_over(w.added, w.name, x.value, window, counts)),)
     except ValueError as reason:
-        raise w.refuse(f"{reason}, and leaves them out of the mean: set count_include_pad, or pad less") from None
+        raise w.refuse(
+            f"{reason}, and leaves them out of the mean: set count_include_pad, or pad less"
+        ) from None
 
 
 def _pooled(w: Walk, x: Signal) -> tuple[Window, Signal]:
     x, place = _over_time(w, x)
     if w.attribute("ceil_mode", 0):
-        raise w.refuse("ceil_mode pools what is left over at the end, which a stream does not know: pool without")
+        raise w.refuse(
+            "ceil_mode pools what is left over at the end, which a stream does not know: pool "
+            "without"
+        )
     return _window(w, x, place, _numbers(w, "kernel_shape", place, 1), pools=True)
 
 
-def pad(w: Walk, x: Value, pads: Value = None, value: Value = None, axes: Value = None) -> tuple[Signal]:
+def pad(
+    w: Walk, x: Value, pads: Value = None, value: Value = None, axes: Value = None
+) -> tuple[Signal]:
     """Zeros before and after the sequence, which the next convolution takes for its own padding."""
     x = w.signal(x)
     given = w.attribute("pads") if pads is None else w.constant(pads, "pads").reshape(-1).tolist()
-    fill = w.attribute("value", 0.0) if value is None else float(w.constant(value, "the value").reshape(-1)[0])
-    where = list(range(len(x.axes))) if axes is None else [x.axis(int(k)) for k in w.constant(axes, "axes").reshape(-1)]
+    fill = (
+        w.attribute("value", 0.0)
+        if value is None
+        else float(w.constant(value, "the value").reshape(-1)[0])
+    )
+    where = (
+        list(range(len(x.axes)))
+        if axes is None
+        else [x.axis(int(k)) for k in w.constant(axes, "axes").reshape(-1)]
+    )
     half = len(given) // 2
     padded = [k for k, n in zip([*where, *where], given, strict=True) if n]
     if not padded:
         return (x,)
     if not x.time and len(set(padded)) == 1 and len(x.labels[padded[0]]) == 1:
         x = replace(x, time=x.labels[padded[0]][0])
-    if w.attribute("mode", b"constant") != b"constant" or fill or set(padded) != {x.time_axis} or x.last:
+    if (
+        w.attribute("mode", b"constant") != b"constant"
+        or fill
+        or set(padded) != {x.time_axis}
+        or x.last
+    ):
         raise w.refuse("pads something else than zeros in time")
     place = where.index(x.time_axis)
     left, right = int(given[place]), int(given[half + place])
@@ -165,5 +206,7 @@ def pad(w: Walk, x: Value, pads: Value = None, value: Value = None, axes: Value 
     if max(left, right) > WIDTH_MAX:
         raise w.refuse(f"pads {max(left, right)} zeros, {WIDTH_MAX} at most")
     steps = x.steps() + left + right
-    axes_now = tuple((Atom(x.time, steps),) if k == x.time_axis else a for k, a in enumerate(x.axes))
+    axes_now = tuple(
+        (Atom(x.time, steps),) if k == x.time_axis else a for k, a in enumerate(x.axes)
+    )
     return (replace(x, axes=axes_now, padded=x.padded + left, behind=x.behind + right),)

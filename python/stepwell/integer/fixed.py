@@ -71,7 +71,9 @@ def exp2_table() -> Array:
     """P[k] = floor(2^15 * 2^(-k / 64) + 1/2), k = 0..64. [65] int64."""
     with localcontext() as context:
         context.prec = 50
-        return np.array([_half_up(32768 * Decimal(2) ** (Decimal(-k) / 64)) for k in range(65)], np.int64)
+        return np.array(
+            [_half_up(32768 * Decimal(2) ** (Decimal(-k) / 64)) for k in range(65)], np.int64
+        )
 
 
 def _half_up(value: Decimal) -> int:
@@ -112,7 +114,9 @@ def limit(x: Array, bits: int = 16) -> Array:
 
 
 def lookup(table: Array, z: Array) -> Array:
-    """TAB(z) = T[k] + (((T[k+1] - T[k]) * (a & 127) + 64) >> 7), a = z + 32768, k = a >> 7; z int16."""
+    """TAB(z) = T[k] + (((T[k+1] - T[k]) * (a & 127) + 64) >> 7), a = z + 32768, k = a >> 7; z
+    int16.
+    """
     t, a = table.astype(np.int64), z + 32768
     k = a >> 7
     return t[k] + (((t[k + 1] - t[k]) * (a & 127) + 64) >> 7)

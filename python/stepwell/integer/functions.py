@@ -1,6 +1,8 @@
-"""Elementwise functions that recurrent cells and layers apply, by the names and formulas of the ONNX operators.
+"""Elementwise functions that recurrent cells and layers apply, by the names and formulas of the
+ONNX operators.
 
-The plain ones have code of their own on the device; every other becomes a table of 513 entries (docs/numerics.md, "Table").
+The plain ones have code of their own on the device; every other becomes a table of 513 entries
+(docs/numerics.md, "Table").
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ def _elu(z: np.ndarray, alpha: float) -> np.ndarray:
     return np.where(z < 0, alpha * np.expm1(np.minimum(z, 0.0)), z)
 
 
-ERF = np.vectorize(erf, otypes=[float])  # NumPy has none; the type is needed for arrays without values
+ERF = np.vectorize(
+    erf, otypes=[float]
+)  # NumPy has none; the type is needed for arrays without values
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
 FORMULAS: dict[str, Callable[[np.ndarray, float, float], np.ndarray]] = {
@@ -57,7 +61,9 @@ FORMULAS: dict[str, Callable[[np.ndarray, float, float], np.ndarray]] = {
     "hard_swish": lambda z, a, b: z * np.clip(z / 6.0 + 0.5, 0.0, 1.0),
     "mish": lambda z, a, b: z * np.tanh(softplus(z)),
     "gelu": lambda z, a, b: 0.5 * z * (1.0 + ERF(z / sqrt(2.0))),
-    "gelu_tanh": lambda z, a, b: 0.5 * z * (1.0 + np.tanh(sqrt(2.0 / np.pi) * (z + 0.044715 * z**3))),
+    "gelu_tanh": lambda z, a, b: (
+        0.5 * z * (1.0 + np.tanh(sqrt(2.0 / np.pi) * (z + 0.044715 * z**3)))
+    ),
     "clip": lambda z, a, b: np.clip(z, a, b),
     "abs": lambda z, a, b: np.abs(z),
     "erf": lambda z, a, b: ERF(z),
@@ -67,9 +73,11 @@ FORMULAS: dict[str, Callable[[np.ndarray, float, float], np.ndarray]] = {
 
 @dataclass(frozen=True)
 class Function:
-    """``y = f(z; alpha, beta)``; what alpha and beta mean is the ONNX operator's business (https://onnx.ai/onnx/operators/).
+    """``y = f(z; alpha, beta)``; what alpha and beta mean is the ONNX operator's business
+    (https://onnx.ai/onnx/operators/).
 
-    ``clip``: alpha and beta are its bounds; ``swish``: alpha is the factor inside the sigmoid. ValueError for an unknown name.
+    ``clip``: alpha and beta are its bounds; ``swish``: alpha is the factor inside the sigmoid.
+    ValueError for an unknown name.
     """
 
     name: str

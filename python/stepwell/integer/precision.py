@@ -1,4 +1,6 @@
-"""How many bits: of recurrent weights, of the model's input and of hidden states, for the whole model or layer by layer."""
+"""How many bits: of recurrent weights, of the model's input and of hidden states, for the whole
+model or layer by layer.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from stepwell.errors import UnknownWord
 
 @dataclass(frozen=True)
 class Precision:
-    """``weight_bits`` 8 or 4 (two weights a byte); ``x_bits`` and ``h_bits`` 16 or 8: codes of the input and of hidden states."""
+    """``weight_bits`` 8 or 4 (two weights a byte); ``x_bits`` and ``h_bits`` 16 or 8: codes of the
+    input and of hidden states.
+    """
 
     name: str
     weight_bits: int = 8
@@ -29,14 +33,21 @@ class Precision:
 W8A16 = Precision("w8a16")
 PRECISIONS = {
     precision.name: precision
-    for precision in (W8A16, Precision("w8x16h8", 8, 16, 8), Precision("w8a8", 8, 8, 8), Precision("w4a16", 4, 16, 16))
+    for precision in (
+        W8A16,
+        Precision("w8x16h8", 8, 16, 8),
+        Precision("w8a8", 8, 8, 8),
+        Precision("w4a16", 4, 16, 16),
+    )
 }
 HELP = f"{', '.join(PRECISIONS)}; by layer: w8a16,LAYER:w4a16 (a name or a number from 0)"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A precision for all recurrent layers but those in ``layers``: pairs of a layer's name or number and its precision."""
+    """A precision for all recurrent layers but those in ``layers``: pairs of a layer's name or
+    number and its precision.
+    """
 
     default: Precision = W8A16
     layers: tuple[tuple[str, Precision], ...] = ()
@@ -46,14 +57,22 @@ class Plan:
         return given.get(name, given.get(str(index), self.default))
 
     def check(self, names: Sequence[str]) -> None:
-        """UnknownWord when it speaks of a layer that is not among the recurrent ones: ``names`` by number, "" for others."""
+        """UnknownWord when it speaks of a layer that is not among the recurrent ones: ``names`` by
+        number, "" for others.
+        """
         for layer, _ in self.layers:
-            if layer not in names and not (layer.isdigit() and int(layer) < len(names) and names[int(layer)]):
+            if layer not in names and not (
+                layer.isdigit() and int(layer) < len(names) and names[int(layer)]
+            ):
                 known = ", ".join(f"{index} '{name}'" for index, name in enumerate(names) if name)
-                raise UnknownWord(f"precision: '{layer}' is no recurrent layer of the model, which has {known}")
+                raise UnknownWord(
+                    f"precision: '{layer}' is no recurrent layer of the model, which has {known}"
+                )
 
     def __str__(self) -> str:
-        return ",".join([self.default.name, *(f"{layer}:{precision.name}" for layer, precision in self.layers)])
+        return ",".join(
+            [self.default.name, *(f"{layer}:{precision.name}" for layer, precision in self.layers)]
+        )
 
 
 UNIFORM = Plan()

@@ -1,4 +1,5 @@
-"""The static overflow proof: no accumulator of a model can leave int32, for any input and any state.
+"""The static overflow proof: no accumulator of a model can leave int32, for any input and any
+state.
 
 For every row, with |x|, |h| <= 2^15 (docs/numerics.md, "Static overflow proof"):
 
@@ -6,7 +7,8 @@ For every row, with |x|, |h| <= 2^15 (docs/numerics.md, "Static overflow proof")
     (2)  B = shift(X, kx) + 2^15 * sum|w_h| + |bias|  <= 2^31 - 1
     (3)  B * mult / 2^shift                   <= 2^31 - 2^16
 
-B bounds every partial sum in any order, which is why all summation orders and lane splits give the same bits.
+B bounds every partial sum in any order, which is why all summation orders and lane splits give the
+same bits.
 """
 
 from __future__ import annotations
@@ -20,8 +22,12 @@ CODE_MAX = 2**15
 RESULT_MAX = 2**31 - 2**16
 
 
-def bounds(sum_x: np.ndarray, sum_h: np.ndarray, rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The left sides of (1), (2) and (3) for every row: int64 [n_rows] each. ``sum_*`` are sums of |weights|."""
+def bounds(
+    sum_x: np.ndarray, sum_h: np.ndarray, rows: Rows
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The left sides of (1), (2) and (3) for every row: int64 [n_rows] each. ``sum_*`` are sums of
+    |weights|.
+    """
     x = CODE_MAX * np.asarray(sum_x, np.int64) + 2**14
     kx = rows.kx.astype(np.int64)
     joined = np.where(kx >= 0, x << np.maximum(kx, 0), (x >> np.maximum(-kx, 0)) + 1)

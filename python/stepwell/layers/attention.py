@@ -34,10 +34,12 @@ ATTENTIONS = ("score", "dot", "additive")
 
 @dataclass(frozen=True, eq=False)
 class Attention(Layer):
-    """A weighted mean of the last ``steps`` values: sum_i softmax_i(score_i) value_i, i over the steps seen since the reset.
+    """A weighted mean of the last ``steps`` values: sum_i softmax_i(score_i) value_i, i over the
+    steps seen since the reset.
 
-    ``form`` "score": sources (score [1], value), the score of a step is given; "dot" (Luong et al. 2015): sources (query, key,
-    value), score_i = scale * query . key_i; "additive" (Bahdanau et al. 2015): score_i = scale * weight . tanh(query + key_i).
+    ``form`` "score": sources (score [1], value), the score of a step is given; "dot" (Luong et al.
+    2015): sources (query, key, value), score_i = scale * query . key_i; "additive" (Bahdanau et al.
+    2015): score_i = scale * weight . tanh(query + key_i).
     """
 
     name: str
@@ -50,7 +52,11 @@ class Attention(Layer):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        return (1, self.n_out) if self.form == "score" else (self.key_width, self.key_width, self.n_out)
+        return (
+            (1, self.n_out)
+            if self.form == "score"
+            else (self.key_width, self.key_width, self.n_out)
+        )
 
     @property
     def n_in(self) -> int:
@@ -96,7 +102,8 @@ class Attention(Layer):
             unit *= place.scales[0] * (place.scales[1] if self.form == "dot" else 1.0)
         if not 2.0**-SCORE_SHIFT_MAX < unit < 2.0**14:
             raise QuantizeError(
-                f"layer '{self.name}': a score's scale of {self.scale:.3g} has no place in the format: scale the scores"
+                f"layer '{self.name}': a score's scale of {self.scale:.3g} has no place in the "
+                f"format: scale the scores"
             )
         row = scaling_row(1.0)
         row.mult[:], row.shift[:] = multipliers(np.array([unit]), SCORE_SHIFT_MAX)

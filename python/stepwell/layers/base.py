@@ -1,4 +1,5 @@
-"""What all layers have in common: the float layer, the integer layer, and what passes between them and the rest.
+"""What all layers have in common: the float layer, the integer layer, and what passes between them
+and the rest.
 
 A layer kind is one file of this folder. Read from top to bottom it has
 

@@ -83,13 +83,17 @@ class Dense(Layer):
             parts.append(single_rows(*given, 32767, row_name, place.report))
         q, rows = np.vstack([part for part, _ in parts]), stacked(*(r for _, r in parts))
         scales = place.x_scale, y_scale
-        return DenseLayer(self.name, q.astype(np.int16), rows, activation, *scales, self.groups, table)
+        return DenseLayer(
+            self.name, q.astype(np.int16), rows, activation, *scales, self.groups, table
+        )
 
 
 def _grouped(weight: Array, groups: int, x: Array) -> Array:
     parts = x.reshape(*x.shape[:-1], groups, weight.shape[1])
     weight = weight.reshape(groups, -1, weight.shape[1])
-    return np.einsum("...gk,gok->...go", parts, weight).reshape(*x.shape[:-1], groups * weight.shape[1])
+    return np.einsum("...gk,gok->...go", parts, weight).reshape(
+        *x.shape[:-1], groups * weight.shape[1]
+    )
 
 
 @dataclass(frozen=True, eq=False)

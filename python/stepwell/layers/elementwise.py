@@ -118,7 +118,9 @@ class Add(Layer):
 
     def fault(self) -> str:
         finite = np.isfinite(self.weights).all() and any(self.weights)
-        return function_fault(self.activation, softmax=False) if finite else f"weights {self.weights}"
+        return (
+            function_fault(self.activation, softmax=False) if finite else f"weights {self.weights}"
+        )
 
     def run(self, turn: Turn, a: Array, b: Array) -> Array:
         return self.activated(turn, self.weights[0] * a + self.weights[1] * b)

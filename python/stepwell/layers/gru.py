@@ -19,11 +19,13 @@ from stepwell.layers.recurrent import Cell, Recurrent, RecurrentLayer, Step, app
 
 @dataclass(frozen=True, eq=False)
 class Gru(Recurrent):
-    """One GRU layer (Cho et al. 2014). ``reset_after``: reset gate applied after the recurrent product, as in torch and cuDNN.
+    """One GRU layer (Cho et al. 2014). ``reset_after``: reset gate applied after the recurrent
+    product, as in torch and cuDNN.
 
-    Shapes: ``w_x`` [3H, D], ``w_h`` [3H, H], ``bias`` [3H] added to the inputs' part, ``bias_h`` [3H] to the hidden state's part:
-    n = tanh(W_n x + b_n + r * (U_n h + bh_n)), or tanh(W_n x + b_n + U_n (r * h) + bh_n) where the reset comes before; for r and z
-    only the sum of both biases counts.
+    Shapes: ``w_x`` [3H, D], ``w_h`` [3H, H], ``bias`` [3H] added to the inputs' part, ``bias_h``
+    [3H] to the hidden state's part: n = tanh(W_n x + b_n + r * (U_n h + bh_n)), or tanh(W_n x + b_n
+    + U_n (r * h) + bh_n) where the reset comes before; for r and z only the sum of both biases
+    counts.
     """
 
     name: str
@@ -47,8 +49,8 @@ class Gru(Recurrent):
     # ---- values ----
 
     def step(self, x: Array, h: Array, c: Array) -> Step:
-        """A GRU's state is its h, given twice. Pre-activations: r, z and n, which has two parts where
-        the reset comes after.
+        """A GRU's state is its h, given twice. Pre-activations: r, z and n, which has two parts
+        where the reset comes after.
         """
         gate, candidate = (as_function(f) for f in self.functions)
         x_r, x_z, x_n = np.split(x @ self.w_x.T + self.bias, 3, axis=-1)
@@ -84,7 +86,9 @@ class Gru(Recurrent):
             return GruBeforeLayer(self.name, q_x, q_h, rows, x_scale, cell, bits)
         gates, new = slice(0, 2 * self.n_out), slice(2 * self.n_out, None)
         weights = (self.w_x[gates], self.w_h[gates])
-        q_x, q_h, rows = joined_rows(weights, bias[gates], moments, scales, self.row_name, report, most)
+        q_x, q_h, rows = joined_rows(
+            weights, bias[gates], moments, scales, self.row_name, report, most
+        )
         of_x, of_h = moments.part(slice(0, self.n_in)), moments.part(slice(self.n_in, None))
 
         def name_of(part: str) -> Callable[[int], str]:

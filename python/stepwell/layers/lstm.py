@@ -14,7 +14,15 @@ from stepwell.integer.functions import Function, as_function
 from stepwell.integer.rows import Moments, Report, joined_rows, single_rows
 from stepwell.layers.base import Array
 from stepwell.layers.place import Place
-from stepwell.layers.recurrent import CELL_NAME, Cell, Recurrent, RecurrentLayer, Step, applied, limit
+from stepwell.layers.recurrent import (
+    CELL_NAME,
+    Cell,
+    Recurrent,
+    RecurrentLayer,
+    Step,
+    applied,
+    limit,
+)
 
 PEEPHOLE_FRAC_MIN = 6
 OUTPUT_RANGE = 16  # |c| up to which the output's activation has a table
@@ -24,9 +32,10 @@ OUTPUT_RANGE = 16  # |c| up to which the output's activation has a table
 class Lstm(Recurrent):
     """One LSTM layer (Hochreiter & Schmidhuber 1997, with forget gate: Gers et al. 2000).
 
-    Shapes: ``w_x`` [4H, D], ``w_h`` [4H, n_out], ``bias`` [4H]: the sum of the input and the recurrent bias. ``peephole`` [3H]:
-    what the cell adds to the gates i, f, o (Gers & Schmidhuber 2000). ``coupled``: f = 1 - i, row f is not used. ``projection``
-    [n_out, H]: h = projection @ (o * tanh(c)) (Sak et al. 2014). ``c0``: initial cell state [H].
+    Shapes: ``w_x`` [4H, D], ``w_h`` [4H, n_out], ``bias`` [4H]: the sum of the input and the
+    recurrent bias. ``peephole`` [3H]: what the cell adds to the gates i, f, o (Gers & Schmidhuber
+    2000). ``coupled``: f = 1 - i, row f is not used. ``projection`` [n_out, H]: h = projection @ (o
+    * tanh(c)) (Sak et al. 2014). ``c0``: initial cell state [H].
     """
 
     name: str
@@ -95,7 +104,8 @@ class Lstm(Recurrent):
         peephole, peephole_frac = self._peephole_codes()
         if output is not None and place.peak("c") > OUTPUT_RANGE:
             place.report.warnings.append(
-                f"layer '{self.name}': the cell state reaches {place.peak('c'):.3g}, its activation {self.functions[2]} is "
+                f"layer '{self.name}': the cell state reaches {place.peak('c'):.3g}, its "
+                f"activation {self.functions[2]} is "
                 f"held up to {OUTPUT_RANGE} only: expect large errors, train with tanh"
             )
         cell = Cell(
@@ -141,7 +151,8 @@ class Lstm(Recurrent):
         frac = frac_for(peak)
         if frac < PEEPHOLE_FRAC_MIN:
             raise QuantizeError(
-                f"layer '{self.name}': a peephole weight is {peak:.3g}, 511 at most: retrain with weight decay"
+                f"layer '{self.name}': a peephole weight is {peak:.3g}, 511 at most: retrain with "
+                f"weight decay"
             )
         codes = np.floor(self.peephole.reshape(3, -1) * 2.0**frac + 0.5)
         return codes.clip(-32768, 32767).astype(np.int16), frac

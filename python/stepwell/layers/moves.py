@@ -52,7 +52,8 @@ class Concat(Layer):
         if kept < FEW_BITS:
             place.report.warnings.append(
                 f"layer '{self.name}': its inputs differ in size, and the smaller keeps "
-                f"{max(0.0, kept):.0f} bits beside the larger: bring them to the same size before they meet (LayerNorm, tanh)"
+                f"{max(0.0, kept):.0f} bits beside the larger: bring them to the same size before "
+                f"they meet (LayerNorm, tanh)"
             )
         rows = stacked(*(scaling_row(scale / y_scale) for scale in place.scales))
         return ConcatLayer(self.name, self.parts, rows, place.x_scale, y_scale)

@@ -69,7 +69,8 @@ class LayerNorm(Layer):
         epsilon = max(1, round(self.epsilon / place.x_scale**2 * n**3))
         if epsilon > EPSILON_MAX:
             raise QuantizeError(
-                f"layer '{self.name}': its inputs, at most {place.peak('x'):.3g}, are too small against epsilon "
+                f"layer '{self.name}': its inputs, at most {place.peak('x'):.3g}, are too small "
+                f"against epsilon "
                 f"{self.epsilon:.3g}: scale them up"
             )
 

@@ -1,4 +1,6 @@
-"""What a layer's ``quantized`` is told: statistics, scales of its sources, and the formats it may choose."""
+"""What a layer's ``quantized`` is told: statistics, scales of its sources, and the formats it may
+choose.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,10 @@ OUTPUT_BITS = 20  # the largest calibrated output gets about this many bits
 
 @dataclass(frozen=True, eq=False)
 class LayerStats:
-    """``peaks``: largest magnitude seen of x and, by layer kind, of h, z, c (recurrent) or y (dense: after the activation).
-    ``flat``: the share of a recurrent layer's pre-activations at which its gates stand at their ends.
-    ``grown``: (peak within the sequences, peak in all) of those that only a stream reaches which is not reset between them.
+    """``peaks``: largest magnitude seen of x and, by layer kind, of h, z, c (recurrent) or y
+    (dense: after the activation). ``flat``: the share of a recurrent layer's pre-activations at
+    which its gates stand at their ends. ``grown``: (peak within the sequences, peak in all) of
+    those that only a stream reaches which is not reset between them.
     """
 
     moments: Moments
@@ -42,7 +45,8 @@ class LayerStats:
 
 @dataclass
 class Place:
-    """Where a layer stands. ``scales`` and ``limits``: of its sources' codes, and the largest codes.
+    """Where a layer stands. ``scales`` and ``limits``: of its sources' codes, and the largest
+    codes.
 
     ``y_scale``: demanded by a layer that reads this one, else None.
     """
@@ -73,27 +77,31 @@ class Place:
         return power_of_two(scale) if self.is_last else scale
 
     def output_scale(self, highest: float) -> float:
-        """Scale of int32 outputs, which never saturate: it leaves room for all that weights can make."""
+        """Scale of int32 outputs, which never saturate: it leaves room for all that weights can
+        make.
+        """
         peak = self.peak("y") or 1.0
         by_range = max(0, OUTPUT_BITS - ceil(log2(peak)))
         by_proof = floor(log2(proof.RESULT_MAX / (1.02 * highest))) if highest > 0 else 30
         y_frac = min(by_range, by_proof, 30)
         if peak * 2.0**y_frac < 1024:
             self.report.warnings.append(
-                f"layer '{self.name}': the largest calibrated output, {self.peak('y'):.3g}, gets fewer than 10 bits: "
+                f"layer '{self.name}': the largest calibrated output, {self.peak('y'):.3g}, gets "
+                f"fewer than 10 bits: "
                 "scale the output up"
             )
         if y_frac < 0:
             raise QuantizeError(
-                f"layer '{self.name}': outputs reach {highest:.3g}, beyond int32; scale the model's output down"
+                f"layer '{self.name}': outputs reach {highest:.3g}, beyond int32; scale the "
+                f"model's output down"
             )
         return 2.0**-y_frac
 
     def formats(
         self, activation: str | Function, highest: float, is_sum: bool = True
     ) -> tuple[float, float, str, np.ndarray | None]:
-        """For an activation of values within ``highest``: the real value of one unit before it and of
-        one output code, its name on the device, and its table.
+        """For an activation of values within ``highest``: the real value of one unit before it and
+        of one output code, its name on the device, and its table.
 
         ``is_sum``: the values are sums of 32 bits, so that outputs of the model may be, too.
         """
@@ -110,7 +118,9 @@ class Place:
         scale = self.output_scale(highest) if is_output else self.int16_scale(highest)
         return scale, scale, activation, None
 
-    def _table_formats(self, function: Function, highest: float) -> tuple[float, float, str, np.ndarray]:
+    def _table_formats(
+        self, function: Function, highest: float
+    ) -> tuple[float, float, str, np.ndarray]:
         """The table spans what calibration saw of the sum, with headroom. Its values fill int16."""
         span = min(HEADROOM * self.peak("v"), highest) / 32767
         v_scale = max(span, 1.02 * highest / proof.RESULT_MAX, 2.0**-30)
@@ -128,6 +138,7 @@ def checked_scaling_row(name: str, ratio: float, largest_code: float = 32768.0) 
     """The row that multiplies a code by ``ratio``. QuantizeError, naming the layer, beyond int32."""
     if ratio >= LARGEST_RATIO or largest_code * ratio > proof.RESULT_MAX:
         raise QuantizeError(
-            f"layer '{name}': its values are too large for what follows: normalise the inputs, or scale the model down"
+            f"layer '{name}': its values are too large for what follows: normalise the inputs, or "
+            f"scale the model down"
         )
     return scaling_row(ratio)

@@ -45,7 +45,14 @@ from stepwell.layers.place import HEADROOM, HEADROOM_8, Place
 
 G_FRAC_MIN = 7
 CELL_HEADER = 8  # int16 values of ``Packed.extra`` before a cell's arrays
-CELL_ARRAYS = ("gate", "candidate", "output", "peephole", "start", "projection")  # STW_PART_GATE, ..
+CELL_ARRAYS = (
+    "gate",
+    "candidate",
+    "output",
+    "peephole",
+    "start",
+    "projection",
+)  # STW_PART_GATE, ..
 
 CELL_NAME = "cell state c"  # of a cell of its own, which nothing bounds
 
@@ -56,11 +63,14 @@ Step = tuple[Array, Array, Array]  # new hidden state, new cell state, pre-activ
 
 
 class Recurrent(Layer):
-    """What the recurrent layers share: ``w_x`` [G*H, D] and ``w_h`` [G*H, n_out], rows stacked gate by gate.
+    """What the recurrent layers share: ``w_x`` [G*H, D] and ``w_h`` [G*H, n_out], rows stacked gate
+    by gate.
 
-    ``functions``: the activations f of the gates and g of the candidate (and h of an LSTM's output), as in the ONNX operators.
-    ``clip``: what enters an activation is limited to +-clip. ``h0``: initial hidden state [n_out], None for zeros. ``reverse``:
-    the layer reads a window backwards, which only a window mode can do; ``final``: every step gives the state at the window's end.
+    ``functions``: the activations f of the gates and g of the candidate (and h of an LSTM's
+    output), as in the ONNX operators. ``clip``: what enters an activation is limited to +-clip.
+    ``h0``: initial hidden state [n_out], None for zeros. ``reverse``: the layer reads a window
+    backwards, which only a window mode can do; ``final``: every step gives the state at the
+    window's end.
     """
 
     is_recurrent = True
@@ -159,7 +169,8 @@ class Recurrent(Layer):
         values = function(table_points())
         if values.min() < lowest or values.max() > 1.0:
             raise QuantizeError(
-                f"layer '{self.name}': the gates' activation {function} leaves {lowest:g} .. 1, so that nothing bounds the state: "
+                f"layer '{self.name}': the gates' activation {function} leaves {lowest:g} .. 1, so "
+                f"that nothing bounds the state: "
                 "train with sigmoid or hard_sigmoid gates"
             )
         return table_of(function, Z_SCALE, H_SCALE)
@@ -172,7 +183,8 @@ class Recurrent(Layer):
         frac = frac_for(largest(function))
         if frac < G_FRAC_MIN:
             raise QuantizeError(
-                f"layer '{self.name}': activation {function} reaches {largest(function):.3g} within +-16: train with another one"
+                f"layer '{self.name}': activation {function} reaches {largest(function):.3g} "
+                f"within +-16: train with another one"
             )
         return table_of(function, Z_SCALE, 2.0**-frac), frac
 
@@ -188,7 +200,8 @@ class Recurrent(Layer):
         frac = finest if bounded else frac_for(headroom * peak, finest, precision.h_limit)
         if frac < 0:
             raise QuantizeError(
-                f"layer '{self.name}': the hidden state reaches {peak:.3g}: normalise the inputs or use tanh"
+                f"layer '{self.name}': the hidden state reaches {peak:.3g}: normalise the inputs "
+                f"or use tanh"
             )
         return frac
 
@@ -208,7 +221,8 @@ class Recurrent(Layer):
         c0 = np.zeros(self.n_units) if c0 is None else c0
         if np.abs(c0).max() >= C_LIMIT:
             raise QuantizeError(
-                f"layer '{self.name}': an initial cell state is {np.abs(c0).max():.3g}, Q9.22 holds less than {C_LIMIT:.0f}"
+                f"layer '{self.name}': an initial cell state is {np.abs(c0).max():.3g}, Q9.22 "
+                f"holds less than {C_LIMIT:.0f}"
             )
         h_codes = np.floor(h0 * 2.0**h_frac + 0.5).clip(-precision.h_limit, precision.h_limit)
         c_codes = np.clip(np.floor(c0 * 2.0**C_FRAC + 0.5), -(2.0**31), 2.0**31 - 1)

@@ -17,7 +17,9 @@ from stepwell.layers.recurrent import Cell, Recurrent, RecurrentLayer, Step, lim
 
 @dataclass(frozen=True, eq=False)
 class Rnn(Recurrent):
-    """One Elman layer (Elman 1990): h = f(w_x x + w_h h + bias); ``w_x`` [H, D], ``w_h`` [H, H], ``bias`` [H]."""
+    """One Elman layer (Elman 1990): h = f(w_x x + w_h h + bias); ``w_x`` [H, D], ``w_h`` [H, H],
+    ``bias`` [H].
+    """
 
     name: str
     w_x: Array
@@ -38,8 +40,8 @@ class Rnn(Recurrent):
         return h, h, z
 
     def quantized(self, place: Place) -> RnnLayer:
-        """With tanh z is in Q4.11. Before a table z gets the format that calibration suggests, and so
-        does h behind it.
+        """With tanh z is in Q4.11. Before a table z gets the format that calibration suggests, and
+        so does h behind it.
         """
         function = as_function(self.functions[0])
         plain = self.functions[0] == "tanh"

@@ -18,17 +18,20 @@ PADS_LOWEST = 1 << 15  # in the third parameter
 
 @dataclass(frozen=True)
 class Window(Layer):
-    """The last values of each channel, channel by channel, oldest first: what a causal convolution or a pooling looks at.
+    """The last values of each channel, channel by channel, oldest first: what a causal convolution
+    or a pooling looks at.
 
-    y[c * taps + k] = x_c of ``dilation * (taps - 1 - k)`` steps ago. ``padding``: how many zeros the source puts before a sequence
-    (None: as many as make the first step count); fewer, and the first outputs come later. ``stride``: one output every so many
-    steps; everything after it runs at that rate.
+    y[c * taps + k] = x_c of ``dilation * (taps - 1 - k)`` steps ago. ``padding``: how many zeros
+    the source puts before a sequence (None: as many as make the first step count); fewer, and the
+    first outputs come later. ``stride``: one output every so many steps; everything after it runs
+    at that rate.
 
-    ``ahead``: how many zeros follow the sequence, 0 .. span - 1. Only a window has an end: a stream runs without them.
-    ``same``: "upper" or "lower" where both depend on the sequence's length n, so that ceil(n / stride) outputs come; an odd
-    zero stands after the sequence or before it. ``padding`` None then means that n is not known yet.
-    ``lowest``: the largest value is sought: minus infinity stands in place of the zeros, and a MaxPool must follow.
-    ``least``: the fewest steps of a sequence for which what follows is right.
+    ``ahead``: how many zeros follow the sequence, 0 .. span - 1. Only a window has an end: a stream
+    runs without them. ``same``: "upper" or "lower" where both depend on the sequence's length n, so
+    that ceil(n / stride) outputs come; an odd zero stands after the sequence or before it.
+    ``padding`` None then means that n is not known yet. ``lowest``: the largest value is sought:
+    minus infinity stands in place of the zeros, and a MaxPool must follow. ``least``: the fewest
+    steps of a sequence for which what follows is right.
     """
 
     name: str
@@ -92,7 +95,11 @@ class Window(Layer):
             return f"looks back over {self.span} steps, {WIDTH_MAX} at most"
         if not 0 <= self.ahead < min(self.span, AHEAD_MAX + 1) or self.same not in SAME:
             return f"looks {self.ahead} steps ahead, more than its span of {self.span} or {AHEAD_MAX}, or same '{self.same}'"
-        return "" if 0 <= self.delay < self.span else f"padding {self.padding} does not fit a span of {self.span}"
+        return (
+            ""
+            if 0 <= self.delay < self.span
+            else f"padding {self.padding} does not fit a span of {self.span}"
+        )
 
     def run(self, turn: Turn, x: Array) -> Array:
         return _windows(self, turn, x)

@@ -1,4 +1,5 @@
-"""One link to every board: serial port, network, QEMU, the built-in simulator, or the engine in this process.
+"""One link to every board: serial port, network, QEMU, the built-in simulator, or the engine in
+this process.
 
 with connect("sim:microbit", model=model) as link:
     link.reset()

@@ -1,4 +1,6 @@
-"""Link: a board that runs a model, behind any byte line. Requests are repeated until answered; a step happens once."""
+"""Link: a board that runs a model, behind any byte line. Requests are repeated until answered; a
+step happens once.
+"""
 
 from __future__ import annotations
 
@@ -71,8 +73,9 @@ class Port(Protocol):
 
 @dataclass(frozen=True)
 class UpdateStatus:
-    """``room``: bytes of the largest update, 0 when the board takes none; ``version``: of the running model, 0 the image's own;
-    ``ram_bytes``: room for a model; ``received``: of an update that has begun; ``slot``: None for the image's own model.
+    """``room``: bytes of the largest update, 0 when the board takes none; ``version``: of the
+    running model, 0 the image's own; ``ram_bytes``: room for a model; ``received``: of an update
+    that has begun; ``slot``: None for the image's own model.
     """
 
     room: int
@@ -95,7 +98,9 @@ class Unit:
 
 @dataclass(frozen=True)
 class Bench:
-    """One step: ``cost`` in the link's cost unit (None: not counted), ``stack_bytes`` below the caller's frame."""
+    """One step: ``cost`` in the link's cost unit (None: not counted), ``stack_bytes`` below the
+    caller's frame.
+    """
 
     cost: float | None
     stack_bytes: int | None
@@ -103,7 +108,9 @@ class Bench:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes: deepest use of the stack since the start, its size, .data + .bss (with the stream's RAM), the stream's RAM."""
+    """Bytes: deepest use of the stack since the start, its size, .data + .bss (with the stream's
+    RAM), the stream's RAM.
+    """
 
     stack_used: int
     stack_size: int
@@ -131,17 +138,19 @@ class Refused(LinkError):
 
 def wrong_model(url: str, runs: int, expected: int) -> LinkError:
     return LinkError(
-        f"{url}: board runs model {runs:08x}, test expects {expected:08x}: build and flash the image of this model, "
+        f"{url}: board runs model {runs:08x}, test expects {expected:08x}: build and flash the "
+        f"image of this model, "
         "or send it with stepwell update"
     )
 
 
 class Link:
-    """A connection to a board. Every method raises LinkError when the board is silent, refuses, or lost its state.
+    """A connection to a board. Every method raises LinkError when the board is silent, refuses, or
+    lost its state.
 
-    ``patience``: seconds of asking until the board counts as silent. ``log``: a text file for the board's messages.
-    ``emulator`` belongs to the link and ends with it. ``cycles``: the board's ticks may be called cycles when they run at CPU
-    speed, which is true of hardware alone.
+    ``patience``: seconds of asking until the board counts as silent. ``log``: a text file for the
+    board's messages. ``emulator`` belongs to the link and ends with it. ``cycles``: the board's
+    ticks may be called cycles when they run at CPU speed, which is true of hardware alone.
     """
 
     def __init__(
@@ -160,15 +169,22 @@ class Link:
         self.cost_ticks = 0  # of all steps so far
         self.cost_steps = 0
         self._port, self._emulator, self._log, self._cycles = port, emulator, log, cycles
-        if port.timeout != POLL:  # setting it configures the port anew, over the network with rfc2217
+        if (
+            port.timeout != POLL
+        ):  # setting it configures the port anew, over the network with rfc2217
             port.timeout = POLL
         self._patience = patience
         self._reader = FrameReader()
-        self._seq = secrets.choice(info_seqs()) - 1  # the first request is INFO, and any line carries it
-        self._session = 0  # the number of the last session and, with seq, of the last request; 0: none was begun
+        self._seq = (
+            secrets.choice(info_seqs()) - 1
+        )  # the first request is INFO, and any line carries it
+        # the number of the last session and, with seq, of the last request; 0: none was begun
+        self._session = 0
         self._in_session = False
         self._last = Frame(0, 0, b"")  # answer in the session
-        self._talked: str | None = None  # the first message that the board answered; LOG when it said something unasked
+        self._talked: str | None = (
+            None  # the first message that the board answered; LOG when it said something unasked
+        )
         self._echoed = False  # a request of our own came back
         self._heard = bytearray()  # since the last good frame
         self._wire_seconds = 2 * messages.MTU * 10 / baud if emulator is None else 0.0
@@ -199,14 +215,20 @@ class Link:
     # ---- messages ----
 
     def info(self) -> Info:
-        """Ask the board who it is. LinkError when it speaks another protocol or says what cannot be."""
+        """Ask the board who it is. LinkError when it speaks another protocol or says what cannot
+        be.
+        """
         self._info = read_info(self._request(Message.INFO), self.url)
         return self._info
 
     def reset(self) -> None:
-        """h = 0, c = 0, and a new session: the board refuses steps of older ones, and of none after it restarts."""
+        """h = 0, c = 0, and a new session: the board refuses steps of older ones, and of none after
+        it restarts.
+        """
         first = self._session + 1 if self._session else secrets.randbelow(SESSIONS)
-        for third in range(3):  # of the circle of numbers: one of them is above that of another host's session
+        for third in range(
+            3
+        ):  # of the circle of numbers: one of them is above that of another host's session
             session = (first + third * (SESSIONS // 3)) % SESSIONS or 1
             try:
                 self._request(Message.RESET, messages.SESSION.pack(session))
@@ -217,8 +239,11 @@ class Link:
                 self._session, self._in_session = session, True
                 return
 
-    def step(self, x_q: np.ndarray, progress: Callable[[int], object] = lambda steps: None) -> np.ndarray:
-        """Timesteps on codes: int16 [n, n_in] -> int32 [n, n_out], as many at a time as a frame carries.
+    def step(
+        self, x_q: np.ndarray, progress: Callable[[int], object] = lambda steps: None
+    ) -> np.ndarray:
+        """Timesteps on codes: int16 [n, n_in] -> int32 [n, n_out], as many at a time as a frame
+        carries.
 
         ``progress`` is called with the number of steps done. Call ``reset`` first.
         """
@@ -234,7 +259,9 @@ class Link:
         return y_q
 
     def _steps_in_time(self, info: Info) -> int:
-        """Of the next frame: one as long as nothing is known of their cost, and so few that the board answers in time."""
+        """Of the next frame: one as long as nothing is known of their cost, and so few that the
+        board answers in time.
+        """
         if not self.cost_steps:
             return 1
         in_time = FRAME_SECONDS * info.tick_hz * self.cost_steps // max(1, self.cost_ticks)
@@ -248,14 +275,18 @@ class Link:
     def _step_batch(self, x_q: np.ndarray, info: Info) -> np.ndarray:
         codes = x_q.astype("<i2").tobytes()
         expected = len(x_q) * self.cost_ticks / max(1, self.cost_steps) / info.tick_hz
-        payload = self._ask(Message.STEP, messages.STEP_REQUEST, len(x_q), data=codes, expected=expected)
+        payload = self._ask(
+            Message.STEP, messages.STEP_REQUEST, len(x_q), data=codes, expected=expected
+        )
         self._expect(payload, messages.STEP_REPLY.size + 4 * len(x_q) * info.n_out, Message.STEP)
         n, cost = messages.STEP_REPLY.unpack_from(payload)
         if n != len(x_q):
             raise LinkError(f"{self.url}: STEP of {len(x_q)} timesteps answered with {n}")
         self.cost_ticks += cost
         self.cost_steps += len(x_q)
-        return np.frombuffer(payload, "<i4", offset=messages.STEP_REPLY.size).reshape(len(x_q), info.n_out)
+        return np.frombuffer(payload, "<i4", offset=messages.STEP_REPLY.size).reshape(
+            len(x_q), info.n_out
+        )
 
     def get_state(self) -> bytes:
         """The snapshot that stw_save makes; ``engine.Stream.load`` takes it."""
@@ -267,14 +298,23 @@ class Link:
         return snapshot
 
     def set_state(self, snapshot: bytes) -> None:
-        """Load a snapshot. LinkError when it is damaged or of another model; then the state is unchanged."""
+        """Load a snapshot. LinkError when it is damaged or of another model; then the state is
+        unchanged.
+        """
         total = self._known().snapshot_bytes
         if len(snapshot) != total:  # the board takes it when its last byte comes
-            raise LinkError(f"{self.url}: a snapshot of the board's model has {total} bytes, this one {len(snapshot)}")
+            raise LinkError(
+                f"{self.url}: a snapshot of the board's model has {total} bytes, this one "
+                f"{len(snapshot)}"
+            )
         self._send_pieces(Message.SET_STATE, bytes(snapshot), 1)
 
-    def probe(self, layer: int, x_q: np.ndarray, first: int = 0, n: int | None = None) -> list[Unit]:
-        """What units ``first`` .. of a recurrent layer would do next for the layer's input ``x_q`` (int16); the state stays."""
+    def probe(
+        self, layer: int, x_q: np.ndarray, first: int = 0, n: int | None = None
+    ) -> list[Unit]:
+        """What units ``first`` .. of a recurrent layer would do next for the layer's input ``x_q``
+        (int16); the state stays.
+        """
         codes = self._codes([x_q], np.size(x_q))
         self._send_pieces(Message.PROBE_INPUT, codes.astype("<i2").tobytes(), 2)
         units: list[Unit] = []
@@ -282,7 +322,9 @@ class Link:
         wanted = 1 if n is None else n
         while len(units) < wanted:
             count = min(most, wanted - len(units))
-            payload = self._ask(Message.PROBE, messages.PROBE_REQUEST, layer, first + len(units), count)
+            payload = self._ask(
+                Message.PROBE, messages.PROBE_REQUEST, layer, first + len(units), count
+            )
             self._expect(payload, count * messages.UNIT.size, Message.PROBE)
             units += [Unit(v[:4], v[4:8], v[8], v[9]) for v in messages.UNIT.iter_unpack(payload)]
         return units
@@ -318,8 +360,17 @@ class Link:
         self._expect(payload, messages.BLOB_STATUS_REPLY.size, Message.BLOB_STATUS)
         room, version, ram, received, slot, packing = messages.BLOB_STATUS_REPLY.unpack(payload)
         if packing >= len(PACKINGS):
-            raise LinkError(f"{self.url}: the board wants packing {packing}, which this stepwell does not know")
-        return UpdateStatus(room, version, ram, received, None if slot == messages.NO_SLOT else slot, PACKINGS[packing])
+            raise LinkError(
+                f"{self.url}: the board wants packing {packing}, which this stepwell does not know"
+            )
+        return UpdateStatus(
+            room,
+            version,
+            ram,
+            received,
+            None if slot == messages.NO_SLOT else slot,
+            PACKINGS[packing],
+        )
 
     def update(
         self,
@@ -328,12 +379,14 @@ class Link:
         sign: Sign | None = None,
         progress: Callable[[int, int], object] = lambda done, total: None,
     ) -> Updated:
-        """Make the board run ``model``; its state starts anew, so call ``reset`` before the next ``step``.
+        """Make the board run ``model``; its state starts anew, so call ``reset`` before the next
+        ``step``.
 
-        ``version``: higher than that of the running model (default: by one). ``sign``: see stepwell.link.update.make_update.
-        ``progress(done, total)`` counts bytes. Until the last message is answered the old model runs, also after a power cut;
-        an update that was interrupted goes on where it was when the same one is sent again and the board was not reset.
-        Raises LinkError when the board takes no update or refuses this one.
+        ``version``: higher than that of the running model (default: by one). ``sign``: see
+        stepwell.link.update.make_update. ``progress(done, total)`` counts bytes. Until the last
+        message is answered the old model runs, also after a power cut; an update that was
+        interrupted goes on where it was when the same one is sent again and the board was not
+        reset. Raises LinkError when the board takes no update or refuses this one.
         """
         started, retries = time.monotonic(), self.retries
         info, status = self.info(), self.update_status()
@@ -349,16 +402,23 @@ class Link:
             update = make_update(model, wanted, status.packing, sign)
             sent = len(update.body)
             if sent > info.update_bytes:
-                raise LinkError(f"{self.url}: the update has {sent} bytes, a slot of {info.board} {info.update_bytes}")
+                raise LinkError(
+                    f"{self.url}: the update has {sent} bytes, a slot of {info.board} "
+                    f"{info.update_bytes}"
+                )
             resumed_at = self._send_update(update, progress)
             self._commit(model, wanted)
         seconds = round(time.monotonic() - started, 3)
         identity = f"{model.id:08x}"
         retries = self.retries - retries
-        return Updated(info.board, self.url, model.name, identity, wanted, sent, resumed_at, retries, seconds)
+        return Updated(
+            info.board, self.url, model.name, identity, wanted, sent, resumed_at, retries, seconds
+        )
 
     def _commit(self, model: Model, version: int) -> None:
-        """A board that restarts after its last write and before its answer runs the new model all the same."""
+        """A board that restarts after its last write and before its answer runs the new model all
+        the same.
+        """
         try:
             self._request(Message.BLOB_COMMIT)
         except LinkError:
@@ -374,7 +434,9 @@ class Link:
         self._expect(payload, messages.OFFSET.size, Message.BLOB_BEGIN)
         (received,) = messages.OFFSET.unpack(payload)
         if received > len(update.body):
-            raise LinkError(f"{self.url}: the board has {received} bytes of an update of {len(update.body)}")
+            raise LinkError(
+                f"{self.url}: the board has {received} bytes of an update of {len(update.body)}"
+            )
         first = received // messages.UPDATE_UNIT * messages.UPDATE_UNIT
         most = (PAYLOAD_BYTES - messages.OFFSET.size) // messages.UPDATE_UNIT * messages.UPDATE_UNIT
         for start in range(first, len(update.body), most):
@@ -392,7 +454,9 @@ class Link:
 
     @property
     def cost_unit(self) -> str | None:
-        """ "instructions" (emulator, exact), "cycles" (simavr, rp2040js, hardware), "ticks" of the board's timer otherwise."""
+        """ "instructions" (emulator, exact), "cycles" (simavr, rp2040js, hardware), "ticks" of the
+        board's timer otherwise.
+        """
         if self._emulator:
             return self._emulator.unit
         info = self._known()
@@ -421,26 +485,41 @@ class Link:
         except SampleError as error:
             raise LinkError(f"{self.url}: {error}") from error
         if codes.ndim != 2:
-            raise LinkError(f"{self.url}: input codes have shape {list(codes.shape)}, the board takes [n, {n_in}]")
+            raise LinkError(
+                f"{self.url}: input codes have shape {list(codes.shape)}, the board takes [n, "
+                f"{n_in}]"
+            )
         return codes
 
     def _send_pieces(self, message: Message, data: bytes, unit_bytes: int) -> None:
-        """``data`` in messages that begin with session and offset, counted in units of ``unit_bytes``."""
+        """``data`` in messages that begin with session and offset, counted in units of
+        ``unit_bytes``.
+        """
         most = (PAYLOAD_BYTES - messages.CHUNK.size) // unit_bytes * unit_bytes
         for start in range(0, len(data), most):
             self._ask(message, messages.CHUNK, start // unit_bytes, data=data[start : start + most])
 
     def _expect(self, payload: bytes, n_bytes: int, message: Message) -> None:
         if len(payload) != n_bytes:
-            raise LinkError(f"{self.url}: {message.name} answered with {len(payload)} bytes, expected {n_bytes}")
+            raise LinkError(
+                f"{self.url}: {message.name} answered with {len(payload)} bytes, expected {n_bytes}"
+            )
 
     def _ask(
-        self, message: Message, head: struct.Struct, *fields: int, data: bytes = b"", expected: float = 0.0
+        self,
+        message: Message,
+        head: struct.Struct,
+        *fields: int,
+        data: bytes = b"",
+        expected: float = 0.0,
     ) -> bytes:
-        """A request of the session: ``head`` packs its number and ``fields``. ``expected``: as below."""
+        """A request of the session: ``head`` packs its number and ``fields``. ``expected``: as
+        below.
+        """
         if not self._in_session:
             raise LinkError(
-                f"{self.url}: {message.name} needs a session: call reset first (an update, or a request that got no answer, "
+                f"{self.url}: {message.name} needs a session: call reset first (an update, or a "
+                f"request that got no answer, "
                 "ends one)"
             )
         self._count()
@@ -460,7 +539,8 @@ class Link:
             self._session = (self._session + 1) % SESSIONS
 
     def _exchange(self, message: Message, payload: bytes, expected: float = 0.0) -> bytes:
-        """The answer's payload. Without an answer the session ends, as nobody knows what the board has done.
+        """The answer's payload. Without an answer the session ends, as nobody knows what the board
+        has done.
 
         ``expected``: seconds that the board is at work; it is not disturbed earlier.
         """
@@ -507,7 +587,8 @@ class Link:
             return f"{name}: the emulator has ended: {self._emulator.last_words()}"
         if text := readable(self._heard):
             return (
-                f"{name}, but readable text: {text}: another firmware runs on the board, or another program prints on this "
+                f"{name}, but readable text: {text}: another firmware runs on the board, or "
+                f"another program prints on this "
                 "line. Flash the image that `stepwell build` wrote"
             )
         if self._echoed and not self._talked:
@@ -519,11 +600,19 @@ class Link:
             )
         heard = bytes(self._heard)
         self._settle()
-        return self._searched(Search(self._ask_echo, ECHO_WAIT).run(), message, name, heard, n_damaged)
+        return self._searched(
+            Search(self._ask_echo, ECHO_WAIT).run(), message, name, heard, n_damaged
+        )
 
-    def _searched(self, search: Search, message: Message, name: str, heard: bytes, n_damaged: int) -> str:
-        """The same when ``search`` has tried the line. ``name``: the beginning; ``heard``: before the search."""
-        some = f"{n_damaged} damaged frames" if n_damaged else f"{len(heard)} bytes that are no frame"
+    def _searched(
+        self, search: Search, message: Message, name: str, heard: bytes, n_damaged: int
+    ) -> str:
+        """The same when ``search`` has tried the line. ``name``: the beginning; ``heard``: before
+        the search.
+        """
+        some = (
+            f"{n_damaged} damaged frames" if n_damaged else f"{len(heard)} bytes that are no frame"
+        )
         damaged = f", but {some}: wrong baud rate, noise, or another program on the line?"
         if not search.alive and self._talked:
             end = damaged if n_damaged else ": has it crashed, lost power, or been unplugged?"
@@ -539,9 +628,7 @@ class Link:
             return f"{found}: frames of {search.cut} bytes and more are lost (found by ECHO): does a buffer on the line overrun?"
         if n_damaged:
             return f"{name}{damaged}"
-        return (
-            f"{found}, though ECHO returns every byte value: does the board need more than {self._patience:g} s for it?"
-        )
+        return f"{found}, though ECHO returns every byte value: does the board need more than {self._patience:g} s for it?"
 
     def _ask_echo(self, frame: Frame, seconds: float) -> Echo:
         """Send ``frame``, an ECHO, once."""
@@ -573,19 +660,30 @@ class Link:
                 if frame.seq == self._seq and frame.type == messages.ERROR:
                     self._refusal(message, request, frame.payload)
                 elif self._contradicts(frame):
-                    raise LinkError(f"{self.url}: two different answers to one request: the line brings old ones again")
+                    raise LinkError(
+                        f"{self.url}: two different answers to one request: the line brings old "
+                        f"ones again"
+                    )
             if self._reader.damaged > damaged:
                 return None  # most likely the answer: ask again at once
         return None
 
     def _contradicts(self, frame: Frame) -> bool:
-        """Another answer to the last request of the session, which was taken: one of the two is 256 requests old."""
+        """Another answer to the last request of the session, which was taken: one of the two is 256
+        requests old.
+        """
         last = self._last
-        same = (frame.type, frame.seq, len(frame.payload)) == (last.type, last.seq, len(last.payload))
+        same = (frame.type, frame.seq, len(frame.payload)) == (
+            last.type,
+            last.seq,
+            len(last.payload),
+        )
         return same and frame.payload != last.payload
 
     def _refusal(self, message: Message, request: Frame, payload: bytes) -> None:
-        """Raises Refused when an ERROR is the answer to ``request``, and not to an older one that came again."""
+        """Raises Refused when an ERROR is the answer to ``request``, and not to an older one that
+        came again.
+        """
         if len(payload) < messages.ERROR_REPLY.size:
             raise Refused(f"{self.url}: {message.name} refused without a reason", 0)
         code, status, type_ = messages.ERROR_REPLY.unpack_from(payload)
@@ -594,7 +692,11 @@ class Link:
             return
         self._has_talked(message)
         cause = CAUSES.get(code, f"error code {code}")
-        raise Refused(f"{self.url}: {message.name}: {cause}" + (f": {status_words(status)}" if status else ""), code)
+        raise Refused(
+            f"{self.url}: {message.name}: {cause}"
+            + (f": {status_words(status)}" if status else ""),
+            code,
+        )
 
     def _has_talked(self, message: Message) -> None:
         if self._talked in (None, "LOG"):
@@ -616,7 +718,9 @@ class Link:
 
     def _read(self) -> bytes:
         try:
-            return self._port.read(max(1, self._port.in_waiting))  # socket:// reports 0 or 1 byte waiting
+            return self._port.read(
+                max(1, self._port.in_waiting)
+            )  # socket:// reports 0 or 1 byte waiting
         except OSError as error:  # serial.SerialException is one
             raise self._broken(error) from error
 
@@ -629,7 +733,9 @@ class Link:
     def _broken(self, error: OSError) -> LinkError:
         if self._emulator:
             self._emulator.wait(1)
-            return LinkError(f"{self.url}: the emulator has ended: {self._emulator.last_words() or error}")
+            return LinkError(
+                f"{self.url}: the emulator has ended: {self._emulator.last_words() or error}"
+            )
         return LinkError(f"{self.url}: the line broke: {error}")
 
     def _note(self, text: bytes) -> None:

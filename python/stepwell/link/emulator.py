@@ -19,19 +19,26 @@ STOP_SECONDS = 5
 
 
 class Emulator:
-    """``command`` as a child process. It holds the other end of a pipe (see leash.py), so it ends with this process at the latest.
+    """``command`` as a child process. It holds the other end of a pipe (see leash.py), so it ends
+    with this process at the latest.
 
-    ``ticks_per_unit``: how far the board's tick counter moves for each ``unit``: an executed instruction, or a CPU cycle where the
-    emulator knows those; exact.
+    ``ticks_per_unit``: how far the board's tick counter moves for each ``unit``: an executed
+    instruction, or a CPU cycle where the emulator knows those; exact.
     """
 
     def __init__(self, command: list[str], ticks_per_unit: float, unit: str = "instructions"):
         self.ticks_per_unit, self.unit = ticks_per_unit, unit
         self.port = 0
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)
+        }
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=environment
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=environment,
         )
         self._end = weakref.finalize(self, _stop, self._process, self._errors)
 
@@ -77,7 +84,9 @@ def _stop(process: subprocess.Popen, errors) -> None:
 
 
 def module_command(module: str, *arguments: str | Path) -> list[str]:
-    """``python -m module arguments`` with this interpreter; runpy need not say that the package knows the module already."""
+    """``python -m module arguments`` with this interpreter; runpy need not say that the package
+    knows the module already.
+    """
     return [
         sys.executable,
         "-W",
@@ -90,7 +99,9 @@ def module_command(module: str, *arguments: str | Path) -> list[str]:
 
 @contextlib.contextmanager
 def flash_file(image: Path) -> Iterator[Path]:
-    """What an ELF puts into flash, as a file for an emulator that reads it when it starts; then the file goes, with its folder."""
+    """What an ELF puts into flash, as a file for an emulator that reads it when it starts; then the
+    file goes, with its folder.
+    """
     from stepwell.boards.build import flash_bytes
 
     with tempfile.TemporaryDirectory(prefix="stepwell-flash-") as folder:
@@ -100,7 +111,8 @@ def flash_file(image: Path) -> Iterator[Path]:
 
 
 def serving(what: str, command: list[str], unit: str = "instructions") -> Emulator:
-    """Run ``command``, which prints "port N" when a board's UART waits there for one client; its ticks are ``unit``.
+    """Run ``command``, which prints "port N" when a board's UART waits there for one client; its
+    ticks are ``unit``.
 
     LinkError, with its last words, when it does not come up; ``what`` names it.
     """

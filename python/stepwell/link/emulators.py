@@ -1,4 +1,6 @@
-"""The emulators, by the names that URLs give them; the first that can run a board is the preferred one."""
+"""The emulators, by the names that URLs give them; the first that can run a board is the preferred
+one.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from stepwell.link.emulator import Emulator
 
 @dataclass(frozen=True)
 class Kind:
-    """``why_not``: the reason why it cannot run a board here, or None. ``start``: runs an ELF; LinkError when it cannot.
-    ``counts``: the unit of what a step costs there.
+    """``why_not``: the reason why it cannot run a board here, or None. ``start``: runs an ELF;
+    LinkError when it cannot. ``counts``: the unit of what a step costs there.
     """
 
     why_not: Callable[[Board], str | None]
@@ -31,6 +33,8 @@ EMULATORS = {
 
 
 def instruction_counter_for(board: Board) -> str | None:
-    """The name of the first emulator that can run ``board`` on this machine and counts instructions."""
+    """The name of the first emulator that can run ``board`` on this machine and counts
+    instructions.
+    """
     counting = ((name, kind) for name, kind in EMULATORS.items() if kind.counts == "instructions")
     return next((name for name, kind in counting if kind.why_not(board) is None), None)

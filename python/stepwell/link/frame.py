@@ -1,4 +1,6 @@
-"""Frames on a byte line: ``00 · COBS(type | seq | payload | CRC-32) · 00``. The host's half of firmware/app/frame.c."""
+"""Frames on a byte line: ``00 · COBS(type | seq | payload | CRC-32) · 00``. The host's half of
+firmware/app/frame.c.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,9 @@ def decode(encoded: bytes) -> Frame | None:
     if data is None or not HEADER_BYTES + CRC_BYTES <= len(data) <= MTU:
         return None
     body, crc = data[:-CRC_BYTES], data[-CRC_BYTES:]
-    return Frame(body[0], body[1], body[HEADER_BYTES:]) if _CRC.pack(zlib.crc32(body)) == crc else None
+    return (
+        Frame(body[0], body[1], body[HEADER_BYTES:]) if _CRC.pack(zlib.crc32(body)) == crc else None
+    )
 
 
 class FrameReader:

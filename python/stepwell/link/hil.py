@@ -1,7 +1,9 @@
-"""Hardware in the loop: the same data through a board and through the host engine, every output bit compared.
+"""Hardware in the loop: the same data through a board and through the host engine, every output bit
+compared.
 
-When they differ, the first wrong step is found by bisection and the board's units are probed against the trace of the NumPy
-reference: the report names the layer, gate and unit that went wrong first, with both values.
+When they differ, the first wrong step is found by bisection and the board's units are probed
+against the trace of the NumPy reference: the report names the layer, gate and unit that went wrong
+first, with both values.
 """
 
 from __future__ import annotations
@@ -34,10 +36,12 @@ Progress = Callable[[int, int], object]
 
 @dataclass(frozen=True)
 class Difference:
-    """The first value that differs. ``quantity``: "z", "gate", "c", "h" (with ``layer``, ``unit``), "y" (``unit``: output), or
-    "state" when a wrong state at the end of the sequence did not come back.
+    """The first value that differs. ``quantity``: "z", "gate", "c", "h" (with ``layer``, ``unit``),
+    "y" (``unit``: output), or "state" when a wrong state at the end of the sequence did not come
+    back.
 
-    ``before``: the state differed already before the step, so an earlier step or the memory is to blame.
+    ``before``: the state differed already before the step, so an earlier step or the memory is to
+    blame.
     """
 
     sequence: int
@@ -62,13 +66,15 @@ class Difference:
 
 @dataclass(frozen=True)
 class HilReport:
-    """Result of ``run_hil``. ``mismatches``: wrong output values, plus one for each sequence that ended in a wrong state.
+    """Result of ``run_hil``. ``mismatches``: wrong output values, plus one for each sequence that
+    ended in a wrong state.
 
-    The line: ``frames`` and damaged ones (``damaged_at_board``) that the board received, damaged ones that came back
-    (``damaged_here``), requests that were sent again (``retries``) and that the board had done already (``repeats``).
+    The line: ``frames`` and damaged ones (``damaged_at_board``) that the board received, damaged
+    ones that came back (``damaged_here``), requests that were sent again (``retries``) and that the
+    board had done already (``repeats``).
 
-    ``cost_per_step`` is in ``cost_unit``: "instructions" (QEMU, the simulator: exact), "cycles" (simavr, rp2040js, hardware),
-    "ticks" of the board's timer, or None (host).
+    ``cost_per_step`` is in ``cost_unit``: "instructions" (QEMU, the simulator: exact), "cycles"
+    (simavr, rp2040js, hardware), "ticks" of the board's timer, or None (host).
     """
 
     board: str
@@ -98,7 +104,9 @@ class HilReport:
         return self.mismatches == 0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain types; the cost appears under its unit (``instructions_per_step`` or ``cycles_per_step``), too."""
+        """Plain types; the cost appears under its unit (``instructions_per_step`` or
+        ``cycles_per_step``), too.
+        """
         cost = {f"{unit}_per_step": None for unit in ("instructions", "cycles")}
         if self.cost_unit:
             cost[f"{self.cost_unit}_per_step"] = self.cost_per_step
@@ -112,11 +120,13 @@ def run_hil(
     sequences: Sequence[np.ndarray],
     progress: Progress = lambda done, total: None,
 ) -> HilReport:
-    """Stream ``sequences`` (float [T_i, n_in] each, quantised by the model; the state is reset between them) through the board.
+    """Stream ``sequences`` (float [T_i, n_in] each, quantised by the model; the state is reset
+    between them) through the board.
 
-    DataFrames are matched by the names of the model's columns.
-    Compares all outputs and the state after each sequence with the host engine. ``progress(done, total)`` counts steps.
-    Raises LinkError when the board fails to answer, runs another model or has used up its stack, SampleError on bad data.
+    DataFrames are matched by the names of the model's columns. Compares all outputs and the state
+    after each sequence with the host engine. ``progress(done, total)`` counts steps. Raises
+    LinkError when the board fails to answer, runs another model or has used up its stack,
+    SampleError on bad data.
     """
     sequences = [sequences] if is_table(sequences) else sequences
     sequences = [model.wanted.of_rows(sequence) for sequence in sequences]
@@ -149,7 +159,8 @@ def run_hil(
     bench, mem, after = link.bench(), link.mem(), link.stat()
     if mem.stack_size and mem.stack_used >= mem.stack_size:
         raise LinkError(
-            f"{link.url}: all {mem.stack_size} B that {info.board} reserves for the stack were used: it runs into the RAM of the "
+            f"{link.url}: all {mem.stack_size} B that {info.board} reserves for the stack were "
+            f"used: it runs into the RAM of the "
             "model, or stands right before it. Raise STACK_BYTES in its board.mk and build again"
         )
     return HilReport(
@@ -180,9 +191,11 @@ def run_hil(
 def run_side_by_side(
     runs: Sequence[Callable[[Progress], HilReport]], progress: Progress = lambda done, total: None
 ) -> list[HilReport | StepwellError]:
-    """Several boards at once, a thread for each: the results in the order of ``runs``, an error in place of a failed run's.
+    """Several boards at once, a thread for each: the results in the order of ``runs``, an error in
+    place of a failed run's.
 
-    ``progress(done, total)`` counts the steps of all. Interrupted, it ends the threads before it raises.
+    ``progress(done, total)`` counts the steps of all. Interrupted, it ends the threads before it
+    raises.
     """
     counts = [(0, 0)] * len(runs)
     stopped = Event()
@@ -216,11 +229,14 @@ def run_side_by_side(
 _Found = tuple[str, str, str | None, int, int, int]  # layer, quantity, gate, unit, board, expected
 
 
-def find_first(link: Link | HostLink, model: Model, x_q: np.ndarray, sequence: int, y_board: np.ndarray) -> Difference:
+def find_first(
+    link: Link | HostLink, model: Model, x_q: np.ndarray, sequence: int, y_board: np.ndarray
+) -> Difference:
     """Where the board first leaves the host engine on the codes ``x_q`` int16 [T, n_in].
 
-    ``y_board`` int32 [T, n_out]: what the board gave before; the search runs the sequence again, from a reset and then from
-    states that the host knows to be right, halving the stretch that goes wrong.
+    ``y_board`` int32 [T, n_out]: what the board gave before; the search runs the sequence again,
+    from a reset and then from states that the host knows to be right, halving the stretch that goes
+    wrong.
     """
     replay = _Replay(link, model, x_q)
     link.reset()
@@ -250,7 +266,9 @@ class _Replay:
         return self._stream.save()
 
     def board(self, start: int, stop: int) -> tuple[bytes, np.ndarray]:
-        """State after and outputs of the steps ``start`` .. ``stop``, from the state that the board is in."""
+        """State after and outputs of the steps ``start`` .. ``stop``, from the state that the board
+        is in.
+        """
         y_q = self._link.step(self.x_q[start:stop])
         return self._link.get_state(), y_q
 
@@ -270,35 +288,65 @@ def _passed(model: Model, x_q: np.ndarray, sequence: int, y_board: np.ndarray) -
     wrong = np.argwhere(y_board != y_host)
     note = COMES_AND_GOES
     if not len(wrong):  # only the state at the end was wrong
-        return Difference(sequence, len(x_q) - 1, "all", "state", None, 0, 0, 0, before=False, note=note)
+        return Difference(
+            sequence, len(x_q) - 1, "all", "state", None, 0, 0, 0, before=False, note=note
+        )
     step, output = (int(v) for v in wrong[0])
     values = (int(y_board[step, output]), int(y_host[step, output]))
-    return Difference(sequence, step, model.layers[-1].name, "y", None, output, *values, before=False, note=note)
+    return Difference(
+        sequence, step, model.layers[-1].name, "y", None, output, *values, before=False, note=note
+    )
 
 
-def _blame(link: Link | HostLink, model: Model, replay: _Replay, step: int, sequence: int) -> Difference:
-    """What goes wrong in ``step``, before which the states are equal: units by PROBE, then the stored state, then outputs."""
+def _blame(
+    link: Link | HostLink, model: Model, replay: _Replay, step: int, sequence: int
+) -> Difference:
+    """What goes wrong in ``step``, before which the states are equal: units by PROBE, then the
+    stored state, then outputs.
+    """
     before = replay.state(step)
     link.set_state(before)
     difference = _probed_difference(link, model, before, replay.x_q[step])
     if difference:
         return _located(difference, sequence, step)
-    (state, y), (expected_state, expected_y) = replay.board(step, step + 1), replay.host(step, step + 1)
+    (state, y), (expected_state, expected_y) = (
+        replay.board(step, step + 1),
+        replay.host(step, step + 1),
+    )
     difference = state_difference(model, state, expected_state)
     if difference:
-        return _located(difference, sequence, step, note="the units compute it right, but the stored state is wrong")
+        return _located(
+            difference,
+            sequence,
+            step,
+            note="the units compute it right, but the stored state is wrong",
+        )
     if np.array_equal(y, expected_y):
-        return Difference(sequence, step, "-", "y", None, 0, 0, 0, before=False, note=COMES_AND_GOES)
+        return Difference(
+            sequence, step, "-", "y", None, 0, 0, 0, before=False, note=COMES_AND_GOES
+        )
     output = int(np.argmax(y[0] != expected_y[0]))
     values = (int(y[0][output]), int(expected_y[0][output]))
     last = model.layers[-1].name
     return Difference(
-        sequence, step, last, "y", None, output, *values, before=False, note="all recurrent units are right"
+        sequence,
+        step,
+        last,
+        "y",
+        None,
+        output,
+        *values,
+        before=False,
+        note="all recurrent units are right",
     )
 
 
-def _probed_difference(link: Link | HostLink, model: Model, before: bytes, x_q: np.ndarray) -> _Found | None:
-    """The first wrong unit in the step after ``before``; in mode carry only, others run many steps at once."""
+def _probed_difference(
+    link: Link | HostLink, model: Model, before: bytes, x_q: np.ndarray
+) -> _Found | None:
+    """The first wrong unit in the step after ``before``; in mode carry only, others run many steps
+    at once.
+    """
     if model.mode.kind != "carry":
         return None
     seen: dict[int, dict[str, np.ndarray]] = {}
@@ -319,7 +367,9 @@ def _probed_difference(link: Link | HostLink, model: Model, before: bytes, x_q: 
 
 
 def snapshot_parts(model: Model, snapshot: bytes) -> list[Part]:
-    """What a snapshot holds, in its order: counters, inputs and the state of each layer. LinkError when its size is wrong."""
+    """What a snapshot holds, in its order: counters, inputs and the state of each layer. LinkError
+    when its size is wrong.
+    """
     parts = state_parts(model)
     n_cells, n_hidden = sum(p.n_cells for p in parts), sum(p.n_hidden for p in parts)
     expected_bytes = SNAPSHOT_HEADER + 4 * n_cells + 2 * n_hidden + 4
@@ -335,8 +385,12 @@ def snapshot_parts(model: Model, snapshot: bytes) -> list[Part]:
 
 
 def state_difference(model: Model, board: bytes, expected: bytes) -> _Found | None:
-    """The first cell that differs between two snapshots: (layer, "c" or "h", None, unit, board's value, expected)."""
-    for found, right in zip(snapshot_parts(model, board), snapshot_parts(model, expected), strict=True):
+    """The first cell that differs between two snapshots: (layer, "c" or "h", None, unit, board's
+    value, expected).
+    """
+    for found, right in zip(
+        snapshot_parts(model, board), snapshot_parts(model, expected), strict=True
+    ):
         for quantity, values, wanted in (("c", found.c, right.c), ("h", found.h, right.h)):
             if not np.array_equal(values, wanted):
                 unit = int(np.argmax(values != wanted))
@@ -344,8 +398,12 @@ def state_difference(model: Model, board: bytes, expected: bytes) -> _Found | No
     return None
 
 
-def _unit_difference(layer: RecurrentLayer, units: list[Unit], seen: dict[str, np.ndarray]) -> _Found | None:
-    """The first unit of a layer that differs from the trace, and in it the first quantity in order of computation."""
+def _unit_difference(
+    layer: RecurrentLayer, units: list[Unit], seen: dict[str, np.ndarray]
+) -> _Found | None:
+    """The first unit of a layer that differs from the trace, and in it the first quantity in order
+    of computation.
+    """
     z = seen["z"].reshape(-1, layer.n_units)
     gates = seen.get("gates", np.empty((0, layer.n_units)))  # an RNN has none
     for unit, board in enumerate(units):
@@ -363,6 +421,8 @@ def _unit_difference(layer: RecurrentLayer, units: list[Unit], seen: dict[str, n
     return None
 
 
-def _located(found: _Found, sequence: int, step: int, before: bool = False, note: str = "") -> Difference:
+def _located(
+    found: _Found, sequence: int, step: int, before: bool = False, note: str = ""
+) -> Difference:
     layer, quantity, gate, unit, board, expected = found
     return Difference(sequence, step, layer, quantity, gate, unit, board, expected, before, note)

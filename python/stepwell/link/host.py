@@ -1,4 +1,6 @@
-"""``host:`` - the engine of this process with the methods of a link: a test written for one runs on the other."""
+"""``host:`` - the engine of this process with the methods of a link: a test written for one runs on
+the other.
+"""
 
 from __future__ import annotations
 
@@ -45,12 +47,29 @@ class HostLink:
     def info(self) -> Info:
         m, ram = self._model, ram_bytes(self._model)
         total, version = ram["state"] + ram["scratch"], int(lib.stw_version())
-        return Info("host", PROTOCOL, MTU, m.n_in, m.n_out, m.y_frac, 0, 0, version, m.id, total, ram["snapshot"], 0, 0)
+        return Info(
+            "host",
+            PROTOCOL,
+            MTU,
+            m.n_in,
+            m.n_out,
+            m.y_frac,
+            0,
+            0,
+            version,
+            m.id,
+            total,
+            ram["snapshot"],
+            0,
+            0,
+        )
 
     def reset(self) -> None:
         self._stream.reset()
 
-    def step(self, x_q: np.ndarray, progress: Callable[[int], object] = lambda steps: None) -> np.ndarray:
+    def step(
+        self, x_q: np.ndarray, progress: Callable[[int], object] = lambda steps: None
+    ) -> np.ndarray:
         try:
             y_q = self._stream.run_q(x_q)
         except SampleError as error:
@@ -68,9 +87,14 @@ class HostLink:
         except ModelError as error:
             raise LinkError(f"{self.url}: {error}") from error
 
-    def probe(self, layer: int, x_q: np.ndarray, first: int = 0, n: int | None = None) -> list[Unit]:
+    def probe(
+        self, layer: int, x_q: np.ndarray, first: int = 0, n: int | None = None
+    ) -> list[Unit]:
         try:
-            seen = [self._stream.probe(layer, x_q, unit) for unit in range(first, first + (1 if n is None else n))]
+            seen = [
+                self._stream.probe(layer, x_q, unit)
+                for unit in range(first, first + (1 if n is None else n))
+            ]
         except SampleError as error:
             raise LinkError(f"{self.url}: {error}") from error
         return [Unit(tuple(u["z"]), tuple(u["gates"]), u["c"], u["h"]) for u in seen]

@@ -26,8 +26,9 @@ RANGES = {
 
 @dataclass(frozen=True)
 class Info:
-    """What a board says about itself. ``tick_hz``: its cost counter; ``ram_bytes``: of one stream; ``update_bytes``: of the
-    largest update, 0 when it takes none; ``version``: of the running model, 0 for the image's own.
+    """What a board says about itself. ``tick_hz``: its cost counter; ``ram_bytes``: of one stream;
+    ``update_bytes``: of the largest update, 0 when it takes none; ``version``: of the running
+    model, 0 for the image's own.
     """
 
     board: str
@@ -47,12 +48,16 @@ class Info:
 
 
 def read_info(payload: bytes, url: str) -> Info:
-    """The answer to INFO. LinkError that names the field: of another protocol, cut short, too long, or out of its range."""
+    """The answer to INFO. LinkError that names the field: of another protocol, cut short, too long,
+    or out of its range.
+    """
     if not payload or payload[0] != messages.PROTOCOL:
         raise LinkError(f"{url}: {_other_protocol(payload, url)}")
     if len(payload) <= messages.INFO_REPLY.size:
         what = "cut short" if len(payload) < messages.INFO_REPLY.size else "without a board name"
-        raise LinkError(f"{url}: the board's INFO is {what} ({len(payload)} bytes): build and flash again")
+        raise LinkError(
+            f"{url}: the board's INFO is {what} ({len(payload)} bytes): build and flash again"
+        )
     protocol, mtu, n_in, n_out, y_frac, status, *rest = messages.INFO_REPLY.unpack_from(payload)
     if status:
         raise LinkError(f"{url}: the board cannot run its model: {status_words(status)}")
@@ -63,7 +68,9 @@ def read_info(payload: bytes, url: str) -> Info:
     for name, (least, most) in RANGES.items():
         value = getattr(info, name)
         if not least <= value <= most:
-            raise _nonsense(url, f"{name} is {value}, not {f'{least} .. ' if least < most else ''}{most}")
+            raise _nonsense(
+                url, f"{name} is {value}, not {f'{least} .. ' if least < most else ''}{most}"
+            )
     return info
 
 
@@ -72,7 +79,9 @@ def _nonsense(url: str, what: str) -> LinkError:
 
 
 def _name(payload: bytes, url: str) -> str:
-    """The board's name. LinkError for one that cannot be shown as it is, or is longer than names are."""
+    """The board's name. LinkError for one that cannot be shown as it is, or is longer than names
+    are.
+    """
     raw = payload[messages.INFO_REPLY.size :]
     name = raw.decode("utf-8", "replace")
     if "\ufffd" in name or not name.isprintable():
@@ -94,7 +103,9 @@ def _other_protocol(payload: bytes, url: str) -> str:
     if payload[:1] == b"\x02":  # its INFO was laid out as it is today
         with suppress(LinkError):
             board = _name(payload, url) or board
-    return f"{text}: `stepwell build --board {board} MODEL.stw`, then `stepwell flash --board {board}`"
+    return (
+        f"{text}: `stepwell build --board {board} MODEL.stw`, then `stepwell flash --board {board}`"
+    )
 
 
 def status_words(status: int) -> str:

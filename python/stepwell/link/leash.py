@@ -1,7 +1,8 @@
 """Emulators must not outlive whoever started them, however that ends.
 
-The parent holds a pipe to the child's stdin; when it closes, or the parent dies, the child reads end of file and goes.
-QEMU does not watch its stdin: it runs under ``python -m stepwell.link.leash PROGRAM ARGUMENTS...``, which does.
+The parent holds a pipe to the child's stdin; when it closes, or the parent dies, the child reads
+end of file and goes. QEMU does not watch its stdin: it runs under ``python -m stepwell.link.leash
+PROGRAM ARGUMENTS...``, which does.
 """
 
 from __future__ import annotations

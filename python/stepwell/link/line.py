@@ -1,7 +1,7 @@
 """What a line does to bytes: told by what arrives, and found by ECHO, byte value by byte value.
 
-Serial drivers, gateways and terminals translate line ends, swallow XON and XOFF, or cut bytes to 7 bits. A frame that holds
-such a byte never arrives, however often it is sent.
+Serial drivers, gateways and terminals translate line ends, swallow XON and XOFF, or cut bytes to 7
+bits. A frame that holds such a byte never arrives, however often it is sent.
 """
 
 from __future__ import annotations
@@ -39,9 +39,11 @@ def info_seqs() -> list[int]:
 
 
 def echo_frame(values: bytes, attempt: int) -> Frame:
-    """An ECHO of ``values`` (not 0, at most 200). The bytes around them are LETTERS, and PLAIN ones of the CRC.
+    """An ECHO of ``values`` (not 0, at most 200). The bytes around them are LETTERS, and PLAIN ones
+    of the CRC.
 
-    Those around its answer are HARMLESS. Another frame for each ``attempt``. COBS's code is PLAIN in a short frame.
+    Those around its answer are HARMLESS. Another frame for each ``attempt``. COBS's code is PLAIN
+    in a short frame.
     """
     rng = random.Random(attempt * 1000 + len(values))
     least = max(SHORT, HEADER_BYTES + len(values) + 4 + CRC_BYTES)
@@ -54,7 +56,9 @@ def echo_frame(values: bytes, attempt: int) -> Frame:
         answered = zlib.crc32(bytes([Message.ECHO | messages.REPLY, seq]) + head)
         for _ in range(200):
             tail = bytes(rng.choices(LETTERS, k=4))
-            if _is_made_of(PLAIN, zlib.crc32(tail, asked)) and _is_made_of(HARMLESS, zlib.crc32(tail, answered)):
+            if _is_made_of(PLAIN, zlib.crc32(tail, asked)) and _is_made_of(
+                HARMLESS, zlib.crc32(tail, answered)
+            ):
                 return Frame(Message.ECHO, seq, head + tail)
 
 
@@ -74,7 +78,11 @@ def what_is_missing(heard: bytes) -> str | None:
     """What bytes that hold no frame lack to be some; None for noise."""
     if len(heard) >= TEXT_LEAST and max(heard) < 0x80:
         return f", but only bytes below 0x80: the line carries 7 bits, so {RAW_MODE}"
-    pieces = (heard[start:end] for start in range(min(len(heard), MTU)) for end in range(start, start + MTU + 2))
+    pieces = (
+        heard[start:end]
+        for start in range(min(len(heard), MTU))
+        for end in range(start, start + MTU + 2)
+    )
     if 0 not in heard and any(decode(piece) for piece in pieces):
         return f", but frames without 0x00, which ends one: something on the line drops it, so {RAW_MODE}"
     return None
@@ -91,10 +99,12 @@ class Echo:
 
 @dataclass
 class Search:
-    """The byte values that do not pass. ``ask(frame, seconds)`` sends a request and waits for its answer.
+    """The byte values that do not pass. ``ask(frame, seconds)`` sends a request and waits for its
+    answer.
 
-    ``alive``: ECHO is answered at all. ``lost``: a value that does not pass -> did something else come back? ``some``: of
-    these, too. ``cut``: payload bytes of the shortest frame that was lost though each half of its values passes, 0 for none.
+    ``alive``: ECHO is answered at all. ``lost``: a value that does not pass -> did something else
+    come back? ``some``: of these, too. ``cut``: payload bytes of the shortest frame that was lost
+    though each half of its values passes, 0 for none.
     """
 
     ask: Callable[[Frame, float], Echo]
@@ -125,14 +135,18 @@ class Search:
             failed += parts
             if not parts and not any(value in self.lost for value in group):
                 self.cut = min(self.cut or MTU, len(echo_frame(group, 0).payload))
-        rest = {value: heard for group, heard in failed for value in group}  # no time left to tell which
+        rest = {
+            value: heard for group, heard in failed for value in group
+        }  # no time left to tell which
         if self.lost.keys() | rest.keys() >= UPPER:
             self.lost |= {value: heard for value, heard in rest.items() if value in UPPER}
         self.some = sorted(rest.keys() - self.lost.keys())
         return self
 
     def _failed(self, groups: list[bytes]) -> list[tuple[bytes, bool]]:
-        """Those groups of several values that fail, and whether something came back. A single value goes to ``lost``."""
+        """Those groups of several values that fail, and whether something came back. A single value
+        goes to ``lost``.
+        """
         failed = []
         for group in groups:
             heard = False
@@ -155,8 +169,13 @@ class Search:
 
     def __str__(self) -> str:
         """The bytes that do not pass, which way, why, and what to do."""
-        ways = {way: [v for v in sorted(self.lost) if self.lost[v] == back] for back, way in enumerate(("to", "from"))}
-        clauses = [f"{named(values)} not pass {way} the board" for way, values in ways.items() if values]
+        ways = {
+            way: [v for v in sorted(self.lost) if self.lost[v] == back]
+            for back, way in enumerate(("to", "from"))
+        }
+        clauses = [
+            f"{named(values)} not pass {way} the board" for way, values in ways.items() if values
+        ]
         clauses += [f"some of {ranges(self.some)} do not pass"] if self.some else []
         return f"{' and '.join(clauses)} (found by ECHO): {_why(set(self.lost))}{RAW_MODE}"
 
@@ -176,7 +195,11 @@ def ranges(values: list[int]) -> str:
             found.append([value])
     words = []
     for run in found:
-        words += [f"0x{run[0]:02x} to 0x{run[-1]:02x}"] if len(run) > 2 else [f"0x{value:02x}" for value in run]
+        words += (
+            [f"0x{run[0]:02x} to 0x{run[-1]:02x}"]
+            if len(run) > 2
+            else [f"0x{value:02x}" for value in run]
+        )
     return ", ".join(words)
 
 

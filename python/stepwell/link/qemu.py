@@ -1,4 +1,6 @@
-"""QEMU as a board. Each instruction takes 2^10 ns of its virtual time, so that timer ticks convert to instructions exactly."""
+"""QEMU as a board. Each instruction takes 2^10 ns of its virtual time, so that timer ticks convert
+to instructions exactly.
+"""
 
 from __future__ import annotations
 
@@ -39,9 +41,20 @@ def start_qemu(board: Board, image: Path, *more: str) -> Emulator:
     ticks = board.number("QEMU_TIMER_HZ") * 1e-9 * (1 << ICOUNT_SHIFT)
     for _ in range(ATTEMPTS):
         port = _free_port()
-        line = f"tcp:127.0.0.1:{port},server=on,wait=on,nodelay=on"  # without nodelay a step takes 50 ms
-        options = ["-nographic", "-monitor", "none", "-icount", f"shift={ICOUNT_SHIFT}", "-serial", line]
-        command = module_command("stepwell.link.leash", *board.words("QEMU"), *options, *more, "-kernel", image)
+        # without nodelay a step takes 50 ms
+        line = f"tcp:127.0.0.1:{port},server=on,wait=on,nodelay=on"
+        options = [
+            "-nographic",
+            "-monitor",
+            "none",
+            "-icount",
+            f"shift={ICOUNT_SHIFT}",
+            "-serial",
+            line,
+        ]
+        command = module_command(
+            "stepwell.link.leash", *board.words("QEMU"), *options, *more, "-kernel", image
+        )
         emulator = Emulator(command, ticks)
         emulator.port = port
         if _says_waiting(emulator):
@@ -53,8 +66,13 @@ def start_qemu(board: Board, image: Path, *more: str) -> Emulator:
 
 
 def _says_waiting(emulator: Emulator) -> bool:
-    """QEMU writes "waiting for connection" to stderr. A trial connection would be taken for the client."""
-    wait_until(lambda: "waiting for connection" in emulator.last_words() or not emulator.alive(), START_SECONDS)
+    """QEMU writes "waiting for connection" to stderr. A trial connection would be taken for the
+    client.
+    """
+    wait_until(
+        lambda: "waiting for connection" in emulator.last_words() or not emulator.alive(),
+        START_SECONDS,
+    )
     return emulator.alive()
 
 

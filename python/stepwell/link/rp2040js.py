@@ -1,4 +1,6 @@
-"""rp2040js as a board: an RP2040 with its clocks. The library runs in a small program, firmware/emulators/rp2040js.cjs."""
+"""rp2040js as a board: an RP2040 with its clocks. The library runs in a small program,
+firmware/emulators/rp2040js.cjs.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def is_installed() -> bool:
 
 
 def start_rp2040js(board: Board, image: Path) -> Emulator:
-    """Run ``image``; the UART waits for one client on ``Emulator.url``. LinkError when rp2040js is missing or refuses."""
+    """Run ``image``; the UART waits for one client on ``Emulator.url``. LinkError when rp2040js is
+    missing or refuses.
+    """
     reason = why_not(board)
     if reason:
         raise LinkError(reason)

@@ -1,7 +1,9 @@
-"""A board in software: runs the very ELF that would be flashed, on unicorn, with the chip's memory map.
+"""A board in software: runs the very ELF that would be flashed, on unicorn, with the chip's memory
+map.
 
-Only what the firmware touches is there: flash, RAM, the UART (bytes go to one TCP client) and the tick counter, which reads as
-the exact number of executed instructions. Other registers read as zero or as they were written. One process for each board:
+Only what the firmware touches is there: flash, RAM, the UART (bytes go to one TCP client) and the
+tick counter, which reads as the exact number of executed instructions. Other registers read as zero
+or as they were written. One process for each board:
 
     python -m stepwell.link.sim FOLDER IMAGE.elf      prints "port N" when it listens
 """
@@ -52,11 +54,16 @@ def why_not(board: Board) -> str | None:
 
 
 def start_sim(board: Board, image: Path) -> Emulator:
-    """Run ``image`` in a process of its own; the UART waits for one client on ``Emulator.url``. LinkError when it cannot."""
+    """Run ``image`` in a process of its own; the UART waits for one client on ``Emulator.url``.
+    LinkError when it cannot.
+    """
     reason = why_not(board)
     if reason:
         raise LinkError(reason)
-    return serving(f"the simulator of {board.name}", module_command("stepwell.link.sim", f"{board.folder}", image))
+    return serving(
+        f"the simulator of {board.name}",
+        module_command("stepwell.link.sim", f"{board.folder}", image),
+    )
 
 
 class Line:
@@ -70,7 +77,9 @@ class Line:
         self._polls = 0
 
     def ready(self) -> bool:
-        """Is there a byte? A guest that asks again and again waits here, so that it costs no CPU time."""
+        """Is there a byte? A guest that asks again and again waits here, so that it costs no CPU
+        time.
+        """
         if self._received:
             return True
         self._polls += 1
@@ -101,7 +110,9 @@ class Line:
 
 
 def stm32_uart(line: Line, status: int = 0, receive: int = 4, send: int = 4) -> tuple[Read, Write]:
-    """USART: SR (RXNE 0x20, TXE and TC 0xC0) and DR, or in the newer layout ISR, RDR and TDR, at these offsets."""
+    """USART: SR (RXNE 0x20, TXE and TC 0xC0) and DR, or in the newer layout ISR, RDR and TDR, at
+    these offsets.
+    """
 
     def read(offset: int) -> int:
         if offset == status:
@@ -184,7 +195,9 @@ class Memory:
 
 
 def nrf5_flash(flash: Memory, page_bytes: int) -> tuple[Read, Write]:
-    """NVMC: READY at 0x400, the address of a page to erase at 0x508. Writes go into the memory without its help here."""
+    """NVMC: READY at 0x400, the address of a page to erase at 0x508. Writes go into the memory
+    without its help here.
+    """
 
     def write(offset: int, value: int) -> None:
         if offset == 0x508:
@@ -205,9 +218,13 @@ class Machine:
         self.gone = False
         self.uc = uc = unicorn.Uc(unicorn.UC_ARCH_ARM, unicorn.UC_MODE_THUMB)
         # not UC_MODE_MCLASS: that would make it a Cortex-M33
-        uc.ctl_set_cpu_model(getattr(arm_const, f"UC_CPU_ARM_CORTEX_{board.text('SIM_CPU').upper()}"))
+        uc.ctl_set_cpu_model(
+            getattr(arm_const, f"UC_CPU_ARM_CORTEX_{board.text('SIM_CPU').upper()}")
+        )
         flash = self._flash = Memory(board.number("FLASH_ORIGIN"), board.number("FLASH_BYTES"))
-        uc.mem_map_ptr(flash.origin, len(flash.content), unicorn.UC_PROT_ALL, ctypes.addressof(flash.content))
+        uc.mem_map_ptr(
+            flash.origin, len(flash.content), unicorn.UC_PROT_ALL, ctypes.addressof(flash.content)
+        )
         uc.mem_map(board.number("RAM_ORIGIN"), board.number("RAM_BYTES"))
         self._load(elf)
         self._count = instruction_counter(uc, flash)
@@ -215,7 +232,9 @@ class Machine:
         stack, self._entry = struct.unpack("<II", uc.mem_read(flash.origin, 8))
         uc.reg_write(arm_const.UC_ARM_REG_SP, stack)
         if board.text("SIM_CPU") != "m0":
-            uc.reg_write(arm_const.UC_ARM_REG_FPEXC, 1 << 30)  # CPACR is not modelled: the FPU is on from the start
+            uc.reg_write(
+                arm_const.UC_ARM_REG_FPEXC, 1 << 30
+            )  # CPACR is not modelled: the FPU is on from the start
 
     def _load(self, elf: Path) -> None:
         with elf.open("rb") as file:
@@ -281,7 +300,9 @@ class Machine:
         return self.uc.reg_read(self._arm.UC_ARM_REG_PC)
 
     def run(self) -> None:
-        """Until the client goes away. Raises unicorn.UcError when the guest touches what is not there."""
+        """Until the client goes away. Raises unicorn.UcError when the guest touches what is not
+        there.
+        """
         try:
             self.uc.emu_start(self._entry | 1, 0xFFFFFFFF)
         except self._unicorn.UcError:
@@ -292,8 +313,8 @@ class Machine:
 def instruction_counter(uc, code: Memory) -> Callable[[], int]:
     """Count every instruction that ``uc`` executes in ``code``; the result gives the count.
 
-    Runs of instructions are counted when they begin, so two reads differ by the exact number when they come from the same
-    place: the firmware reads ticks in one function, board_ticks.
+    Runs of instructions are counted when they begin, so two reads differ by the exact number when
+    they come from the same place: the firmware reads ticks in one function, board_ticks.
     """
     from stepwell._engine import ffi, lib
 
@@ -303,12 +324,16 @@ def instruction_counter(uc, code: Memory) -> Callable[[], int]:
 
 
 def _count_in_c(uc, code: Memory, ffi, lib) -> Callable[[], int]:
-    """The hook as a C function: unicorn's Python layer would wrap a Python one, so its C library is called directly."""
+    """The hook as a C function: unicorn's Python layer would wrap a Python one, so its C library is
+    called directly.
+    """
     import unicorn
     from unicorn.unicorn_py3.unicorn import uclib
 
     bytes_at = ffi.cast("uint8_t *", ctypes.addressof(code.content))
-    counter = ffi.new("stw_sim_counter *", {"origin": code.origin, "n_bytes": len(code.content), "code": bytes_at})
+    counter = ffi.new(
+        "stw_sim_counter *", {"origin": code.origin, "n_bytes": len(code.content), "code": bytes_at}
+    )
 
     def address(pointer) -> ctypes.c_void_p:
         return ctypes.c_void_p(int(ffi.cast("uintptr_t", pointer)))
@@ -350,7 +375,9 @@ def _thumb_instructions(code: bytes) -> int:
 
 
 def serve(board: Board, elf: Path) -> None:
-    """Listen on a free port of this machine, print it, and be the board for the first client until it goes away."""
+    """Listen on a free port of this machine, print it, and be the board for the first client until
+    it goes away.
+    """
     with socket.create_server(("127.0.0.1", 0)) as server:
         print("port", server.getsockname()[1], flush=True)
         if not select.select([server], [], [], CONNECT_SECONDS)[0]:

@@ -1,4 +1,6 @@
-"""simavr as a board: an AVR with exact cycle counts. Its library runs in a small C program, firmware/emulators/simavr.c."""
+"""simavr as a board: an AVR with exact cycle counts. Its library runs in a small C program,
+firmware/emulators/simavr.c.
+"""
 
 from __future__ import annotations
 
@@ -26,23 +28,38 @@ def why_not(board: Board) -> str | None:
 
 def is_installed() -> bool:
     """Its library, and a compiler for the program around it."""
-    return any((Path(folder) / HEADER).is_file() for folder in INCLUDES) and shutil.which("cc") is not None
+    return (
+        any((Path(folder) / HEADER).is_file() for folder in INCLUDES)
+        and shutil.which("cc") is not None
+    )
 
 
 def start_simavr(board: Board, image: Path) -> Emulator:
-    """Run ``image``; the UART waits for one client on ``Emulator.url``. LinkError when simavr is missing or refuses."""
+    """Run ``image``; the UART waits for one client on ``Emulator.url``. LinkError when simavr is
+    missing or refuses.
+    """
     reason = why_not(board)
     if reason:
         raise LinkError(reason)
     with flash_file(image) as flash:
         arguments = [_compiled(flash.parent), board.text("SIMAVR_MCU"), board.text("CPU_HZ"), flash]
-        return serving(f"simavr for {board.name}", module_command("stepwell.link.leash", *arguments), COUNTS)
+        return serving(
+            f"simavr for {board.name}", module_command("stepwell.link.leash", *arguments), COUNTS
+        )
 
 
 def _compiled(folder: Path) -> Path:
     """The runner. LinkError with the compiler's words."""
     program = folder / "simavr"
-    command = ["cc", "-O2", firmware() / "emulators" / "simavr.c", "-o", program, "-lsimavr", "-lelf"]
+    command = [
+        "cc",
+        "-O2",
+        firmware() / "emulators" / "simavr.c",
+        "-o",
+        program,
+        "-lsimavr",
+        "-lelf",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise LinkError(f"simavr.c does not compile: {done.stderr.strip()[-400:]}; {INSTALL}")

@@ -1,4 +1,6 @@
-"""A model as boards take it over the link: manifest, blob, signature (docs/update.md; firmware/app/update.h has the slots)."""
+"""A model as boards take it over the link: manifest, blob, signature (docs/update.md;
+firmware/app/update.h has the slots).
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,11 @@ class Update:
 
 @dataclass(frozen=True)
 class Updated:
-    """Result of ``Link.update``. ``sent``: bytes of blob and signature; 0 when the board ran this model and version already.
+    """Result of ``Link.update``. ``sent``: bytes of blob and signature; 0 when the board ran this
+    model and version already.
 
-    ``resumed_at``: the byte at which an interrupted update went on. ``retries``: requests that were sent again.
+    ``resumed_at``: the byte at which an interrupted update went on. ``retries``: requests that were
+    sent again.
     """
 
     board: str
@@ -46,14 +50,20 @@ class Updated:
         return asdict(self)
 
 
-def make_update(model: Model, version: int, packing: str = "plain", sign: Sign | None = None) -> Update:
-    """The update that makes a board with cores of ``packing`` run ``model`` as ``version`` (1 .. 2^32 - 2).
+def make_update(
+    model: Model, version: int, packing: str = "plain", sign: Sign | None = None
+) -> Update:
+    """The update that makes a board with cores of ``packing`` run ``model`` as ``version`` (1 ..
+    2^32 - 2).
 
-    ``sign`` gets the bytes to sign, manifest and blob, and gives the signature. It is called again when the length of the
-    signature, which the manifest holds, is another than before; StepwellError when it is another each time.
+    ``sign`` gets the bytes to sign, manifest and blob, and gives the signature. It is called again
+    when the length of the signature, which the manifest holds, is another than before;
+    StepwellError when it is another each time.
     """
     if not 1 <= version <= MOST_VERSION:
-        raise StepwellError(f"version {version}: give 1 .. {MOST_VERSION} (0 is the model inside the image)")
+        raise StepwellError(
+            f"version {version}: give 1 .. {MOST_VERSION} (0 is the model inside the image)"
+        )
     blob = pack(model, packing, with_notes=False)
     signature = b""
     for _ in range(3 if sign else 1):
@@ -64,12 +74,15 @@ def make_update(model: Model, version: int, packing: str = "plain", sign: Sign |
         if len(signature) == length:
             return Update(manifest, blob + signature)
     raise StepwellError(
-        "the signatures have another length each time: sign with a scheme of fixed length (Ed25519: 64)"
+        "the signatures have another length each time: sign with a scheme of fixed length "
+        "(Ed25519: 64)"
     )
 
 
 def sign_with(command: list[str]) -> Sign:
-    """Sign by a program that reads the bytes on its stdin and writes the signature to its stdout. StepwellError when it fails."""
+    """Sign by a program that reads the bytes on its stdin and writes the signature to its stdout.
+    StepwellError when it fails.
+    """
 
     def sign(message: bytes) -> bytes:
         try:
@@ -79,7 +92,9 @@ def sign_with(command: list[str]) -> Sign:
         said = done.stderr.decode(errors="replace").strip()
         because = f": {said}" if said else ""
         if done.returncode:
-            raise StepwellError(f"signing: {command[0]} failed with exit code {done.returncode}{because}")
+            raise StepwellError(
+                f"signing: {command[0]} failed with exit code {done.returncode}{because}"
+            )
         if not done.stdout:
             raise StepwellError(f"signing: {command[0]} wrote no signature to its stdout{because}")
         return done.stdout

@@ -33,12 +33,14 @@ def connect(
 ) -> Link | HostLink:
     """A link to the board at ``url``, ready to use; close it, or use it in a ``with`` statement.
 
-    ``url``: a serial port (/dev/ttyACM0, COM5) or any other pyserial URL (socket://host:port, rfc2217://host:port);
-    qemu:BOARD, sim:BOARD, simavr:BOARD or rp2040js:BOARD, which start an emulator with ``image`` (an ELF) or with one built
-    from ``model``; host: for the engine in this process. With ``model`` the board must run that very model.
-    ``no_reset``: DTR and RTS of a serial port stay low, which on some boards are wired to the reset.
+    ``url``: a serial port (/dev/ttyACM0, COM5) or any other pyserial URL (socket://host:port,
+    rfc2217://host:port); qemu:BOARD, sim:BOARD, simavr:BOARD or rp2040js:BOARD, which start an
+    emulator with ``image`` (an ELF) or with one built from ``model``; host: for the engine in this
+    process. With ``model`` the board must run that very model. ``no_reset``: DTR and RTS of a
+    serial port stay low, which on some boards are wired to the reset.
 
-    Raises WrongUse (see check_url), LinkError (no such port, silent board, another model, no emulator) or BuildError.
+    Raises WrongUse (see check_url), LinkError (no such port, silent board, another model, no
+    emulator) or BuildError.
     """
     check_url(url, image)
     kind, _, name = url.partition(":")
@@ -46,9 +48,14 @@ def connect(
         raise LinkError(f"{url}: {baud} is no baud rate")
     if kind == "host":
         if model is None:
-            raise LinkError("host: is the engine of this process: it needs a model, and takes no update")
+            raise LinkError(
+                "host: is the engine of this process: it needs a model, and takes no update"
+            )
         return HostLink(model, url)
-    with ExitStack() as on_error, tempfile.TemporaryDirectory(prefix="stepwell-") as folder:  # images are loaded late
+    with (
+        ExitStack() as on_error,
+        tempfile.TemporaryDirectory(prefix="stepwell-") as folder,
+    ):  # images are loaded late
         emulator = None
         if kind in EMULATORS:
             board = load_board(name)
@@ -91,7 +98,9 @@ def _check_address(url: str) -> None:
 
 
 def check_image(board: Board, image: Path) -> None:
-    """LinkError, or BuildError, unless ``image`` is one that ``board`` can run and the link can talk to."""
+    """LinkError, or BuildError, unless ``image`` is one that ``board`` can run and the link can
+    talk to.
+    """
     from stepwell.boards.build import image_board, speaks_mlperf
 
     if not image.is_file():
@@ -102,7 +111,9 @@ def check_image(board: Board, image: Path) -> None:
     if built_for not in (None, board.name):
         raise LinkError(f"{image} is built for {built_for}, not for {board.name}")
     if speaks_mlperf(image):
-        raise LinkError(f"{image} speaks MLPerf's text interface instead of the link: build it without --mlperf")
+        raise LinkError(
+            f"{image} speaks MLPerf's text interface instead of the link: build it without --mlperf"
+        )
 
 
 def _image(board: Board, image: str | Path | None, model: Model | None, folder: str) -> Path:
@@ -113,15 +124,25 @@ def _image(board: Board, image: str | Path | None, model: Model | None, folder: 
         check_image(board, Path(image))
         return Path(image)
     if model is None:
-        raise LinkError(f"an emulated {board.name} needs an image to run: give --image, or a model to build one from")
+        raise LinkError(
+            f"an emulated {board.name} needs an image to run: give --image, or a model to build "
+            f"one from"
+        )
     return build(model, board, folder).elf
 
 
 def _open(url: str, baud: int, no_reset: bool = False) -> serial.SerialBase:
     # pyserial's rfc2217 has no write_timeout
     write_timeout = None if url.lower().startswith("rfc2217:") else WRITE_SECONDS
-    alone = None if "://" in url else True  # two programs at one device would take each other's answers
-    options = {"baudrate": baud, "timeout": POLL, "write_timeout": write_timeout, "exclusive": alone}
+    alone = (
+        None if "://" in url else True
+    )  # two programs at one device would take each other's answers
+    options = {
+        "baudrate": baud,
+        "timeout": POLL,
+        "write_timeout": write_timeout,
+        "exclusive": alone,
+    }
     try:
         port = serial.serial_for_url(url, do_not_open=True, **options)
         if no_reset:
@@ -134,7 +155,9 @@ def _open(url: str, baud: int, no_reset: bool = False) -> serial.SerialBase:
 
 
 def _open_without_reset(port: serial.SerialBase, raised: bool) -> None:
-    """With DTR and RTS low. ``raised``: by the system, at opening; then RTS goes first, as RTS alone is the reset of an ESP."""
+    """With DTR and RTS low. ``raised``: by the system, at opening; then RTS goes first, as RTS
+    alone is the reset of an ESP.
+    """
     port.dtr, port.rts = raised, False
     port.open()
     with suppress(OSError):  # a pseudo terminal has no such lines

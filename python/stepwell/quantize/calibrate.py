@@ -1,4 +1,6 @@
-"""Ranges and second moments of every layer's input, from sample sequences run as a stream through the float graph."""
+"""Ranges and second moments of every layer's input, from sample sequences run as a stream through
+the float graph.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ LARGEST_VALUE = 1e30
 FLAT = 8.0  # |z| at which sigmoid and tanh are within 0.04 % of their ends
 MOSTLY = 0.25  # share of such values that a trained model hardly has
 CELL_MOST = 512.0  # end of Q9.22
-GROWN = 2.0  # a state's peak over sequences end to end, against the peak within them: formats have that much room
+# a state's peak over sequences end to end, against the peak within them: formats have that much
+# room
+GROWN = 2.0
 UNBOUNDED = 1000.0  # beyond that a state grows without end
 STATES = ("c", "h", "z")  # what a stream carries on, and the pre-activations that it drives
 CHAIN_STEPS = 2048  # of sequences end to end
@@ -34,12 +38,17 @@ class Calibration:
     n_steps: int
     x_peak: float  # largest |x| of the model's input
     x_range: float = 0.0  # largest |x| that shall be held, by the rule
-    x_halves: tuple[float, float] = (0.0, 0.0)  # largest |x| of every other sequence, and of the rest
+    x_halves: tuple[float, float] = (
+        0.0,
+        0.0,
+    )  # largest |x| of every other sequence, and of the rest
 
     @property
     def is_saturated(self) -> bool:
         """Whether the float model works at the ends of its gates, or a cell far beyond its format."""
-        return any(found.flat > MOSTLY or found.peaks.get("c", 0.0) >= CELL_MOST for found in self.layers)
+        return any(
+            found.flat > MOSTLY or found.peaks.get("c", 0.0) >= CELL_MOST for found in self.layers
+        )
 
 
 class _Accumulator:
@@ -47,7 +56,9 @@ class _Accumulator:
 
     def __init__(self, width: int):
         self.count = 0
-        self.shift: np.ndarray | None = None  # the first vector: sums of differences from it do not cancel
+        self.shift: np.ndarray | None = (
+            None  # the first vector: sums of differences from it do not cancel
+        )
         self.total = np.zeros(width)
         self.products = np.zeros((width, width))
         self.peaks: dict[str, float] = {}
@@ -70,7 +81,9 @@ class _Accumulator:
             return LayerStats(Moments(np.zeros(0), np.zeros((0, 0))), self.peaks)
         mean = self.total / self.count
         covariance = self.products / self.count - np.outer(mean, mean)
-        return LayerStats(Moments(mean + self.shift, covariance), self.peaks, self.flat[0] / max(1, self.flat[1]))
+        return LayerStats(
+            Moments(mean + self.shift, covariance), self.peaks, self.flat[0] / max(1, self.flat[1])
+        )
 
     def count_flat(self, z: np.ndarray) -> None:
         self.flat = [self.flat[0] + int((np.abs(z) > FLAT).sum()), self.flat[1] + z.size]
@@ -83,29 +96,38 @@ def calibrate(
     window: int = 0,
     rule: str = "auto",
 ) -> Calibration:
-    """Run ``sequences`` ([T_i, n_in] each, every one from its initial state) through the float graph and collect statistics.
+    """Run ``sequences`` ([T_i, n_in] each, every one from its initial state) through the float
+    graph and collect statistics.
 
-    ``window``: cut them into windows of so many steps first, as the model's mode will. ``rule``: ``HELP``.
+    ``window``: cut them into windows of so many steps first, as the model's mode will. ``rule``:
+    ``HELP``.
     """
     hold = range_rule(rule)
     sequences = _windows(sequences, window)
     stats = _collected(graph, sequences, progress)
     for layer, found in zip(graph.layers, stats, strict=True):
         if not found.peaks:
-            raise SampleError(f"no calibration sequence is long enough for layer '{layer.name}' to run once")
+            raise SampleError(
+                f"no calibration sequence is long enough for layer '{layer.name}' to run once"
+            )
         if not _is_usable(found):
             raise SampleError(
-                f"layer '{layer.name}' sees values up to {max(found.peaks.values()):.3g}: normalise the inputs"
+                f"layer '{layer.name}' sees values up to {max(found.peaks.values()):.3g}: "
+                f"normalise the inputs"
             )
     if not window and len(sequences) > 1 and not graph.needs_window:
         stats = _carried(graph, sequences, stats)
     peaks = [float(np.abs(s).max()) for s in sequences]
     x = np.concatenate([np.ravel(s) for s in sequences])
     halves = (max(peaks[::2]), max(peaks[1::2], default=0.0))
-    return Calibration(tuple(stats), len(sequences), sum(map(len, sequences)), max(peaks), hold(np.abs(x)), halves)
+    return Calibration(
+        tuple(stats), len(sequences), sum(map(len, sequences)), max(peaks), hold(np.abs(x)), halves
+    )
 
 
-def _collected(graph: Graph, sequences: Sequence[np.ndarray], progress: Progress | None = None) -> list[LayerStats]:
+def _collected(
+    graph: Graph, sequences: Sequence[np.ndarray], progress: Progress | None = None
+) -> list[LayerStats]:
     """Statistics of each layer, every sequence run from the initial state. Values may be infinite."""
     sums = [_Accumulator(layer.n_summed) for layer in graph.layers]
     pending: dict[int, np.ndarray] = {}
@@ -133,34 +155,50 @@ def _collected(graph: Graph, sequences: Sequence[np.ndarray], progress: Progress
 
 
 def _is_usable(found: LayerStats) -> bool:
-    return bool(np.isfinite(found.moments.covariance).all() and max(found.peaks.values()) <= LARGEST_VALUE)
+    return bool(
+        np.isfinite(found.moments.covariance).all() and max(found.peaks.values()) <= LARGEST_VALUE
+    )
 
 
 def _has_ends(layer: Layer) -> bool:
-    """Whether the activation that a recurrent layer's pre-activations meet first is flat far from zero."""
+    """Whether the activation that a recurrent layer's pre-activations meet first is flat far from
+    zero.
+    """
     return bool(np.abs(as_function(layer.functions[0])(np.array([-16.0, 16.0]))).max() <= 1.0)
 
 
-def _carried(graph: Graph, sequences: Sequence[np.ndarray], stats: list[LayerStats]) -> list[LayerStats]:
-    """The statistics of a stream that is not reset between the sequences, where a state outgrows what it reaches within them;
-    else ``stats``. A state that leaves all bounds is left to others.
+def _carried(
+    graph: Graph, sequences: Sequence[np.ndarray], stats: list[LayerStats]
+) -> list[LayerStats]:
+    """The statistics of a stream that is not reset between the sequences, where a state outgrows
+    what it reaches within them; else ``stats``. A state that leaves all bounds is left to others.
     """
     carried = _collected(graph, _chains(sequences))
     if not all(_is_usable(found) for found in carried):
         return stats
     grown = [
-        {n: (s.peaks[n], c.peaks[n]) for n in STATES if n in s.peaks and c.peaks[n] > GROWN * s.peaks[n]}
+        {
+            n: (s.peaks[n], c.peaks[n])
+            for n in STATES
+            if n in s.peaks and c.peaks[n] > GROWN * s.peaks[n]
+        }
         for s, c in zip(stats, carried, strict=True)
     ]
     growth = max((c / max(s, 1e-30) for pairs in grown for s, c in pairs.values()), default=0.0)
     if not any(grown) or growth > UNBOUNDED:
         return stats
-    if any(s < CELL_MOST <= c for pairs in grown for s, c in pairs.values()):  # no range holds it: a warning only
+    if any(
+        s < CELL_MOST <= c for pairs in grown for s, c in pairs.values()
+    ):  # no range holds it: a warning only
         return [replace(s, grown=g) for s, g in zip(stats, grown, strict=True)]
     # what comes before the first state sees the same inputs, but for the seams
     touched = _after_recurrent(graph)
     return [
-        replace(c, peaks={name: max(peak, s.peaks[name]) for name, peak in c.peaks.items()}, grown=g) if after else s
+        replace(
+            c, peaks={name: max(peak, s.peaks[name]) for name, peak in c.peaks.items()}, grown=g
+        )
+        if after
+        else s
         for s, c, g, after in zip(stats, carried, grown, touched, strict=True)
     ]
 
@@ -184,16 +222,21 @@ def _chains(sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 MSE_CANDIDATES = np.linspace(0.02, 1.0, 50)
-RANGES = 1.25 * 2.0 ** (-np.arange(21) / 4)  # of the largest |x|: what is tried for inputs of 8 bits
+RANGES = 1.25 * 2.0 ** (
+    -np.arange(21) / 4
+)  # of the largest |x|: what is tried for inputs of 8 bits
 RANGE_STEPS = 4096  # of the sequences, that it is tried on
 HELP = (
-    "auto (minmax, and for inputs of 8 bits the least error of the outputs), minmax (twice the largest value), percentile:P (the "
+    "auto (minmax, and for inputs of 8 bits the least error of the outputs), minmax (twice the "
+    "largest value), percentile:P (the "
     "rest is clipped), mse (the least error of inputs of 8 bits)"
 )
 
 
 def range_rule(text: str) -> Callable[[np.ndarray], float]:
-    """From |x| of all samples to the largest that the input's format holds; UnknownWord for an unknown rule."""
+    """From |x| of all samples to the largest that the input's format holds; UnknownWord for an
+    unknown rule.
+    """
     if text in ("auto", "minmax"):
         return lambda x: HEADROOM * float(x.max())
     if text == "mse":
@@ -218,7 +261,9 @@ def _least_error(x: np.ndarray) -> float:
 
 
 def range_of_8_bits(graph: Graph, sequences: Sequence[np.ndarray], window: int = 0) -> float:
-    """The largest |x| that an input of 8 bits should hold: of RANGES, the one whose errors the outputs show least."""
+    """The largest |x| that an input of 8 bits should hold: of RANGES, the one whose errors the
+    outputs show least.
+    """
     some, left = [], RANGE_STEPS
     for sequence in _windows(sequences, window):
         if left > 0:
@@ -230,20 +275,31 @@ def range_of_8_bits(graph: Graph, sequences: Sequence[np.ndarray], window: int =
     def error(top: float) -> float:
         step = top / 127
         rounded = [np.clip(np.floor(batch / step + 0.5), -127, 127) * step for batch in batches]
-        return sum(float(((FloatStream(graph).run(x) - y) ** 2).sum()) for x, y in zip(rounded, exact, strict=True))
+        return sum(
+            float(((FloatStream(graph).run(x) - y) ** 2).sum())
+            for x, y in zip(rounded, exact, strict=True)
+        )
 
     return float(min(RANGES * max(np.abs(batch).max() for batch in batches), key=error))
 
 
 def _windows(sequences: Sequence[np.ndarray], window: int) -> list[np.ndarray]:
-    """Each sequence cut into windows, what is left over at its end dropped; a shorter one stays whole."""
+    """Each sequence cut into windows, what is left over at its end dropped; a shorter one stays
+    whole.
+    """
     if not window:
         return list(sequences)
-    return [s[at : at + window] for s in sequences for at in range(0, max(1, len(s) - window + 1), window)]
+    return [
+        s[at : at + window]
+        for s in sequences
+        for at in range(0, max(1, len(s) - window + 1), window)
+    ]
 
 
 def length_groups(sequences: Sequence[np.ndarray], at_most: int = 256) -> Iterator[list[int]]:
-    """Indices of sequences of the same length, up to ``at_most`` at a time: they can step side by side."""
+    """Indices of sequences of the same length, up to ``at_most`` at a time: they can step side by
+    side.
+    """
     by_length: dict[int, list[int]] = {}
     for index, sequence in enumerate(sequences):
         by_length.setdefault(len(sequence), []).append(index)

@@ -7,7 +7,17 @@ from dataclasses import replace
 import numpy as np
 
 from stepwell.integer.formats import Z_SCALE
-from stepwell.layers import Dense, DenseLayer, Gru, GruLayer, IntLayer, Layer, Lstm, RecurrentLayer, Rnn
+from stepwell.layers import (
+    Dense,
+    DenseLayer,
+    Gru,
+    GruLayer,
+    IntLayer,
+    Layer,
+    Lstm,
+    RecurrentLayer,
+    Rnn,
+)
 
 SOFTMAX_SCALE = 2.0**-16 * float(np.log(2))  # a softmax layer computes log2-scaled logits in Q15.16
 
@@ -27,7 +37,9 @@ def gate_records(layer: RecurrentLayer) -> tuple[np.ndarray, np.ndarray]:
 
 
 def recurrent_steps(layer: RecurrentLayer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Real value of an integer of each row of w_x and of w_h, [G*H, 1], and of each record's bias [R*H]; z in Q4.11."""
+    """Real value of an integer of each row of w_x and of w_h, [G*H, 1], and of each record's bias
+    [R*H]; z in Q4.11.
+    """
     unit = units(layer, Z_SCALE)
     of_x, of_h = gate_records(layer)
     step_x = (unit * 2.0 ** layer.rows.kx.astype(np.float64))[of_x, None] / layer.x_scale
@@ -44,15 +56,17 @@ def dense_scale(layer: DenseLayer) -> float | None:
 
 
 def float_layer(layer: IntLayer, source: Layer) -> Layer | None:
-    """``source`` with the weights and biases that ``layer``'s integers stand for; None for kinds without, and where a table
-    hides the scale of the result.
+    """``source`` with the weights and biases that ``layer``'s integers stand for; None for kinds
+    without, and where a table hides the scale of the result.
     """
     if isinstance(layer, DenseLayer) and isinstance(source, Dense):
         v_scale = dense_scale(layer)
         if v_scale is None:
             return None
         unit = units(layer, v_scale)
-        return replace(source, weight=layer.weight * unit[:, None] / layer.x_scale, bias=layer.rows.bias * unit)
+        return replace(
+            source, weight=layer.weight * unit[:, None] / layer.x_scale, bias=layer.rows.bias * unit
+        )
     plain = isinstance(layer, RecurrentLayer) and layer.cell.projection is None
     if not plain or (isinstance(source, Rnn) and layer.cell.candidate is not None):
         return None
@@ -61,7 +75,9 @@ def float_layer(layer: IntLayer, source: Layer) -> Layer | None:
     bias, n = layer.rows.bias * unit, len(layer.w_x)
     if isinstance(source, Gru):
         of_h = (
-            np.zeros(n) if not isinstance(layer, GruLayer) else np.concatenate([np.zeros(n - layer.n_units), bias[n:]])
+            np.zeros(n)
+            if not isinstance(layer, GruLayer)
+            else np.concatenate([np.zeros(n - layer.n_units), bias[n:]])
         )
         return replace(source, **changed, bias=bias[:n], bias_h=of_h)
     return replace(source, **changed, bias=bias) if isinstance(source, (Lstm, Rnn)) else None

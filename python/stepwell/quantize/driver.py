@@ -21,17 +21,26 @@ from stepwell.quantize.calibrate import Calibration
 from stepwell.scaler import NO_SCALER, Scaler
 from stepwell.windowing import CARRY, Mode
 
-UNEVEN = 1.8  # between the peaks of two halves of the sequences: within the headroom, but not by much
+UNEVEN = (
+    1.8  # between the peaks of two halves of the sequences: within the headroom, but not by much
+)
 ENOUGH_STEPS = 2000  # of one long recording
-SMALLEST_INPUT = 1e-20  # largest input of a model: less is no measurement, and squares of scales would underflow
+SMALLEST_INPUT = (
+    1e-20  # largest input of a model: less is no measurement, and squares of scales would underflow
+)
 
 
 def quantize(
-    graph: Graph, calibration: Calibration, mode: Mode = CARRY, scaler: Scaler = NO_SCALER, plan: Plan = UNIFORM
+    graph: Graph,
+    calibration: Calibration,
+    mode: Mode = CARRY,
+    scaler: Scaler = NO_SCALER,
+    plan: Plan = UNIFORM,
 ) -> Model:
     """Integer model of ``graph``; ``calibration`` has seen normalised inputs.
 
-    Raises QuantizeError, naming layer, row, gate and unit, when a row cannot be made to pass the overflow proof.
+    Raises QuantizeError, naming layer, row, gate and unit, when a row cannot be made to pass the
+    overflow proof.
     """
     check_window(graph, mode)
     graph = graph.in_mode(mode)
@@ -41,24 +50,41 @@ def quantize(
         q.add(index, layer)
     layers, sources, timing = list(q.layers), list(graph.sources), list(graph.timing)
     y_frac = -log2(layers[-1].y_scale)
-    if y_frac != round(y_frac) or not 0 <= y_frac <= Y_FRAC_MAX:  # the output's format is a power of two
+    if (
+        y_frac != round(y_frac) or not 0 <= y_frac <= Y_FRAC_MAX
+    ):  # the output's format is a power of two
         layers.append(_rescaled(layers[-1]))
         sources.append((len(layers) - 1,))
         timing.append(timing[-1])
         y_frac = -log2(layers[-1].y_scale)
-    notes = {"precision": str(plan), "repaired_rows": q.report.repaired, "warnings": q.report.warnings}
+    notes = {
+        "precision": str(plan),
+        "repaired_rows": q.report.repaired,
+        "warnings": q.report.warnings,
+    }
     scaler = scaler.with_channels(graph.n_in, q.scales[0])
-    return Model(tuple(layers), q.scales[0], round(y_frac), notes, tuple(sources), tuple(timing), mode, scaler)
+    return Model(
+        tuple(layers),
+        q.scales[0],
+        round(y_frac),
+        notes,
+        tuple(sources),
+        tuple(timing),
+        mode,
+        scaler,
+    )
 
 
 def check_window(graph: Graph, mode: Mode, trained: int | None = None) -> None:
-    """QuantizeError when a mode cannot run the graph: without a window, one that reads backwards or looks ahead of an answer at
-    the end; windows that end before the model's first output, or between two of them. ``trained``: steps of its windows.
+    """QuantizeError when a mode cannot run the graph: without a window, one that reads backwards or
+    looks ahead of an answer at the end; windows that end before the model's first output, or
+    between two of them. ``trained``: steps of its windows.
     """
     steps = trained or "T"
     if graph.reads_backwards and mode.kind != "slide":
         raise QuantizeError(
-            "a layer reads the sequence backwards (reverse or bidirectional), which no stream can do: give the window it was "
+            "a layer reads the sequence backwards (reverse or bidirectional), which no stream can "
+            "do: give the window it was "
             f"trained on with mode='slide:{steps}' (--mode slide:{steps})"
         )
     ahead = graph.looks_ahead
@@ -66,15 +92,18 @@ def check_window(graph: Graph, mode: Mode, trained: int | None = None) -> None:
         if ahead:
             name = ahead.name.removesuffix(".window").removesuffix(".seen")
             raise QuantizeError(
-                f"layer '{name}' looks ahead (padding='same', or zeros after the end), and the model answers at the end of a "
-                "sequence, which a stream in mode carry does not have: give the window it was trained on with "
+                f"layer '{name}' looks ahead (padding='same', or zeros after the end), and the "
+                f"model answers at the end of a "
+                "sequence, which a stream in mode carry does not have: give the window it was "
+                "trained on with "
                 f"mode='slide:{steps}' or 'tumble:{steps}' (--mode slide:{steps})"
             )
         return
     timing, end = graph.in_mode(mode).timing[-1], _end(graph, mode.window)
     if timing.first >= end:
         raise QuantizeError(
-            f"mode {mode}: the model's first output comes after {timing.first + 1} steps: take a longer window"
+            f"mode {mode}: the model's first output comes after {timing.first + 1} steps: take a "
+            f"longer window"
         )
     at_the_end = mode.kind == "stagger" or (mode.kind == "tumble" and mode.stride > 1)
     if at_the_end and not _ends_with_output(graph, mode.window):
@@ -86,7 +115,8 @@ def check_window(graph: Graph, mode: Mode, trained: int | None = None) -> None:
             )
         )
         raise QuantizeError(
-            f"mode {mode}: the model gives an output every {timing.every} steps, and none at the window's last: take a window of "
+            f"mode {mode}: the model gives an output every {timing.every} steps, and none at the "
+            f"window's last: take a window of "
             f"{' or '.join(map(str, (*below, *above)))} steps"
         )
 
@@ -103,7 +133,9 @@ def _ends_with_output(graph: Graph, window: int) -> bool:
 
 
 def in_mode(model: Model, graph: Graph, mode: Mode) -> Model:
-    """The model in another mode, ``graph`` being what it was made from: layers that look ahead see other ends. QuantizeError."""
+    """The model in another mode, ``graph`` being what it was made from: layers that look ahead see
+    other ends. QuantizeError.
+    """
     check_window(graph, mode)
     run = graph.in_mode(mode)
     layers = list(model.layers)
@@ -122,7 +154,9 @@ def _rescaled(layer: IntLayer) -> ActivationLayer:
 
 
 class _Quantizer:
-    """Layers so far, and of each value (0 the input, k the output of layer k - 1) the real value of a code and the largest code."""
+    """Layers so far, and of each value (0 the input, k the output of layer k - 1) the real value of
+    a code and the largest code.
+    """
 
     def __init__(self, graph: Graph, calibration: Calibration, plan: Plan):
         self._graph, self._calibration, self._plan = graph, calibration, plan
@@ -133,11 +167,23 @@ class _Quantizer:
         self._demanded = _demanded_scales(graph)
 
     def add(self, index: int, layer: Layer) -> None:
-        scales, limits = ([of[value] for value in self._graph.sources[index]] for of in (self.scales, self._limits))
+        scales, limits = (
+            [of[value] for value in self._graph.sources[index]]
+            for of in (self.scales, self._limits)
+        )
         is_last = index == len(self._graph.layers) - 1
         stats = self._calibration.layers[index]
         precision = self._plan.of(index, layer.name)
-        place = Place(layer.name, stats, scales, limits, is_last, self._demanded.get(index + 1), self.report, precision)
+        place = Place(
+            layer.name,
+            stats,
+            scales,
+            limits,
+            is_last,
+            self._demanded.get(index + 1),
+            self.report,
+            precision,
+        )
         self.layers.append(layer.quantized(place))
         self.scales.append(self.layers[-1].y_scale)
         self._limits.append(layer.code_limit(precision, limits))
@@ -145,16 +191,23 @@ class _Quantizer:
 
 def _input_scale(graph: Graph, calibration: Calibration, bits: int = 16) -> float:
     """Min-max with headroom; tokens are codes as they are."""
-    readers = [layer for layer, reads in zip(graph.layers, graph.sources, strict=True) if 0 in reads]
+    readers = [
+        layer for layer, reads in zip(graph.layers, graph.sources, strict=True) if 0 in reads
+    ]
     if any(layer.takes_tokens for layer in readers):
         if not all(layer.takes_tokens for layer in readers):
-            raise QuantizeError("the input is both tokens of an embedding and numbers: give the model tokens only")
+            raise QuantizeError(
+                "the input is both tokens of an embedding and numbers: give the model tokens only"
+            )
         return 1.0
     if calibration.x_peak == 0:
-        raise QuantizeError("every calibration input is zero: give sample sequences that look like real data")
+        raise QuantizeError(
+            "every calibration input is zero: give sample sequences that look like real data"
+        )
     if calibration.x_peak < SMALLEST_INPUT:
         raise QuantizeError(
-            f"calibration inputs reach {calibration.x_peak:.3g} only: scale them up (scaler=), or check their unit"
+            f"calibration inputs reach {calibration.x_peak:.3g} only: scale them up (scaler=), or "
+            f"check their unit"
         )
     held = calibration.x_range or HEADROOM * calibration.x_peak
     if bits == 8:
@@ -163,14 +216,21 @@ def _input_scale(graph: Graph, calibration: Calibration, bits: int = 16) -> floa
 
 
 def _demanded_scales(graph: Graph) -> dict[int, float]:
-    """Formats that a value must have because of who reads it: additive attention adds query and key in Q4.11."""
+    """Formats that a value must have because of who reads it: additive attention adds query and key
+    in Q4.11.
+    """
     demanded: dict[int, float] = {}
     for layer, reads in zip(graph.layers, graph.sources, strict=True):
         if isinstance(layer, Attention) and layer.adds_query_and_key:
             for value in reads[:2]:
-                if value == 0 or not isinstance(graph.layers[value - 1], (Dense, Add)) or value == reads[2]:
+                if (
+                    value == 0
+                    or not isinstance(graph.layers[value - 1], (Dense, Add))
+                    or value == reads[2]
+                ):
                     raise QuantizeError(
-                        f"layer '{layer.name}': query and key must each come from a dense layer of their own"
+                        f"layer '{layer.name}': query and key must each come from a dense layer of "
+                        f"their own"
                     )
                 demanded[value] = Z_SCALE
     return demanded
@@ -180,25 +240,34 @@ def _calibration_warnings(calibration: Calibration) -> list[str]:
     warnings = []
     if calibration.n_sequences < 8 and calibration.n_steps < ENOUGH_STEPS:
         warnings.append(
-            f"calibrated on {calibration.n_sequences} sequence(s): 16 to 64 are enough, fewer than 8 can cost several dB"
+            f"calibrated on {calibration.n_sequences} sequence(s): 16 to 64 are enough, fewer than "
+            f"8 can cost several dB"
         )
     low, high = sorted(calibration.x_halves)
     if low and high > UNEVEN * low:
         warnings.append(
-            f"the sequences do not cover the inputs' range: half of them reach {high:.3g}, the others {low:.3g} only: give more"
+            f"the sequences do not cover the inputs' range: half of them reach {high:.3g}, the "
+            f"others {low:.3g} only: give more"
         )
     for index, stats in enumerate(calibration.layers):
         limit = 2.0 ** (31 - C_FRAC)
         if stats.peaks.get("c", 0.0) >= limit:
             warnings.append(
-                f"layer {index}: the cell state reaches {stats.peaks['c']:.0f}; Q9.22 saturates at {limit:.0f}"
+                f"layer {index}: the cell state reaches {stats.peaks['c']:.0f}; Q9.22 saturates at "
+                f"{limit:.0f}"
             )
-    grown = [(index, *pair) for index, stats in enumerate(calibration.layers) for pair in stats.grown.values()]
+    grown = [
+        (index, *pair)
+        for index, stats in enumerate(calibration.layers)
+        for pair in stats.grown.values()
+    ]
     if grown:
         index, within, carried = max(grown, key=lambda g: g[2] / (g[1] or 1e-300))
         warnings.append(
-            f"layer {index}: its state reaches {carried:.3g} when the calibration sequences run on without a reset, and "
-            f"{within:.3g} within them: they are short for mode carry, give longer ones or run the model in windows "
+            f"layer {index}: its state reaches {carried:.3g} when the calibration sequences run on "
+            f"without a reset, and "
+            f"{within:.3g} within them: they are short for mode carry, give longer ones or run the "
+            f"model in windows "
             "(mode=, --mode)"
         )
     return warnings

@@ -39,7 +39,8 @@ RUNAWAY = 100.0  # GROWTH where the source has no window: a user may reset it in
 
 @dataclass(frozen=True, eq=False)
 class Ground:
-    """What is measured on: ``raw`` sequences in the user's units, and ``seen``, the same normalised.
+    """What is measured on: ``raw`` sequences in the user's units, and ``seen``, the same
+    normalised.
 
     Each is [T, n_in]. ``source`` takes what is ``seen``.
     """
@@ -65,9 +66,11 @@ def graph_source(graph: Graph) -> SourceModel:
 
 
 def sqnr_against_source(model: Model, graph: Graph, ground: Ground) -> tuple[float | None, int]:
-    """SQNR in dB of the integer model against the source, of the worst of its named outputs, and of how many answers.
+    """SQNR in dB of the integer model against the source, of the worst of its named outputs, and of
+    how many answers.
 
-    None: equal to the last bit, or no answers as no sequence fills a window. Raises ImportRefused when the source cannot be run.
+    None: equal to the last bit, or no answers as no sequence fills a window. Raises ImportRefused
+    when the source cannot be run.
     """
     window = ground.source.window or model.mode.window or None
     pieces = _pieces(model, ground, window)
@@ -87,8 +90,12 @@ def sqnr_against_source(model: Model, graph: Graph, ground: Ground) -> tuple[flo
     return worst_sqnr(exact, np.concatenate(ours), model.notes.get("outputs")), len(exact)
 
 
-def _pieces(model: Model, ground: Ground, window: int | None) -> list[tuple[np.ndarray, np.ndarray]]:
-    """What both run over, raw and as seen: stretches of a window, or whole sequences where there is none."""
+def _pieces(
+    model: Model, ground: Ground, window: int | None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """What both run over, raw and as seen: stretches of a window, or whole sequences where there is
+    none.
+    """
     pairs = list(zip(ground.raw, ground.seen, strict=True))
     if window:
         length = max(window, model.mode.window)
@@ -111,7 +118,9 @@ def _spread(lengths: Sequence[int], n_steps: float) -> list[int]:
 
 
 def aligned(graph: Graph, mode: Mode, window: int | None, y: np.ndarray) -> np.ndarray:
-    """Of a stream's outputs ``y`` [T, n_out] from a reset, those that the source answers for these steps: [n, n_out]."""
+    """Of a stream's outputs ``y`` [T, n_out] from a reset, those that the source answers for these
+    steps: [n, n_out].
+    """
     graph = graph.in_mode(mode)
     if mode.kind == "carry":
         whole = window in (None, len(y))
@@ -123,7 +132,8 @@ def aligned(graph: Graph, mode: Mode, window: int | None, y: np.ndarray) -> np.n
 
 
 def source_answers(source: SourceModel, mode: Mode, scaler: Scaler, x: np.ndarray) -> np.ndarray:
-    """The source on sequences ``x`` [B, T, n_in] as it sees them, in the user's units: [B, n, n_out].
+    """The source on sequences ``x`` [B, T, n_in] as it sees them, in the user's units: [B, n,
+    n_out].
 
     Of sequences that are longer than its windows, on the last window.
     """
@@ -134,7 +144,9 @@ def source_answers(source: SourceModel, mode: Mode, scaler: Scaler, x: np.ndarra
 
 
 def worst_sqnr(exact: np.ndarray, found: np.ndarray, outputs: list | None = None) -> float | None:
-    """SQNR in dB over all values, of the worst output where several have names. None: no error at all."""
+    """SQNR in dB over all values, of the worst output where several have names. None: no error at
+    all.
+    """
     from stepwell.metrics import sqnr_db
 
     edges = np.cumsum([output["size"] for output in outputs or ()])
@@ -147,7 +159,8 @@ def worst_sqnr(exact: np.ndarray, found: np.ndarray, outputs: list | None = None
 
 
 def carry_gap(graph: Graph, sequences: Sequence[np.ndarray], window: int) -> float | None:
-    """RMS(carried - windowed) / std(windowed) of the worst output, over the full windows of ``sequences``.
+    """RMS(carried - windowed) / std(windowed) of the worst output, over the full windows of
+    ``sequences``.
 
     A sequence shorter than two windows is one of many that the model was trained on: they are run
     end to end. Longer ones start anew. None: no sequence fills a window, or it is not finite.
@@ -205,9 +218,13 @@ def _macs(graph: Graph) -> float:
 # ---- a state that grows ----
 
 
-def check_growth(graph: Graph, sequences: Sequence[np.ndarray], mode: Mode, window: int | None) -> None:
+def check_growth(
+    graph: Graph, sequences: Sequence[np.ndarray], mode: Mode, window: int | None
+) -> None:
     """Raises QuantizeError when the float state grows without bound as it is carried on."""
-    unbounded = [layer for layer in graph.layers if isinstance(layer, Recurrent) and _may_run_away(layer)]
+    unbounded = [
+        layer for layer in graph.layers if isinstance(layer, Recurrent) and _may_run_away(layer)
+    ]
     if mode.kind != "carry" or graph.needs_window or not (window or unbounded):
         return
     n_steps = int(max(FEWEST_STEPS, min(GROWTH_STEPS, BUDGET / _macs(graph))))
@@ -228,10 +245,16 @@ def check_growth(graph: Graph, sequences: Sequence[np.ndarray], mode: Mode, wind
 def _grown(layer: str, what: str, value: float, n_steps: int, window: int | None) -> str:
     reached = f"{value:.3g}" if np.isfinite(value) else "infinity"
     state = "cell state" if what == "c" else "hidden state"
-    knob = f"--mode slide:{window}, tumble:{window} or stagger" if window else "--mode slide:T or tumble:T"
+    knob = (
+        f"--mode slide:{window}, tumble:{window} or stagger"
+        if window
+        else "--mode slide:T or tumble:T"
+    )
     return (
-        f"layer '{layer}': carried on, the float model's {state} grows without bound (it reaches {reached} after "
-        f"{2 * n_steps} steps of the calibration data): run it in windows, as it was trained ({knob})"
+        f"layer '{layer}': carried on, the float model's {state} grows without bound (it reaches "
+        f"{reached} after "
+        f"{2 * n_steps} steps of the calibration data): run it in windows, as it was trained "
+        f"({knob})"
     )
 
 
@@ -249,7 +272,9 @@ class _Peaks:
 
     def __init__(self, graph: Graph):
         self._found: dict[tuple[int, str], float] = {}
-        self._recurrent = {k for k, layer in enumerate(graph.layers) if isinstance(layer, Recurrent)}
+        self._recurrent = {
+            k for k, layer in enumerate(graph.layers) if isinstance(layer, Recurrent)
+        }
         self._stream = FloatStream(graph, self._observe)
 
     def of(self, x: np.ndarray) -> dict[tuple[int, str], float]:
@@ -265,8 +290,14 @@ class _Peaks:
             self._found[index, name] = peak if np.isfinite(peak) else np.inf
 
 
-def _within_windows(graph: Graph, sequences: Sequence[np.ndarray], window: int) -> dict[tuple[int, str], float]:
-    windows = [x[at : at + window] for x in sequences for at in range(0, max(1, len(x) - window + 1), window)]
+def _within_windows(
+    graph: Graph, sequences: Sequence[np.ndarray], window: int
+) -> dict[tuple[int, str], float]:
+    windows = [
+        x[at : at + window]
+        for x in sequences
+        for at in range(0, max(1, len(x) - window + 1), window)
+    ]
     kept = [windows[k] for k in _spread([1] * len(windows), 256)]
     peaks: dict[tuple[int, str], float] = {}
     for group in length_groups(kept):
@@ -279,7 +310,9 @@ def _within_windows(graph: Graph, sequences: Sequence[np.ndarray], window: int) 
 
 
 def texts(model: Model) -> list[str]:
-    """A sentence for each figure of notes["fidelity"] that is worse than it should be, with the knob."""
+    """A sentence for each figure of notes["fidelity"] that is worse than it should be, with the
+    knob.
+    """
     found, said = model.notes.get("fidelity"), []
     if not found:
         return []
@@ -287,12 +320,16 @@ def texts(model: Model) -> list[str]:
         said.append(f"fidelity was not measured: {unfilled_text(model)}")
     if found["sqnr_db"] is not None and found["sqnr_db"] < LEAST_DB:
         said.append(
-            f"the integer model follows its source at {found['sqnr_db']:.1f} dB only ({LEAST_DB:.0f} dB is the least "
+            f"the integer model follows its source at {found['sqnr_db']:.1f} dB only "
+            f"({LEAST_DB:.0f} dB is the least "
             f"that is usual): {cause(model)}"
         )
     gap = found["carry_gap"]
     if model.mode.kind == "carry" and gap is not None and gap > WIDEST_GAP:
-        said.append(f"{gap_text(gap, model.notes['window'])}: --mode {windowed_modes(model.notes['window'])}")
+        said.append(
+            f"{gap_text(gap, model.notes['window'])}: --mode "
+            f"{windowed_modes(model.notes['window'])}"
+        )
     return said
 
 
@@ -320,7 +357,11 @@ def cause(model: Model) -> str:
     if precision != "w8a16":
         return f"its precision is {precision}, try --precision w8a16"
     warned = model.notes.get("warnings")
-    return warned[0] if warned else "give calibration data like the real input, and look at stepwell report"
+    return (
+        warned[0]
+        if warned
+        else "give calibration data like the real input, and look at stepwell report"
+    )
 
 
 def warn(model: Model) -> None:

@@ -1,8 +1,10 @@
-"""Offsets and scales of the input's channels, folded into the layers that read them; units of the outputs likewise.
+"""Offsets and scales of the input's channels, folded into the layers that read them; units of the
+outputs likewise.
 
-A graph that reads x, folded with ``mean`` and ``std`` [n_in], reads (x - mean) / std and gives the same outputs. So a
-normalisation inside the model, and a size of its own for each channel, move into the model's scaler (``fitted``), where a code
-keeps all its bits. ``float_side`` does the same to a source that is read again.
+A graph that reads x, folded with ``mean`` and ``std`` [n_in], reads (x - mean) / std and gives the
+same outputs. So a normalisation inside the model, and a size of its own for each channel, move into
+the model's scaler (``fitted``), where a code keeps all its bits. ``float_side`` does the same to a
+source that is read again.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from stepwell.layers import ArgMax, Concat, Dense, Layer, MaxPool, Recurrent, Sl
 from stepwell.quantize.calibrate import LARGEST_VALUE
 from stepwell.scaler import Scaler
 
-UNEVEN_CHANNELS = 4.0  # largest peak of a channel against the smallest: above it channels get a scale of their own
+# largest peak of a channel against the smallest: above it channels get a scale of their own
+UNEVEN_CHANNELS = 4.0
 FAR_FROM_ZERO = 4.0  # a mean in standard deviations: above it, an offset
 CREST = 32.0  # a scaled channel has an RMS of 1, and no peak beyond this
 USUAL = 99.0  # percent of the values: the others may be spikes
@@ -40,9 +43,10 @@ Array = np.ndarray
 class Reach:
     """How the input's channels travel to the first layers that mix or bend them.
 
-    ``columns``: for each value of the graph and each of its columns the channel that it carries as it is, -1 for none.
-    ``fixed`` [n_in]: a layer without weights of its own reads the channel, which so keeps its scale. ``padded`` [n_in]:
-    zeros are put before the channel, which so keeps its zero. ``weight`` [n_in]: the largest weight that reads it.
+    ``columns``: for each value of the graph and each of its columns the channel that it carries as
+    it is, -1 for none. ``fixed`` [n_in]: a layer without weights of its own reads the channel,
+    which so keeps its scale. ``padded`` [n_in]: zeros are put before the channel, which so keeps
+    its zero. ``weight`` [n_in]: the largest weight that reads it.
     """
 
     columns: tuple[Array, ...]
@@ -92,22 +96,29 @@ def _passed(layer: Layer, sources: list[Array]) -> Array | None:
 def _largest_by_column(layer: Dense | Recurrent) -> Array:
     if isinstance(layer, Recurrent):
         return np.abs(layer.w_x).max(axis=0)
-    return np.abs(layer.weight.reshape(layer.groups, -1, layer.weight.shape[1])).max(axis=1).reshape(-1)
+    return (
+        np.abs(layer.weight.reshape(layer.groups, -1, layer.weight.shape[1]))
+        .max(axis=1)
+        .reshape(-1)
+    )
 
 
 # ---- folding ----
 
 
 def fold_inputs(graph: Graph, mean: Array, std: Array) -> Graph:
-    """The graph that reads (x - mean) / std, [n_in] each. A channel that ``reach_of`` calls fixed must have 0 and 1, a padded
-    one mean 0.
+    """The graph that reads (x - mean) / std, [n_in] each. A channel that ``reach_of`` calls fixed
+    must have 0 and 1, a padded one mean 0.
     """
     columns = reach_of(graph).columns
     layers = []
     for layer, reads in zip(graph.layers, graph.sources, strict=True):
         carried = columns[reads[0]]
         if isinstance(layer, (Dense, Recurrent)) and np.any(carried >= 0):
-            scale, offset = (np.where(carried >= 0, part[carried], rest) for part, rest in ((std, 1.0), (mean, 0.0)))
+            scale, offset = (
+                np.where(carried >= 0, part[carried], rest)
+                for part, rest in ((std, 1.0), (mean, 0.0))
+            )
             layer = _reading(layer, scale, offset)
         layers.append(layer)
     return replace(graph, layers=tuple(layers))
@@ -123,7 +134,8 @@ def _reading(layer: Dense | Recurrent, scale: Array, offset: Array) -> Layer:
 
 
 def without_leading_affine(graph: Graph) -> tuple[Graph, Array, Array]:
-    """The graph without the scaling of each channel by itself that all else reads through, and that as (mean, std), [n_in].
+    """The graph without the scaling of each channel by itself that all else reads through, and that
+    as (mean, std), [n_in].
 
     The signs of negative factors, and channels with a factor of 0, are left in a layer.
     """
@@ -140,7 +152,9 @@ def without_leading_affine(graph: Graph) -> tuple[Graph, Array, Array]:
     if rest is graph or not (np.isfinite(mean).all() and np.isfinite(std).all()):
         return graph, np.zeros(graph.n_in), np.ones(graph.n_in)
     if not np.all(factor > 0):
-        signs = Dense("signs", np.sign(factor)[:, None], np.where(used, 0.0, bias), groups=graph.n_in)
+        signs = Dense(
+            "signs", np.sign(factor)[:, None], np.where(used, 0.0, bias), groups=graph.n_in
+        )
         sources = ((0,), *(tuple(value + 1 for value in reads) for reads in rest.sources))
         rest = replace(rest, layers=(signs, *rest.layers), sources=sources)
     return rest, mean + 0.0, std
@@ -149,12 +163,18 @@ def without_leading_affine(graph: Graph) -> tuple[Graph, Array, Array]:
 def _starts_with_affine(graph: Graph) -> bool:
     first = graph.layers[0]
     alone = sum(reads.count(0) for reads in graph.sources) == 1 and len(graph.layers) > 1
-    is_affine = isinstance(first, Dense) and first.activation == "none" and first.groups == first.n_in == first.n_out
+    is_affine = (
+        isinstance(first, Dense)
+        and first.activation == "none"
+        and first.groups == first.n_in == first.n_out
+    )
     return alone and is_affine
 
 
 def fold_outputs(graph: Graph, scaler: Scaler) -> Graph:
-    """The graph with y * y_std + y_mean as its output, in its last dense layer or in one more. Raises SampleError."""
+    """The graph with y * y_std + y_mean as its output, in its last dense layer or in one more.
+    Raises SampleError.
+    """
     if scaler.y_mean is None and scaler.y_std is None:
         return graph
     n, last = graph.n_out, graph.layers[-1]
@@ -166,12 +186,15 @@ def fold_outputs(graph: Graph, scaler: Scaler) -> Graph:
         folded = replace(last, weight=last.weight * std[:, None], bias=last.bias * std + mean)
         return replace(graph, layers=(*graph.layers[:-1], folded))
     scale = Dense("output scale", std[:, None], mean, groups=n)
-    return replace(graph, layers=(*graph.layers, scale), sources=(*graph.sources, (len(graph.layers),)))
+    return replace(
+        graph, layers=(*graph.layers, scale), sources=(*graph.sources, (len(graph.layers),))
+    )
 
 
 def float_side(graph: Graph, scaler: Scaler) -> Graph:
-    """What a model with ``scaler`` computes, of the graph of its source: it takes ``scaler.normalise(x)`` and gives outputs in
-    the user's units. Its layers are those of the model, in order.
+    """What a model with ``scaler`` computes, of the graph of its source: it takes
+    ``scaler.normalise(x)`` and gives outputs in the user's units. Its layers are those of the
+    model, in order.
 
     The source itself takes ``scaler.of_source.normalise(x)``.
     """
@@ -188,8 +211,9 @@ def float_side(graph: Graph, scaler: Scaler) -> Graph:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """``graph`` reads what ``scaler`` gives; ``notes`` tell the user why. ``suspects``: the channels that look as if they had
-    never been scaled, should the float model turn out to be saturated.
+    """``graph`` reads what ``scaler`` gives; ``notes`` tell the user why. ``suspects``: the
+    channels that look as if they had never been scaled, should the float model turn out to be
+    saturated.
     """
 
     graph: Graph
@@ -198,11 +222,14 @@ class Fitted:
     suspects: tuple[int, ...]
 
 
-def fitted(graph: Graph, scaler: Scaler, sequences: Sequence[Array], auto_scale: bool = True) -> Fitted:
-    """The graph folded for calibration data in the user's units, and the scaler that belongs to it. Raises SampleError.
+def fitted(
+    graph: Graph, scaler: Scaler, sequences: Sequence[Array], auto_scale: bool = True
+) -> Fitted:
+    """The graph folded for calibration data in the user's units, and the scaler that belongs to it.
+    Raises SampleError.
 
-    A leading scaling of each channel becomes part of the scaler. With ``auto_scale``, where channels differ in size or stand
-    far from zero, each gets an offset and a scale of its own.
+    A leading scaling of each channel becomes part of the scaler. With ``auto_scale``, where
+    channels differ in size or stand far from zero, each gets an offset and a scale of its own.
     """
     graph, mean, std = without_leading_affine(fold_outputs(graph, scaler))
     notes = []
@@ -215,17 +242,22 @@ def fitted(graph: Graph, scaler: Scaler, sequences: Sequence[Array], auto_scale:
         mean, std, why = own
         graph, scaler = fold_inputs(graph, mean, std), scaler.then(mean, std)
         notes.append(
-            f"{why}: each has got an offset and a scale of its own, folded into the weights (--no-auto-scale leaves it out)"
+            f"{why}: each has got an offset and a scale of its own, folded into the weights "
+            f"(--no-auto-scale leaves it out)"
         )
     return Fitted(graph, scaler, tuple(notes), suspects(x, reach))
 
 
 def suspects(x: Array, reach: Reach) -> tuple[int, ...]:
-    """Channels of ``x`` [N, n_in] that are large, those first that drive the layers behind them most."""
+    """Channels of ``x`` [N, n_in] that are large, those first that drive the layers behind them
+    most.
+    """
     peak = np.abs(x).max(axis=0)
     drive = peak * reach.weight if reach.weight.any() else peak
     order = np.argsort(-drive, kind="stable")
-    return tuple(int(k) for k in order if peak[k] > LARGE and drive[k] * SHARE > drive.max())[:NAMED]
+    return tuple(int(k) for k in order if peak[k] > LARGE and drive[k] * SHARE > drive.max())[
+        :NAMED
+    ]
 
 
 def own_scales(x: Array, reach: Reach) -> tuple[Array, Array, str] | None:
@@ -242,7 +274,9 @@ def own_scales(x: Array, reach: Reach) -> tuple[Array, Array, str] | None:
         return None
     mean = np.where(free & ~reach.padded, mean, 0.0)
     size = _size(x - mean)
-    common = size[reach.fixed].max(initial=0.0) or 1.0  # a channel that keeps its scale sets that of the others
+    common = (
+        size[reach.fixed].max(initial=0.0) or 1.0
+    )  # a channel that keeps its scale sets that of the others
     std = np.where(alive, size, 0.0) / common
     usual = np.median((std * reach.weight)[alive & free]) if np.any(alive & free) else 0.0
     by_weight = usual / np.where(reach.weight > 0, reach.weight, np.inf)
@@ -251,11 +285,15 @@ def own_scales(x: Array, reach: Reach) -> tuple[Array, Array, str] | None:
     if not reach.fixed.any():
         std = np.where(alive & (by_weight > 0), by_weight, std)
     std = np.array([float(f"{s:.{DIGITS}g}") for s in std])
-    mean = np.array([round(m, DIGITS - 1 - floor(log10(s * common))) for m, s in zip(mean, std, strict=True)])
+    mean = np.array(
+        [round(m, DIGITS - 1 - floor(log10(s * common))) for m, s in zip(mean, std, strict=True)]
+    )
     std, mean = np.where(free, std, 1.0), np.where(free, mean, 0.0)
     small = peak[alive].min()
     why = (
-        f"channels differ in size (peaks {small:.3g} .. {peak.max():.3g})" if uneven else "channels stand far from zero"
+        f"channels differ in size (peaks {small:.3g} .. {peak.max():.3g})"
+        if uneven
+        else "channels stand far from zero"
     )
     return mean, std, why
 

@@ -25,7 +25,9 @@ W4A16 = PRECISIONS["w4a16"]
 
 @dataclass(frozen=True)
 class Trial:
-    """One precision on the user's data. ``drop_percent``: loss of the metric, or without targets the relative RMS error."""
+    """One precision on the user's data. ``drop_percent``: loss of the metric, or without targets
+    the relative RMS error.
+    """
 
     plan: Plan
     flash_bytes: int | None
@@ -35,7 +37,10 @@ class Trial:
     refused: str = ""
 
     def to_json(self) -> dict[str, object]:
-        kept = {name: getattr(self, name) for name in ("flash_bytes", "sqnr_db", "drop_percent", "fits", "refused")}
+        kept = {
+            name: getattr(self, name)
+            for name in ("flash_bytes", "sqnr_db", "drop_percent", "fits", "refused")
+        }
         return {"precision": str(self.plan), **kept}
 
 
@@ -48,10 +53,12 @@ def search(
     metric: Metric | None = None,
     progress: Callable[[Trial], None] | None = None,
 ) -> tuple[Model, list[Trial]]:
-    """The smallest model of ``graph`` whose metric on ``samples`` drops by at most ``max_drop`` percent, and all that was tried.
+    """The smallest model of ``graph`` whose metric on ``samples`` drops by at most ``max_drop``
+    percent, and all that was tried.
 
-    ``make`` quantises by a plan. Without targets the drop is 100 * RMS error / RMS of the output. Raises QuantizeError when
-    none fits, or the smallest that does has more than ``max_flash`` bytes of constants; it says what came closest.
+    ``make`` quantises by a plan. Without targets the drop is 100 * RMS error / RMS of the output.
+    Raises QuantizeError when none fits, or the smallest that does has more than ``max_flash`` bytes
+    of constants; it says what came closest.
     """
     first = make(Plan())
     exact = float_outputs(first, graph, samples)
@@ -66,7 +73,11 @@ def search(
         outputs = [model.stream().run(x) for x in samples.sequences]
         sqnr = sqnr_db(np.concatenate(exact), np.concatenate(outputs))
         drop = _drop(samples, exact, outputs, metric, sqnr)
-        fits = drop is not None and drop <= max_drop and (max_flash is None or flash_bytes(model) <= max_flash)
+        fits = (
+            drop is not None
+            and drop <= max_drop
+            and (max_flash is None or flash_bytes(model) <= max_flash)
+        )
         tried.append(Trial(plan, flash_bytes(model), sqnr, drop, fits))
         return model if fits else None
 
@@ -79,19 +90,28 @@ def search(
     raise QuantizeError(_none_fits(tried, max_drop, max_flash))
 
 
-def _drop(samples: Samples, exact: list, outputs: list, metric: Metric | None, sqnr: float | None) -> float | None:
+def _drop(
+    samples: Samples, exact: list, outputs: list, metric: Metric | None, sqnr: float | None
+) -> float | None:
     if samples.targets is None and metric is None:
         return 0.0 if sqnr is None else 100 * 10 ** (-sqnr / 20)
     return task_metric(samples.targets, exact, outputs, metric)["drop_percent"]
 
 
 def _plans(graph: Graph, tried: list[Trial]) -> Iterator[Plan]:
-    """From the smallest model to w8a16. With many layers: all of 4 bits, then with the largest layers at 8 bits again."""
+    """From the smallest model to w8a16. With many layers: all of 4 bits, then with the largest
+    layers at 8 bits again.
+    """
     layers = [index for index, layer in enumerate(graph.layers) if isinstance(layer, Recurrent)]
-    weights = {index: graph.layers[index].w_x.size + graph.layers[index].w_h.size for index in layers}
+    weights = {
+        index: graph.layers[index].w_x.size + graph.layers[index].w_h.size for index in layers
+    }
     if len(layers) <= ALL_CHOICES_UP_TO:
         choices = product((True, False), repeat=len(layers))
-        narrowed = [[index for index, narrow in zip(layers, choice, strict=True) if narrow] for choice in choices]
+        narrowed = [
+            [index for index, narrow in zip(layers, choice, strict=True) if narrow]
+            for choice in choices
+        ]
     else:
         order = sorted(layers, key=weights.__getitem__)
         narrowed = [order[k:] for k in range(len(order) + 1)]
@@ -109,6 +129,8 @@ def _none_fits(tried: list[Trial], max_drop: float, max_flash: int | None) -> st
     best = min(measured, key=lambda trial: trial.drop_percent)
     limit = "" if max_flash is None else f" within {max_flash} bytes of constants"
     return (
-        f"no precision keeps the drop at {max_drop:g} %{limit}; the best is {best.plan} with {best.drop_percent:.3g} % in "
-        f"{best.flash_bytes} bytes: allow more, train a smaller model, or fine-tune with stepwell.qat"
+        f"no precision keeps the drop at {max_drop:g} %{limit}; the best is {best.plan} with "
+        f"{best.drop_percent:.3g} % in "
+        f"{best.flash_bytes} bytes: allow more, train a smaller model, or fine-tune with "
+        f"stepwell.qat"
     )

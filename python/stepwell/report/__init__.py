@@ -1,6 +1,8 @@
-"""The report: what quantisation costs a model, where, and which knob repairs it; one file that reads without scripts.
+"""The report: what quantisation costs a model, where, and which knob repairs it; one file that
+reads without scripts.
 
-``analysis`` measures, ``pictures`` draws (matplotlib, the extra "report"), the template ``report.html.j2`` puts it on a page.
+``analysis`` measures, ``pictures`` draws (matplotlib, the extra "report"), the template
+``report.html.j2`` puts it on a page.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The numbers of the report: by place, by layer, over a long run; what a curve needs is kept beside them."""
+"""The numbers of the report: by place, by layer, over a long run; what a curve needs is kept beside
+them.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,8 @@ def analyse(
     metric: Metric | None = None,
     progress: Progress | None = None,
 ) -> Analysis:
-    """Measure ``model`` against ``graph`` on ``samples``, and over a run of ``steps`` steps made of them end to end.
+    """Measure ``model`` against ``graph`` on ``samples``, and over a run of ``steps`` steps made of
+    them end to end.
 
     Raises SampleError and ModelError as ``check.compare``.
     """
@@ -64,12 +67,23 @@ def analyse(
         "cost": _cost(model),
     }
     curves |= {
-        "outputs": (float_outputs(model, graph, samples)[0], model.stream().run(samples.sequences[0])),
-        "all": (float_outputs(model, graph, samples), [model.stream().run(x) for x in samples.sequences]),
+        "outputs": (
+            float_outputs(model, graph, samples)[0],
+            model.stream().run(samples.sequences[0]),
+        ),
+        "all": (
+            float_outputs(model, graph, samples),
+            [model.stream().run(x) for x in samples.sequences],
+        ),
         "targets": samples.targets,
-        "weights": {layer.name: np.concatenate([layer.w_x, layer.w_h], axis=1) for layer in _recurrent(model)},
+        "weights": {
+            layer.name: np.concatenate([layer.w_x, layer.w_h], axis=1)
+            for layer in _recurrent(model)
+        },
         "limits": {layer.name: 2 ** (layer.weight_bits - 1) - 1 for layer in _recurrent(model)},
-        "margins": {layer.name: layer.margin_bits() for layer in model.layers if hasattr(layer, "rows")},
+        "margins": {
+            layer.name: layer.margin_bits() for layer in model.layers if hasattr(layer, "rows")
+        },
     }
     facts["advice"] = _advice(facts, texts(model))
     return Analysis(facts, curves)
@@ -83,7 +97,9 @@ def _recurrent(model: Model) -> list[RecurrentLayer]:
 
 
 def _layers(model: Model, graph: Graph, samples: Samples) -> list[dict[str, Any]]:
-    """SQNR of the output when only that layer's weights are the quantised ones, all else exact: what the layer costs."""
+    """SQNR of the output when only that layer's weights are the quantised ones, all else exact:
+    what the layer costs.
+    """
     sequences = [model.scaler.normalise(x) for x in samples.sequences]
     exact = np.concatenate([run_in_mode(graph, model.mode, x) for x in sequences])
     found = []
@@ -92,7 +108,9 @@ def _layers(model: Model, graph: Graph, samples: Samples) -> list[dict[str, Any]
         if changed is None:
             continue
         layers = (*graph.layers[:index], changed, *graph.layers[index + 1 :])
-        y = np.concatenate([run_in_mode(replace(graph, layers=layers), model.mode, x) for x in sequences])
+        y = np.concatenate(
+            [run_in_mode(replace(graph, layers=layers), model.mode, x) for x in sequences]
+        )
         described = model.info()["layers"][index]
         bits = layer.weight_bits if isinstance(layer, RecurrentLayer) else 16
         found.append(
@@ -128,7 +146,9 @@ def _cost(model: Model) -> list[dict[str, Any]]:
 
 
 def _advice(facts: dict[str, Any], of_source: Sequence[str] = ()) -> list[str]:
-    """What to do, said of the layer and the place it is about; ``of_source``: what convert has measured against the source."""
+    """What to do, said of the layer and the place it is about; ``of_source``: what convert has
+    measured against the source.
+    """
     said = [
         *of_source,
         *_of_sqnr(facts["check"]["sqnr_db"]),
@@ -144,8 +164,10 @@ def _advice(facts: dict[str, Any], of_source: Sequence[str] = ()) -> list[str]:
 def _of_sqnr(sqnr: float | None) -> Iterator[str]:
     if sqnr is not None and sqnr < FAITHFUL_DB:
         yield (
-            f"the output's SQNR is {sqnr:.1f} dB, below {FAITHFUL_DB:.0f}: the integers are not the model that was trained. "
-            "Look at the inputs' units (--scaler), the calibration data (--calib) and the precision (--precision w8a16)"
+            f"the output's SQNR is {sqnr:.1f} dB, below {FAITHFUL_DB:.0f}: the integers are not "
+            f"the model that was trained. "
+            "Look at the inputs' units (--scaler), the calibration data (--calib) and the "
+            "precision (--precision w8a16)"
         )
 
 
@@ -154,20 +176,25 @@ def _of_long_run(run: dict[str, Any]) -> Iterator[str]:
     for cell in climbing[:NAMED]:
         ends = f", the end of its format ({C_LIMIT:.0f})" if cell["saturates"] else ""
         yield (
-            f"layer '{cell['layer']}' unit {cell['unit']}: its cell climbs to {cell['long_run']:.3g} in the long run{ends}; within "
-            f"the sequences it reaches {cell['within_sequences']:.3g}. Run the model in windows (--mode tumble:T or slide:T), "
+            f"layer '{cell['layer']}' unit {cell['unit']}: its cell climbs to "
+            f"{cell['long_run']:.3g} in the long run{ends}; within "
+            f"the sequences it reaches {cell['within_sequences']:.3g}. Run the model in windows "
+            f"(--mode tumble:T or slide:T), "
             "reset it now and then, or train on longer sequences"
         )
     if len(climbing) > NAMED:
         yield f"and {len(climbing) - NAMED} more cells climb (--json names them all)"
     for unit in run["stuck"][:NAMED]:
         yield (
-            f"layer '{unit['layer']}' unit {unit['unit']}: its hidden state stands still in the second half of the long run, where "
-            f"the float one moves by {unit['float_moves']:.3g}: raise the layer's precision (--precision w8a16)"
+            f"layer '{unit['layer']}' unit {unit['unit']}: its hidden state stands still in the "
+            f"second half of the long run, where "
+            f"the float one moves by {unit['float_moves']:.3g}: raise the layer's precision "
+            f"(--precision w8a16)"
         )
     if run["grows"]:
         yield (
-            f"the error grows over {run['steps']} steps, from {run['rms_error_early']:.3g} to {run['rms_error_late']:.3g}: run the "
+            f"the error grows over {run['steps']} steps, from {run['rms_error_early']:.3g} to "
+            f"{run['rms_error_late']:.3g}: run the "
             "model in windows (--mode), or raise the precision"
         )
 
@@ -179,7 +206,8 @@ def _of_layers(layers: list[dict[str, Any]]) -> Iterator[str]:
     if worst["sqnr_db"] < ENOUGH_DB and second["sqnr_db"] - worst["sqnr_db"] > COSTLY_DB:
         repair = ": give it 8 bits (--precision)" if worst["weight_bits"] == 4 else ""
         yield (
-            f"layer '{worst['layer']}' costs most: {worst['sqnr_db']:.1f} dB alone, the next '{second['layer']}' "
+            f"layer '{worst['layer']}' costs most: {worst['sqnr_db']:.1f} dB alone, the next "
+            f"'{second['layer']}' "
             f"{second['sqnr_db']:.1f} dB{repair}"
         )
 
@@ -188,11 +216,14 @@ def _of_rails(places: list[dict[str, Any]], inputs: dict[str, int] | None) -> It
     for place in places:
         if place["saturated"] > RAILS * place["values"] and place["place"].startswith(GATE):
             yield (
-                f"layer '{place['layer']}', {place['place']}: {100 * place['saturated'] / place['values']:.1f} % of the values "
-                "are at the rails of +-16, where the gate is flat: harmless unless the float model tells them apart"
+                f"layer '{place['layer']}', {place['place']}: "
+                f"{100 * place['saturated'] / place['values']:.1f} % of the values "
+                "are at the rails of +-16, where the gate is flat: harmless unless the float model "
+                "tells them apart"
             )
     if inputs and inputs["saturated"]:
         yield (
-            f"{inputs['saturated']} of {inputs['values']} inputs are clipped: they are beyond what calibration made room for; give "
+            f"{inputs['saturated']} of {inputs['values']} inputs are clipped: they are beyond what "
+            f"calibration made room for; give "
             "--calib sequences that cover them"
         )

@@ -1,4 +1,6 @@
-"""What a step of the user's model costs on each core: counted in an emulator where there is one, else estimated."""
+"""What a step of the user's model costs on each core: counted in an emulator where there is one,
+else estimated.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,17 @@ from stepwell.link.emulators import EMULATORS, instruction_counter_for
 from stepwell.model import Model
 from stepwell.report import cost
 
-LIKELY_CPI = 1.5  # cycles for an instruction: cores differ, and flash with wait states makes it more
+LIKELY_CPI = (
+    1.5  # cycles for an instruction: cores differ, and flash with wait states makes it more
+)
 STEPS = 5
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One core's cost. ``how``: the emulator's URL, or "estimated", then ``error`` is the estimate's relative error."""
+    """One core's cost. ``how``: the emulator's URL, or "estimated", then ``error`` is the
+    estimate's relative error.
+    """
 
     core: str
     how: str
@@ -47,17 +53,25 @@ class Deadline:
     hertz: float
 
     def verdict(self, instructions: int) -> tuple[str, float, float]:
-        """("meets", "may miss" or "misses", seconds at one cycle an instruction, seconds at LIKELY_CPI)."""
+        """("meets", "may miss" or "misses", seconds at one cycle an instruction, seconds at
+        LIKELY_CPI).
+        """
         least = instructions / self.hertz
         likely = least * LIKELY_CPI
-        word = "misses" if least > self.seconds else "meets" if likely <= self.seconds else "may miss"
+        word = (
+            "misses" if least > self.seconds else "meets" if likely <= self.seconds else "may miss"
+        )
         return word, least, likely
 
 
 def bench(
-    model: Model, cores: Iterable[str] | None = None, progress: Callable[[str], object] = lambda core: None
+    model: Model,
+    cores: Iterable[str] | None = None,
+    progress: Callable[[str], object] = lambda core: None,
 ) -> list[Figure]:
-    """The cost of one step of ``model`` on ``cores`` (default: all that are known). WrongUse for an unknown core."""
+    """The cost of one step of ``model`` on ``cores`` (default: all that are known). WrongUse for an
+    unknown core.
+    """
     wanted = list(cores or cost.cores())
     for core in wanted:
         if core not in cost.cores():
@@ -76,11 +90,15 @@ def _figure(model: Model, core: str) -> Figure:
             return _measured(model, core, board)
         except (BuildError, LinkError) as error:  # too large for the board or its link
             reason = str(error).splitlines()[0]
-    return Figure(core, "estimated", cost.instructions_per_step(model, core), cost.error(core), note=reason)
+    return Figure(
+        core, "estimated", cost.instructions_per_step(model, core), cost.error(core), note=reason
+    )
 
 
 def _emulated(core: str) -> tuple[Board | None, str]:
-    """An emulated board with that core that can be built and run here, or the reason why there is none."""
+    """An emulated board with that core that can be built and run here, or the reason why there is
+    none.
+    """
     reason = "no emulated board has this core"
     for board in map(load_board, board_names()):
         if board.target != core or board.label != "emulated":

@@ -1,4 +1,6 @@
-"""Instructions a step, estimated: what tools/bench_mcu.py --fit found in emulated runs of LSTMs and GRUs (costs.json)."""
+"""Instructions a step, estimated: what tools/bench_mcu.py --fit found in emulated runs of LSTMs and
+GRUs (costs.json).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ WALK = 60.0  # instructions of the walk over the layers, for each of them
 
 @cache
 def fitted() -> dict[str, dict[str, list[float]]]:
-    """By core (packing.TARGETS): cell and width -> instructions for each multiply-accumulate, each unit, and each layer.
+    """By core (packing.TARGETS): cell and width -> instructions for each multiply-accumulate, each
+    unit, and each layer.
 
     "missed": the largest relative error of the fit, over sizes that it has not seen, too.
     """
@@ -29,16 +32,23 @@ def cores() -> list[str]:
 
 
 def error(core: str) -> float:
-    """Relative error of an estimate for recurrent models, as the fit saw it. Other layers are estimated more roughly."""
+    """Relative error of an estimate for recurrent models, as the fit saw it. Other layers are
+    estimated more roughly.
+    """
     return float(fitted()[core]["missed"])
 
 
 def instructions_per_step(model: Network, core: str) -> int:
     """Estimated, on average over a turn of the model's mode. KeyError for an unknown core."""
     runs = runs_per_step(model)
-    walks = [n * timing.every for n, timing in zip(runs, model.timing, strict=True)]  # also where a layer does not run
+    walks = [
+        n * timing.every for n, timing in zip(runs, model.timing, strict=True)
+    ]  # also where a layer does not run
     return round(
-        sum(_layer(layer, core) * n + WALK * walk for layer, n, walk in zip(model.layers, runs, walks, strict=True))
+        sum(
+            _layer(layer, core) * n + WALK * walk
+            for layer, n, walk in zip(model.layers, runs, walks, strict=True)
+        )
     )
 
 

@@ -1,4 +1,6 @@
-"""The result of hardware-in-the-loop runs as one page without scripts: ``stepwell hil --html`` and ``pytest --hil-html``."""
+"""The result of hardware-in-the-loop runs as one page without scripts: ``stepwell hil --html`` and
+``pytest --hil-html``.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ OUTCOMES = ("passed", "failed", "error", "skipped")
 
 @dataclass(frozen=True)
 class Run:
-    """One line of the page. ``outcome``: one of OUTCOMES; ``facts``: what is known of it, in columns; ``text``: why it failed."""
+    """One line of the page. ``outcome``: one of OUTCOMES; ``facts``: what is known of it, in
+    columns; ``text``: why it failed.
+    """
 
     name: str
     outcome: str
@@ -34,8 +38,12 @@ def run_of(port: str, result: HilReport | StepwellError) -> Run:
         "model": result.model_id,
         "sequences": str(result.sequences),
         "steps": str(result.steps),
-        **({"a step": f"{result.cost_per_step:.0f} {result.cost_unit}"} if result.cost_unit else {}),
-        **({"stack of a step": f"{result.stack_bytes} B"} if result.stack_bytes is not None else {}),
+        **(
+            {"a step": f"{result.cost_per_step:.0f} {result.cost_unit}"} if result.cost_unit else {}
+        ),
+        **(
+            {"stack of a step": f"{result.stack_bytes} B"} if result.stack_bytes is not None else {}
+        ),
         "RAM of the stream": f"{result.ram_bytes} B",
         "frames": str(result.frames),
         "damaged": str(result.damaged_at_board + result.damaged_here),
@@ -51,5 +59,7 @@ def write_page(path: str | Path, title: str, runs: Iterable[Run]) -> Path:
     rows = list(runs)
     columns = list(dict.fromkeys(column for run in rows for column in run.facts))
     counts = {outcome: sum(run.outcome == outcome for run in rows) for outcome in OUTCOMES}
-    page = render("hil.html.j2", title=title, runs=rows, columns=columns, counts=counts, version=__version__)
+    page = render(
+        "hil.html.j2", title=title, runs=rows, columns=columns, counts=counts, version=__version__
+    )
     return write_whole(path, page)

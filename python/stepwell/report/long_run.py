@@ -1,4 +1,6 @@
-"""A stream that is never reset: does the error grow, do gates close for good, do cells climb or stand still?"""
+"""A stream that is never reset: does the error grow, do gates close for good, do cells climb or
+stand still?
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,15 @@ from stepwell.layers.recurrent import CELL_NAME
 from stepwell.model import Model
 from stepwell.quantize.calibrate import Progress
 from stepwell.reference import Reference
-from stepwell.report.places import C_LIMIT, GATE, HIDDEN, Array, float_observer, form, integer_observer
+from stepwell.report.places import (
+    C_LIMIT,
+    GATE,
+    HIDDEN,
+    Array,
+    float_observer,
+    form,
+    integer_observer,
+)
 from stepwell.samples import Samples
 from stepwell.stream import FloatStream, run_in_mode
 
@@ -26,8 +36,10 @@ MOVES = 2.0  # codes by which a float hidden state moves that should be seen in 
 
 
 class _Watch:
-    """What one side does, in real values. ``flat``: percent of each gate's values beyond FLAT, block by block; ``peak``: of
-    each cell; ``low`` and ``high`` of each hidden state over the second half."""
+    """What one side does, in real values. ``flat``: percent of each gate's values beyond FLAT,
+    block by block; ``peak``: of each cell; ``low`` and ``high`` of each hidden state over the
+    second half.
+    """
 
     def __init__(self, model: Model, in_codes: bool):
         self._model, self._in_codes = model, in_codes
@@ -53,11 +65,18 @@ class _Watch:
 
 
 def long_run(
-    model: Model, graph: Graph, samples: Samples, steps: int, curves: dict[str, Any], progress: Progress | None = None
+    model: Model,
+    graph: Graph,
+    samples: Samples,
+    steps: int,
+    curves: dict[str, Any],
+    progress: Progress | None = None,
 ) -> dict[str, Any] | None:
-    """``steps`` steps made of the sequences, end to end. None for sliding windows: every output starts anew.
+    """``steps`` steps made of the sequences, end to end. None for sliding windows: every output
+    starts anew.
 
-    The four quarters have the same input: what is worse in the last than in the second is the state's doing.
+    The four quarters have the same input: what is worse in the last than in the second is the
+    state's doing.
     """
     if model.mode.kind == "slide":
         return None
@@ -67,7 +86,9 @@ def long_run(
     blocks = _errors(model, graph, x, edges, floats, integers, progress)
     rms, largest = np.array([(np.sqrt(np.mean(block**2)), block.max()) for block in blocks]).T
     curves["long_run"] = edges[1:], rms, largest
-    names = {key: f"{model.layers[key[0]].name}: {key[1].removeprefix(GATE)}" for key in integers.flat}
+    names = {
+        key: f"{model.layers[key[0]].name}: {key[1].removeprefix(GATE)}" for key in integers.flat
+    }
     curves["flat"] = {name: (integers.flat[key], floats.flat[key]) for key, name in names.items()}
     quarter = len(rms) // 4
     early, late = float(np.mean(rms[quarter : 2 * quarter])), float(np.mean(rms[-quarter:]))
@@ -81,7 +102,10 @@ def long_run(
         "stuck": _stuck(model, floats, integers),
         "flat_gates": [
             {"layer": model.layers[key[0]].name, "place": key[1]}
-            | {"integer_percent": float(np.mean(integers.flat[key])), "float_percent": float(np.mean(floats.flat[key]))}
+            | {
+                "integer_percent": float(np.mean(integers.flat[key])),
+                "float_percent": float(np.mean(floats.flat[key])),
+            }
             | {"late_percent": float(np.mean(integers.flat[key][-quarter:]))}
             for key in integers.flat
         ],
@@ -93,11 +117,19 @@ def _repeated(x: Array, steps: int) -> Array:
 
 
 def _errors(
-    model: Model, graph: Graph, x: Array, edges: Array, floats: _Watch, integers: _Watch, progress: Progress | None
+    model: Model,
+    graph: Graph,
+    x: Array,
+    edges: Array,
+    floats: _Watch,
+    integers: _Watch,
+    progress: Progress | None,
 ) -> Iterator[Array]:
     """Largest |float - integer| of the outputs at each step, block by block."""
     normal = x if model.scaler.is_identity else model.scaler.normalise(x)
-    if model.mode.kind != "carry":  # its layers start anew within the run: only the outputs are compared
+    if (
+        model.mode.kind != "carry"
+    ):  # its layers start anew within the run: only the outputs are compared
         error = np.abs(run_in_mode(graph, model.mode, normal) - model.stream().run(x)).max(axis=-1)
         yield from (error[a:b] for a, b in pairwise(edges))
         return
@@ -120,8 +152,12 @@ def _peaks(model: Model, graph: Graph, samples: Samples) -> dict[int, Array]:
     return watch.peak
 
 
-def _climbing(model: Model, peak: dict[int, Array], within: dict[int, Array]) -> list[dict[str, Any]]:
-    """Cells that climb far beyond what they reach within the sequences, or to the end of their format."""
+def _climbing(
+    model: Model, peak: dict[int, Array], within: dict[int, Array]
+) -> list[dict[str, Any]]:
+    """Cells that climb far beyond what they reach within the sequences, or to the end of their
+    format.
+    """
     return [
         {
             "layer": model.layers[index].name,
@@ -131,7 +167,9 @@ def _climbing(model: Model, peak: dict[int, Array], within: dict[int, Array]) ->
             "saturates": bool(peaks[unit] >= C_LIMIT),
         }
         for index, peaks in peak.items()
-        for unit in np.flatnonzero((peaks > np.maximum(1.0, CLIMBS * within[index])) | (peaks >= C_LIMIT))
+        for unit in np.flatnonzero(
+            (peaks > np.maximum(1.0, CLIMBS * within[index])) | (peaks >= C_LIMIT)
+        )
     ]
 
 
@@ -142,5 +180,7 @@ def _stuck(model: Model, floats: _Watch, integers: _Watch) -> list[dict[str, Any
         layer = model.layers[index]
         moves = floats.high[index] - floats.low[index]
         for unit in np.flatnonzero((integers.high[index] == low) & (moves > MOVES * layer.y_scale)):
-            found.append({"layer": layer.name, "unit": int(unit), "float_moves": float(moves[unit])})
+            found.append(
+                {"layer": layer.name, "unit": int(unit), "float_moves": float(moves[unit])}
+            )
     return found

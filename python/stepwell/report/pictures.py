@@ -1,4 +1,6 @@
-"""The report's pictures, as SVG that takes its text colour from the page and so reads in light and dark."""
+"""The report's pictures, as SVG that takes its text colour from the page and so reads in light and
+dark.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +28,22 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401 - whether it is there
     except ImportError as error:
-        raise StepwellError("the report's pictures need matplotlib: pip install 'stepwell[report]'") from error
+        raise StepwellError(
+            "the report's pictures need matplotlib: pip install 'stepwell[report]'"
+        ) from error
 
 
 def draw(analysis: Analysis) -> dict[str, Markup]:
-    """Name -> <svg>, empty where the analysis has no data for it. StepwellError when matplotlib is not installed."""
+    """Name -> <svg>, empty where the analysis has no data for it. StepwellError when matplotlib is
+    not installed.
+    """
     require_matplotlib()
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "stepwell", "font.size": 9, "axes.grid": True})
+    matplotlib.rcParams.update(
+        {"svg.fonttype": "none", "svg.hashsalt": "stepwell", "font.size": 9, "axes.grid": True}
+    )
     matplotlib.rcParams["text.parse_math"] = False  # a name with $ is no formula
     return {picture.__name__: _svg(picture, analysis) for picture in PICTURES}
 
@@ -50,12 +58,23 @@ def _svg(picture: Callable, analysis: Analysis) -> Markup:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
     out = io.StringIO()
-    figure.savefig(out, format="svg", transparent=True, bbox_inches="tight", metadata={"Date": None, "Creator": None})
+    figure.savefig(
+        out,
+        format="svg",
+        transparent=True,
+        bbox_inches="tight",
+        metadata={"Date": None, "Creator": None},
+    )
     plt.close(figure)
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<text\b", '<text fill="currentColor"', svg.replace("#000000", "currentColor"))
-    svg = re.sub(r'(<svg [^>]*?)width="[^"]*" height="[^"]*"|(<svg )', lambda m: m.group(1) or m.group(2), svg, count=1)
+    svg = re.sub(
+        r'(<svg [^>]*?)width="[^"]*" height="[^"]*"|(<svg )',
+        lambda m: m.group(1) or m.group(2),
+        svg,
+        count=1,
+    )
     return Markup(printable(svg, "\n"))  # XML in which matplotlib has escaped the names
 
 
@@ -124,7 +143,10 @@ def layers(plt, analysis: Analysis):
     figure, ax = plt.subplots(figsize=(8, 0.8 + 0.3 * len(found)))
     names = [f"{layer['layer']} ({layer['weight_bits']} bits)" for layer in found][::-1]
     ax.barh(names, [layer["sqnr_db"] for layer in found][::-1], color=COLOURS[0])
-    ax.set_xlabel("SQNR of the output with only this layer's weights quantised, dB (the shortest bar costs most)")
+    ax.set_xlabel(
+        "SQNR of the output with only this layer's weights quantised, dB (the shortest bar costs "
+        "most)"
+    )
     return figure
 
 
@@ -149,10 +171,20 @@ def activations(plt, analysis: Analysis):
     shares = np.array(list(kept.values()))
     for row, strip in enumerate(shares):
         for octave, share in enumerate(strip):
-            ax.barh(row, 1, left=octave - BITS, color=COLOURS[0], alpha=float(np.sqrt(share / shares.max())), lw=0)
+            ax.barh(
+                row,
+                1,
+                left=octave - BITS,
+                color=COLOURS[0],
+                alpha=float(np.sqrt(share / shares.max())),
+                lw=0,
+            )
     ax.set_yticks(range(len(kept)), list(kept))
     ax.invert_yaxis()
-    ax.set(xlim=(-BITS, 0.1), xlabel="magnitude: bits below the end of the format (left: all that is smaller)")
+    ax.set(
+        xlim=(-BITS, 0.1),
+        xlabel="magnitude: bits below the end of the format (left: all that is smaller)",
+    )
     ax.axvline(0, color=COLOURS[1], lw=1)
     return figure
 
@@ -209,7 +241,9 @@ def _confusion(plt, targets: list, exact: list, integer: list):
         counts = np.zeros((n, n), int)
         np.add.at(counts, (labels, predicted), 1)
         shade = 0.75 * counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-        ax.imshow([[to_rgba(COLOURS[0], alpha) for alpha in row] for row in shade])  # over the page, light or dark
+        ax.imshow(
+            [[to_rgba(COLOURS[0], alpha) for alpha in row] for row in shade]
+        )  # over the page, light or dark
         for (row, column), count in np.ndenumerate(counts):
             if count and n <= MOST_CLASSES:
                 ax.text(column, row, str(count), ha="center", va="center", fontsize=7)

@@ -1,8 +1,9 @@
 """Keras 3 model -> float graph, from its layers' settings and weights, proven by running both.
 
-``walk`` follows the calls from the inputs to the output and gives each to its handler: ``recurrent`` for the cells, ``windows``
-for what looks back over the sequence, ``plain`` for all that works step by step; ``activations`` maps functions, ``fuse`` tidies
-what they made, ``check`` runs Keras and the stream and compares. ``values`` is what they all speak of.
+``walk`` follows the calls from the inputs to the output and gives each to its handler:
+``recurrent`` for the cells, ``windows`` for what looks back over the sequence, ``plain`` for all
+that works step by step; ``activations`` maps functions, ``fuse`` tidies what they made, ``check``
+runs Keras and the stream and compares. ``values`` is what they all speak of.
 """
 
 from __future__ import annotations
@@ -37,13 +38,16 @@ __all__ = ["import_keras", "import_keras_file"]
 
 
 def import_keras(model, verify: bool = True, *, outputs: Names = None) -> Imported:
-    """Read a built Keras 3 model: Sequential or Functional, one input [batch, T, n_in] (or tokens [batch, T]).
+    """Read a built Keras 3 model: Sequential or Functional, one input [batch, T, n_in] (or tokens
+    [batch, T]).
 
-    ``outputs``: names of the outputs that the stream shall have, side by side in this order: the keys of a dict, else the names of
-    the layers that make them; None: all but states of layers with return_state.
+    ``outputs``: names of the outputs that the stream shall have, side by side in this order: the
+    keys of a dict, else the names of the layers that make them; None: all but states of layers with
+    return_state.
 
-    Raises ImportRefused, naming the layer and what to do, when something in it cannot be streamed or is not understood, or when
-    the stream differs from Keras by more than 1e-5 of the output's range.
+    Raises ImportRefused, naming the layer and what to do, when something in it cannot be streamed
+    or is not understood, or when the stream differs from Keras by more than 1e-5 of the output's
+    range.
     """
     from stepwell.importer.imported import Imported
     from stepwell.importer.source import SourceModel
@@ -53,13 +57,18 @@ def import_keras(model, verify: bool = True, *, outputs: Names = None) -> Import
     try:
         walked, graph = _graph(model, wanted, _source(keras, model))
         proof = replay(model, walked, graph) if verify else None
-        return Imported(graph, proof, SourceModel(partial(answers, model, walked), model.inputs[0].shape[1]))
+        return Imported(
+            graph, proof, SourceModel(partial(answers, model, walked), model.inputs[0].shape[1])
+        )
     except ImportRefused as error:
         names = wanted or data_names(model)
-        raise advised(error, names, lambda name: _graph(model, (name,), Source())) from error.__cause__
+        raise advised(
+            error, names, lambda name: _graph(model, (name,), Source())
+        ) from error.__cause__
     except Exception as error:  # a model can hold anything that is Python
         raise ImportRefused(
-            f"model '{printable(model.name)}' cannot be read: {type(error).__name__}: {str(error)[:300]}"
+            f"model '{printable(model.name)}' cannot be read: {type(error).__name__}: "
+            f"{str(error)[:300]}"
         ) from error
 
 
@@ -67,7 +76,9 @@ def _graph(model, wanted: tuple[str, ...], source: Source) -> tuple[Walked, Grap
     walked = walk(model, wanted)
     layers, sources = fused(walked.layers, walked.sources, walked.output.index)
     readout = "every" if walked.output.timed else "last"
-    return walked, Graph(layers, readout, source, tuple(walked.notes), sources, outputs_of(walked.heads))
+    return walked, Graph(
+        layers, readout, source, tuple(walked.notes), sources, outputs_of(walked.heads)
+    )
 
 
 def import_keras_file(path: Path, verify: bool = True, *, outputs: Names = None) -> Imported:
@@ -83,7 +94,10 @@ def import_keras_file(path: Path, verify: bool = True, *, outputs: Names = None)
     notes = as_saved(model, path)
     imported = import_keras(model, verify, outputs=outputs)
     source = replace(imported.graph.source, file=path.name, sha256=file_sha256(path))
-    return replace(imported, graph=replace(imported.graph, source=source, notes=(*notes, *imported.graph.notes)))
+    return replace(
+        imported,
+        graph=replace(imported.graph, source=source, notes=(*notes, *imported.graph.notes)),
+    )
 
 
 BACKENDS = ("torch", "jax")  # in place of TensorFlow, where that is not installed
@@ -95,7 +109,8 @@ def _keras():
         import keras
     except ImportError as error:
         raise ImportRefused(
-            f'Keras models need Keras 3 and one of its backends ({error}): pip install "stepwell[keras]", or set KERAS_BACKEND to '
+            f"Keras models need Keras 3 and one of its backends ({error}): pip install "
+            f'"stepwell[keras]", or set KERAS_BACKEND to '
             "a backend that is installed"
         ) from error
     if not hasattr(keras, "KerasTensor"):
@@ -104,8 +119,14 @@ def _keras():
 
 
 def _choose_backend() -> None:
-    """Before Keras' first import: a backend that is there, where TensorFlow is not and the user has chosen none."""
-    if "keras" in sys.modules or os.environ.get("KERAS_BACKEND") or _configured() not in ("", "tensorflow"):
+    """Before Keras' first import: a backend that is there, where TensorFlow is not and the user has
+    chosen none.
+    """
+    if (
+        "keras" in sys.modules
+        or os.environ.get("KERAS_BACKEND")
+        or _configured() not in ("", "tensorflow")
+    ):
         return
     found = [name for name in ("tensorflow", *BACKENDS) if importlib.util.find_spec(name)]
     if found and found[0] != "tensorflow":
@@ -113,7 +134,9 @@ def _choose_backend() -> None:
 
 
 def _configured() -> str:
-    """The backend in Keras' own file of settings; "tensorflow" is no choice: Keras writes it there by itself."""
+    """The backend in Keras' own file of settings; "tensorflow" is no choice: Keras writes it there
+    by itself.
+    """
     try:
         folder = os.environ.get("KERAS_HOME") or Path.home() / ".keras"
         return str(json.loads((Path(folder) / "keras.json").read_text()).get("backend", ""))
@@ -124,19 +147,24 @@ def _configured() -> str:
 def _check_model(keras, model) -> None:
     if not isinstance(model, keras.Model):
         kind = f"{type(model).__module__}.{type(model).__qualname__}"
-        raise ImportRefused(f"expected a keras.Model of Keras 3, not a {kind}: load it with keras.saving.load_model")
+        raise ImportRefused(
+            f"expected a keras.Model of Keras 3, not a {kind}: load it with keras.saving.load_model"
+        )
     if isinstance(model, keras.Sequential) and not model.built:
         raise ImportRefused(
-            f"model '{printable(model.name)}' is not built: begin it with keras.Input((T, n_in)), or call it on data"
+            f"model '{printable(model.name)}' is not built: begin it with keras.Input((T, n_in)), "
+            f"or call it on data"
         )
     if not getattr(getattr(model, "_functional", None) or model, "_nodes_by_depth", None):
         raise ImportRefused(
-            f"model '{printable(model.name)}' is neither Sequential nor Functional: its call() is Python code; rebuild it as "
+            f"model '{printable(model.name)}' is neither Sequential nor Functional: its call() is "
+            f"Python code; rebuild it as "
             "keras.Model(inputs, outputs) from the same layers"
         )
     if len(model.inputs) != 1:
         raise ImportRefused(
-            f"model '{printable(model.name)}' has {len(model.inputs)} inputs, a stream has one: build a keras.Model with one of "
+            f"model '{printable(model.name)}' has {len(model.inputs)} inputs, a stream has one: "
+            f"build a keras.Model with one of "
             "them, or with one that is divided into them"
         )
 

@@ -48,7 +48,9 @@ def _relu(layer) -> str | Function:
     return made[settings]()
 
 
-LAYER_FUNCTIONS: dict[str, Callable[[object], str | Function]] = {  # layers that are a function of each value
+LAYER_FUNCTIONS: dict[
+    str, Callable[[object], str | Function]
+] = {  # layers that are a function of each value
     "Activation": lambda layer: function_of(layer.activation),
     "ReLU": _relu,
     "LeakyReLU": lambda layer: Function("leaky_relu", float(layer.negative_slope)),
@@ -67,7 +69,9 @@ def keras_2_hard_sigmoid(x):
 
 
 def function_of(activation) -> str | Function:
-    """The function for what a layer holds as its ``activation``: a function of keras.activations, or a layer."""
+    """The function for what a layer holds as its ``activation``: a function of keras.activations,
+    or a layer.
+    """
     import keras
 
     if isinstance(activation, keras.layers.Layer) and type(activation).__name__ in LAYER_FUNCTIONS:
@@ -81,11 +85,15 @@ def function_of(activation) -> str | Function:
 
 
 def activated(call: Call, x: Value, function: str | Function) -> int:
-    """Apply a function to a value; softmax, which is a dense layer's, gets one that changes nothing."""
+    """Apply a function to a value; softmax, which is a dense layer's, gets one that changes
+    nothing.
+    """
     if function == "none":
         return x.index
     if function == "softmax":
-        return call.put(Dense(call.name, np.ones((x.size, 1)), np.zeros(x.size), function, x.size), x.index)
+        return call.put(
+            Dense(call.name, np.ones((x.size, 1)), np.zeros(x.size), function, x.size), x.index
+        )
     return call.put(Activation(call.name, function, x.size), x.index)
 
 
@@ -103,7 +111,10 @@ def softmax(call: Call) -> Value:
     if call.x.timed and axis in (1, [1], (1,)) and call.x.size == 1:
         return replace(call.x, waits="Softmax")
     if not is_last_axis(axis, call.x) or not call.x.inner:
-        raise Refusal(f"softmax over axis {axis}: over the features, or over time of one value a step, is understood")
+        raise Refusal(
+            f"softmax over axis {axis}: over the features, or over time of one value a step, is "
+            f"understood"
+        )
     return replace(call.x, index=activated(call, call.x, "softmax"))
 
 

@@ -17,7 +17,9 @@ from stepwell.text import printable
 
 
 def replay(model, walked: Walked, graph: Graph) -> Replay:
-    """Run both on random sequences and compare where the stream has a new output. Raises ImportRefused where they differ."""
+    """Run both on random sequences and compare where the stream has a new output. Raises
+    ImportRefused where they differ.
+    """
     import keras
 
     x = _sample(model, graph)
@@ -27,7 +29,8 @@ def replay(model, walked: Walked, graph: Graph) -> Replay:
     ours, expected = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
     if not ours.size or ours.shape != expected.shape:
         raise ImportRefused(
-            f"model '{printable(model.name)}' gives {list(expected.shape)} for {list(x.shape)}, the stream {list(ours.shape)}: "
+            f"model '{printable(model.name)}' gives {list(expected.shape)} for {list(x.shape)}, "
+            f"the stream {list(ours.shape)}: "
             f"sequences of {x.shape[1]} steps are too short for a first output"
         )
     ends = np.cumsum([head.size for head in walked.heads])[:-1]
@@ -36,20 +39,26 @@ def replay(model, walked: Walked, graph: Graph) -> Replay:
     oracle = f"keras {keras.__version__} ({keras.backend.backend()})"
     if not error <= TOLERANCE:
         raise ImportRefused(
-            f"the stream differs from model '{printable(model.name)}' by {error:.2e} of the output's range ({oracle}, allowed "
-            f"{TOLERANCE:.0e}): the importer has misread a layer; please report it with the model's get_config()"
+            f"the stream differs from model '{printable(model.name)}' by {error:.2e} of the "
+            f"output's range ({oracle}, allowed "
+            f"{TOLERANCE:.0e}): the importer has misread a layer; please report it with the "
+            f"model's get_config()"
         )
     return Replay(error, oracle)
 
 
 def _sample(model, graph: Graph) -> np.ndarray:
-    """Random input as the model takes it: [batch, T, ...], long enough for some outputs where T is free."""
+    """Random input as the model takes it: [batch, T, ...], long enough for some outputs where T is
+    free.
+    """
     spec = model.inputs[0]
     timing = graph.timing[-1]
     free = (STREAMS, STEPS + timing.first + 4 * (timing.every - 1))
     sizes = [size or free[k] for k, size in enumerate(spec.shape)]
     rng = np.random.default_rng(20)
-    readers = [layer for layer, reads in zip(graph.layers, graph.sources, strict=True) if 0 in reads]
+    readers = [
+        layer for layer, reads in zip(graph.layers, graph.sources, strict=True) if 0 in reads
+    ]
     tokens = [len(layer.table) for layer in readers if isinstance(layer, Embedding)]
     if tokens:
         return rng.integers(min(1, min(tokens) - 1), min(tokens), size=sizes).astype(spec.dtype)
@@ -59,10 +68,19 @@ def _sample(model, graph: Graph) -> np.ndarray:
 def _unscaled(x: np.ndarray, readers: list) -> np.ndarray:
     """Where the model begins by scaling, what it scales to x: a trained model's own range."""
     first = readers[0]
-    if len(readers) != 1 or not isinstance(first, Dense) or first.groups != first.n_in or not first.weight.all():
+    if (
+        len(readers) != 1
+        or not isinstance(first, Dense)
+        or first.groups != first.n_in
+        or not first.weight.all()
+    ):
         return x
     flat = x.reshape(*x.shape[:2], -1)
-    return ((flat - first.bias) / first.weight[:, 0]).reshape(x.shape) if first.n_out == first.n_in else x
+    return (
+        ((flat - first.bias) / first.weight[:, 0]).reshape(x.shape)
+        if first.n_out == first.n_in
+        else x
+    )
 
 
 def _keras_output(model, walked: Walked, x: np.ndarray) -> np.ndarray:
@@ -73,16 +91,22 @@ def _keras_output(model, walked: Walked, x: np.ndarray) -> np.ndarray:
     try:
         with _from_zero_state(model):
             made = keras.tree.flatten(model(keras.ops.convert_to_tensor(x), training=False))
-            found = [np.asarray(keras.ops.convert_to_numpy(made[k]), dtype=np.float64) for k in walked.places]
+            found = [
+                np.asarray(keras.ops.convert_to_numpy(made[k]), dtype=np.float64)
+                for k in walked.places
+            ]
         return np.concatenate([y.reshape(*y.shape[:n_axes], -1) for y in found], axis=-1)
     except Exception as error:  # nobody tells what a backend raises
         raise ImportRefused(
-            f"model '{printable(model.name)}' itself cannot be run to compare with: {type(error).__name__}: {str(error)[:300]}"
+            f"model '{printable(model.name)}' itself cannot be run to compare with: "
+            f"{type(error).__name__}: {str(error)[:300]}"
         ) from error
 
 
 def answers(model, walked: Walked, x: np.ndarray) -> np.ndarray:
-    """Keras on sequences: float [B, T, n_in] -> float64 [B, n, n_out], n = 1 where it answers at the end."""
+    """Keras on sequences: float [B, T, n_in] -> float64 [B, n, n_out], n = 1 where it answers at
+    the end.
+    """
     spec = model.inputs[0]
     fixed = spec.shape[0] or len(x)  # a batch of fixed size is filled up
     found = []
@@ -101,7 +125,9 @@ def _from_zero_state(model) -> Iterator[None]:
     import keras
 
     states = [
-        state for layer in model._flatten_layers() for state in keras.tree.flatten(getattr(layer, "states", None))
+        state
+        for layer in model._flatten_layers()
+        for state in keras.tree.flatten(getattr(layer, "states", None))
     ]
     held = [(state, keras.ops.copy(state.value)) for state in states if state is not None]
     try:
@@ -114,7 +140,9 @@ def _from_zero_state(model) -> Iterator[None]:
 
 
 def _compared(graph: Graph, x: np.ndarray, expected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What the graph and Keras give, [batch, n, ..] each: all that both have, or the last of it. In two stretches where it can."""
+    """What the graph and Keras give, [batch, n, ..] each: all that both have, or the last of it. In
+    two stretches where it can.
+    """
     stream, cut = FloatStream(graph), 0 if graph.window else x.shape[1] // 2
     parts = [part for part in (x[:, :cut], x[:, cut:]) if part.size]
     ours = np.concatenate([stream.outputs(part) for part in parts], axis=1)

@@ -1,4 +1,6 @@
-"""Fewer layers for the same values: activations and scales go into the layer before, what no output needs goes."""
+"""Fewer layers for the same values: activations and scales go into the layer before, what no output
+needs goes.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from stepwell.layers import Activation, Add, Dense, Layer, Mul
 Sources = list[tuple[int, ...]]
 
 
-def fused(layers: list[Layer], sources: Sources, output: int) -> tuple[tuple[Layer, ...], tuple[tuple[int, ...], ...]]:
+def fused(
+    layers: list[Layer], sources: Sources, output: int
+) -> tuple[tuple[Layer, ...], tuple[tuple[int, ...], ...]]:
     """The layers that ``output`` needs, in order, which makes its layer the last one."""
     layers, sources = list(layers), list(sources)
     alias = list(range(len(layers) + 1))  # where a value is to be found
@@ -32,10 +36,16 @@ def _joined(before: Layer, layer: Layer) -> Layer | None:
         return None
     if isinstance(layer, Activation) and isinstance(before, Dense | Add | Mul):
         return replace(before, activation=layer.activation)
-    if isinstance(layer, Dense) and isinstance(before, Dense) and layer.groups == layer.n_in == layer.n_out:
+    if (
+        isinstance(layer, Dense)
+        and isinstance(before, Dense)
+        and layer.groups == layer.n_in == layer.n_out
+    ):
         scale = layer.weight[:, 0]
         bias = scale * before.bias + layer.bias
-        return replace(before, weight=scale[:, None] * before.weight, bias=bias, activation=layer.activation)
+        return replace(
+            before, weight=scale[:, None] * before.weight, bias=bias, activation=layer.activation
+        )
     return None
 
 
@@ -55,4 +65,6 @@ def _needed(
 ) -> tuple[tuple[Layer, ...], tuple[tuple[int, ...], ...]]:
     kept = sorted(ancestors(sources, [output]) - {0})
     place = {0: 0} | {value: k + 1 for k, value in enumerate(kept)}
-    return tuple(layers[v - 1] for v in kept), tuple(tuple(place[r] for r in sources[v - 1]) for v in kept)
+    return tuple(layers[v - 1] for v in kept), tuple(
+        tuple(place[r] for r in sources[v - 1]) for v in kept
+    )

@@ -1,4 +1,6 @@
-"""Keras layers that work step by step: dense layers, norms, merges, and what only moves values about."""
+"""Keras layers that work step by step: dense layers, norms, merges, and what only moves values
+about.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,14 @@ from math import prod
 import numpy as np
 
 from stepwell.importer.keras_models.activations import function_of
-from stepwell.importer.keras_models.values import Call, Refusal, Value, is_last_axis, numbers, numbers_or
+from stepwell.importer.keras_models.values import (
+    Call,
+    Refusal,
+    Value,
+    is_last_axis,
+    numbers,
+    numbers_or,
+)
 from stepwell.integer.functions import Function
 from stepwell.layers import Activation, Add, Concat, Dense, Embedding, LayerNorm, Mul, Slice, Window
 
@@ -23,7 +32,9 @@ def dense(call: Call) -> Value:
     else:
         weight = np.empty(layer.kernel.shape[::-1])
         weight[:, x.order] = numbers(layer.kernel).T
-    made = Dense(call.name, weight, numbers_or(layer.bias, len(weight)), function_of(layer.activation))
+    made = Dense(
+        call.name, weight, numbers_or(layer.bias, len(weight)), function_of(layer.activation)
+    )
     index = call.put(made, x.index)
     return Value(index, (*x.inner[:-1], made.n_out) if x.width else (), x.timed, x.steps)
 
@@ -32,17 +43,26 @@ def scaled(call: Call, x: Value, scale: np.ndarray, shift: np.ndarray) -> Value:
     """scale * x + shift, each of one value or one for each feature."""
     if not {np.size(scale), np.size(shift)} <= {1, x.width}:
         raise Refusal(
-            f"it scales {x.width} features by {np.size(scale)} values: one for each feature, the same at every step"
+            f"it scales {x.width} features by {np.size(scale)} values: one for each feature, the "
+            f"same at every step"
         )
-    scale, shift = (np.broadcast_to(np.ravel(v), (x.width,)).astype(np.float64) for v in (scale, shift))
-    return replace(x, index=call.put(Dense(call.name, scale[:, None], shift, "none", x.width), x.index))
+    scale, shift = (
+        np.broadcast_to(np.ravel(v), (x.width,)).astype(np.float64) for v in (scale, shift)
+    )
+    return replace(
+        x, index=call.put(Dense(call.name, scale[:, None], shift, "none", x.width), x.index)
+    )
 
 
 def batch_norm(call: Call) -> Value:
     x, layer = call.x, call.layer
     _check_last_axis(layer.axis, x)
-    scale = numbers_or(layer.gamma, x.width, 1.0) / np.sqrt(numbers(layer.moving_variance) + layer.epsilon)
-    return scaled(call, x, scale, numbers_or(layer.beta, x.width) - scale * numbers(layer.moving_mean))
+    scale = numbers_or(layer.gamma, x.width, 1.0) / np.sqrt(
+        numbers(layer.moving_variance) + layer.epsilon
+    )
+    return scaled(
+        call, x, scale, numbers_or(layer.beta, x.width) - scale * numbers(layer.moving_mean)
+    )
 
 
 def layer_norm(call: Call) -> Value:
@@ -51,19 +71,26 @@ def layer_norm(call: Call) -> Value:
     if getattr(layer, "rms_scaling", False):
         raise Refusal("rms_scaling is not understood: leave it out")
     gamma, beta = numbers_or(layer.gamma, x.width, 1.0), numbers_or(layer.beta, x.width)
-    return replace(x, index=call.put(LayerNorm(call.name, gamma, beta, float(layer.epsilon)), x.index))
+    return replace(
+        x, index=call.put(LayerNorm(call.name, gamma, beta, float(layer.epsilon)), x.index)
+    )
 
 
 def _check_last_axis(axis, x: Value) -> None:
     if not is_last_axis(axis, x):
-        raise Refusal(f"it normalises over axis {axis}: only the features, axis -1, can be in a stream")
+        raise Refusal(
+            f"it normalises over axis {axis}: only the features, axis -1, can be in a stream"
+        )
 
 
 def normalization(call: Call) -> Value:
     import keras
 
     layer = call.layer
-    mean, deviation = numbers(layer.mean), np.maximum(np.sqrt(numbers(layer.variance)), keras.config.epsilon())
+    mean, deviation = (
+        numbers(layer.mean),
+        np.maximum(np.sqrt(numbers(layer.variance)), keras.config.epsilon()),
+    )
     if layer.invert:
         return scaled(call, call.x, deviation, mean)
     return scaled(call, call.x, 1 / deviation, -mean / deviation)
@@ -77,7 +104,10 @@ def embedding(call: Call) -> Value:
     x, layer = call.x, call.layer
     table = numbers(layer.embeddings)
     if getattr(layer, "mask_zero", False):
-        call.note("token 0 was masked in training (mask_zero): a stream takes it as any other, so leave such steps out")
+        call.note(
+            "token 0 was masked in training (mask_zero): a stream takes it as any other, so leave "
+            "such steps out"
+        )
     index = call.put(Embedding(call.name, table, x.size), x.index)
     return replace(x, index=index, inner=(*x.inner, table.shape[1]))
 
@@ -87,13 +117,19 @@ def prelu(call: Call) -> Value:
     x, slope = call.x, np.ravel(numbers(call.layer.alpha))
     if np.all(slope == slope[0]):
         return replace(
-            x, index=call.put(Activation(call.name, Function("leaky_relu", float(slope[0])), x.size), x.index)
+            x,
+            index=call.put(
+                Activation(call.name, Function("leaky_relu", float(slope[0])), x.size), x.index
+            ),
         )
     if len(slope) != x.width:
         raise Refusal("its slopes differ from step to step: build it with shared_axes=[1]")
     positive = call.put(Activation(f"{call.name}.relu", "relu", x.width), x.index)
     parts = ((x.index, slope, "x"), (positive, 1 - slope, "positive"))
-    reads = [call.put(Dense(f"{call.name}.{n}", w[:, None], 0 * w, "none", len(w)), i) for i, w, n in parts]
+    reads = [
+        call.put(Dense(f"{call.name}.{n}", w[:, None], 0 * w, "none", len(w)), i)
+        for i, w, n in parts
+    ]
     return replace(x, index=call.put(Add(call.name, x.width), *reads))
 
 
@@ -107,32 +143,55 @@ def combined(call: Call, kind: type, inputs: tuple[Value, ...], **settings) -> V
         shapes = [["T"] * x.timed + list(x.inner) for x in inputs]
         raise Refusal(f"it reads {shapes}: two or more tensors of one shape are understood")
     return reduce(
-        lambda a, b: replace(a, index=call.put(kind(call.name, first.size, **settings), a.index, b.index)), inputs
+        lambda a, b: replace(
+            a, index=call.put(kind(call.name, first.size, **settings), a.index, b.index)
+        ),
+        inputs,
     )
 
 
 def concatenated(call: Call, inputs: tuple[Value, ...]) -> Value:
     if len({x.timed for x in inputs}) > 1:
-        raise Refusal("it joins a sequence with what another one ended with: take the last step of both")
+        raise Refusal(
+            "it joins a sequence with what another one ended with: take the last step of both"
+        )
 
     def join(a: Value, b: Value) -> Value:
         return replace(
-            a, index=call.put(Concat(call.name, (a.width, b.width)), a.index, b.index), inner=(a.width + b.width,)
+            a,
+            index=call.put(Concat(call.name, (a.width, b.width)), a.index, b.index),
+            inner=(a.width + b.width,),
         )
 
     return reduce(join, inputs)
 
 
 def _constant(call: Call) -> tuple[np.ndarray, bool] | None:
-    """The constant of an operation on one tensor, and whether it comes first; None where there is no such thing."""
-    operands = [call.args[k] if k < len(call.args) else call.kwargs.get(f"x{k + 1}") for k in range(2)]
-    known = [k for k, operand in enumerate(operands) if isinstance(operand, int | float | np.ndarray | np.generic)]
-    return (np.asarray(operands[known[0]], dtype=np.float64), known == [0]) if len(known) == 1 else None
+    """The constant of an operation on one tensor, and whether it comes first; None where there is
+    no such thing.
+    """
+    operands = [
+        call.args[k] if k < len(call.args) else call.kwargs.get(f"x{k + 1}") for k in range(2)
+    ]
+    known = [
+        k
+        for k, operand in enumerate(operands)
+        if isinstance(operand, int | float | np.ndarray | np.generic)
+    ]
+    return (
+        (np.asarray(operands[known[0]], dtype=np.float64), known == [0])
+        if len(known) == 1
+        else None
+    )
 
 
 def add(call: Call) -> Value:
     constant = _constant(call)
-    return scaled(call, call.x, np.array(1.0), constant[0]) if constant else combined(call, Add, call.inputs)
+    return (
+        scaled(call, call.x, np.array(1.0), constant[0])
+        if constant
+        else combined(call, Add, call.inputs)
+    )
 
 
 def multiply(call: Call) -> Value:
@@ -157,7 +216,9 @@ def average(call: Call) -> Value:
 def subtract(call: Call) -> Value:
     constant, first = _constant(call) or (None, False)
     if constant is not None:
-        return scaled(call, call.x, np.array(-1.0 if first else 1.0), constant if first else -constant)
+        return scaled(
+            call, call.x, np.array(-1.0 if first else 1.0), constant if first else -constant
+        )
     if len(call.inputs) != 2:
         raise Refusal("the difference of two tensors is understood")
     return combined(call, Add, call.inputs, weights=(1.0, -1.0))
@@ -172,7 +233,10 @@ def divide(call: Call) -> Value:
 
 def concatenate(call: Call) -> Value:
     if not is_last_axis(call.layer.axis, call.inputs[0]):
-        raise Refusal(f"it joins along axis {call.layer.axis}: only the features, axis -1, can be joined in a stream")
+        raise Refusal(
+            f"it joins along axis {call.layer.axis}: only the features, axis -1, can be joined in "
+            f"a stream"
+        )
     return concatenated(call, call.inputs)
 
 
@@ -185,7 +249,8 @@ def passed(call: Call) -> Value:
 
 def masking(call: Call) -> Value:
     call.note(
-        f"steps whose values are all {call.layer.mask_value:g} were skipped in training; a stream does not skip them unless the "
+        f"steps whose values are all {call.layer.mask_value:g} were skipped in training; a stream "
+        f"does not skip them unless the "
         "application leaves them out"
     )
     return call.x
@@ -200,8 +265,13 @@ def reshape(call: Call) -> Value:
     inner = shape[1 + x.timed :]
     if not kept or len(shape) < 1 + x.timed or None in inner or prod(inner) != x.size:
         raise Refusal(
-            f"it turns [batch{', T' * x.timed}, {', '.join(map(str, x.inner))}] into {list(shape)}: time must stay as it is"
-            + ("; give the Input a fixed length, keras.Input((T, n_in))" if x.timed and not x.steps else "")
+            f"it turns [batch{', T' * x.timed}, {', '.join(map(str, x.inner))}] into "
+            f"{list(shape)}: time must stay as it is"
+            + (
+                "; give the Input a fixed length, keras.Input((T, n_in))"
+                if x.timed and not x.steps
+                else ""
+            )
         )
     return replace(x, inner=tuple(inner))
 
@@ -238,11 +308,16 @@ def _features(call: Call, x: Value, parts: list) -> Value:
     if len(parts) != 1 or not isinstance(parts[0], slice) or parts[0].step not in (None, 1):
         raise Refusal(f"index {parts}: one range of features, x[..., a:b], is understood")
     start, stop, _ = parts[0].indices(x.width)
-    return replace(x, index=call.put(Slice(call.name, x.width, start, stop - start), x.index), inner=(stop - start,))
+    return replace(
+        x,
+        index=call.put(Slice(call.name, x.width, start, stop - start), x.index),
+        inner=(stop - start,),
+    )
 
 
 DROPPED = (
-    "Dropout SpatialDropout1D GaussianNoise GaussianDropout AlphaDropout ActivityRegularization Identity InputLayer"
+    "Dropout SpatialDropout1D GaussianNoise GaussianDropout AlphaDropout ActivityRegularization "
+    "Identity InputLayer"
 ).split()
 
 HANDLERS = {

@@ -22,7 +22,9 @@ def _lstm(cell, name: str, **settings) -> Lstm:
 
 
 def _gru(cell, name: str, **settings) -> Gru:
-    """Keras' gates z, r, h are the graph's z, r, n; ``bias`` is [2, 3H] where the reset comes after, else [3H]."""
+    """Keras' gates z, r, h are the graph's z, r, n; ``bias`` is [2, 3H] where the reset comes
+    after, else [3H].
+    """
     both = np.zeros((2, 3 * cell.units))
     if cell.bias is not None:
         bias = numbers(cell.bias)
@@ -31,24 +33,45 @@ def _gru(cell, name: str, **settings) -> Gru:
     functions = (function_of(cell.recurrent_activation), function_of(cell.activation))
     w_x, w_h = (numbers(w).T[order] for w in (cell.kernel, cell.recurrent_kernel))
     return Gru(
-        name, w_x, w_h, both[0][order], both[1][order], functions, reset_after=bool(cell.reset_after), **settings
+        name,
+        w_x,
+        w_h,
+        both[0][order],
+        both[1][order],
+        functions,
+        reset_after=bool(cell.reset_after),
+        **settings,
     )
 
 
 def _rnn(cell, name: str, **settings) -> Rnn:
     w_x, w_h = numbers(cell.kernel).T, numbers(cell.recurrent_kernel).T
-    return Rnn(name, w_x, w_h, numbers_or(cell.bias, cell.units), (function_of(cell.activation),), **settings)
+    return Rnn(
+        name,
+        w_x,
+        w_h,
+        numbers_or(cell.bias, cell.units),
+        (function_of(cell.activation),),
+        **settings,
+    )
 
 
-CELLS: dict[str, Callable[..., Recurrent]] = {"LSTMCell": _lstm, "GRUCell": _gru, "SimpleRNNCell": _rnn}
+CELLS: dict[str, Callable[..., Recurrent]] = {
+    "LSTMCell": _lstm,
+    "GRUCell": _gru,
+    "SimpleRNNCell": _rnn,
+}
 
 
 def recurrent(call: Call) -> list[Value | None]:
-    """The outputs of an RNN layer, and with return_state the hidden state at the end; None for states that nothing can read."""
+    """The outputs of an RNN layer, and with return_state the hidden state at the end; None for
+    states that nothing can read.
+    """
     layer = call.layer
     if layer.go_backwards and layer.return_sequences:
         raise Refusal(
-            "go_backwards with return_sequences gives the last step first: use keras.layers.Bidirectional, or "
+            "go_backwards with return_sequences gives the last step first: use "
+            "keras.layers.Bidirectional, or "
             "return_sequences=False"
         )
     y = _one_way(call, layer)
@@ -78,11 +101,15 @@ MERGES: dict[str | None, Callable[[Call, tuple[Value, ...]], Value | list[Value]
 
 
 def _cells(layer) -> list:
-    return list(layer.cell.cells) if type(layer.cell).__name__ == "StackedRNNCells" else [layer.cell]
+    return (
+        list(layer.cell.cells) if type(layer.cell).__name__ == "StackedRNNCells" else [layer.cell]
+    )
 
 
 def _one_way(call: Call, layer) -> Value:
-    """The output of one RNN layer: a sequence with return_sequences, else what its last step, or its first one, gives."""
+    """The output of one RNN layer: a sequence with return_sequences, else what its last step, or
+    its first one, gives.
+    """
     x, cells = call.sequence, _cells(layer)
     if layer.stateful:
         call.note("it is stateful: as there, the stream's state runs on until it is reset")

@@ -1,4 +1,6 @@
-"""What the handlers speak of: values in the graph that stand for Keras tensors, and the calls that make them."""
+"""What the handlers speak of: values in the graph that stand for Keras tensors, and the calls that
+make them.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,14 @@ class Refusal(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """A Keras tensor: [batch, T, *inner] where ``timed``, else [batch, *inner], what holds when the sequence has ended.
+    """A Keras tensor: [batch, T, *inner] where ``timed``, else [batch, *inner], what holds when the
+    sequence has ended.
 
-    ``index``: of the graph's value. ``steps``: T, None where it is dynamic. ``waits``: the name of a layer that means something
-    only together with the next one: "ZeroPadding1D" (``padded`` zeros in front, ``behind`` after the end), "Flatten" of a whole
-    sequence (``order``: for each value in Keras' order its place in the graph's), "Softmax" over time (still the scores),
-    "Weighted" (``scores`` times it).
+    ``index``: of the graph's value. ``steps``: T, None where it is dynamic. ``waits``: the name of
+    a layer that means something only together with the next one: "ZeroPadding1D" (``padded`` zeros
+    in front, ``behind`` after the end), "Flatten" of a whole sequence (``order``: for each value in
+    Keras' order its place in the graph's), "Softmax" over time (still the scores), "Weighted"
+    (``scores`` times it).
     """
 
     index: int
@@ -49,9 +53,13 @@ class Value:
     def width(self) -> int:
         """Features, where they are all that there is at a step."""
         if not self.inner:
-            raise Refusal("it reads [batch, T] without features: put keras.layers.Reshape((T, 1)) in front")
+            raise Refusal(
+                "it reads [batch, T] without features: put keras.layers.Reshape((T, 1)) in front"
+            )
         if self.size != self.inner[-1]:
-            raise Refusal(f"it reads values of shape {list(self.inner)} at a step: flatten them first")
+            raise Refusal(
+                f"it reads values of shape {list(self.inner)} at a step: flatten them first"
+            )
         return self.inner[-1]
 
     def ended(self) -> Value:
@@ -76,9 +84,11 @@ class Builder:
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a Keras layer or operation: the values it reads and the shapes of the tensors it makes, batch first.
+    """One call of a Keras layer or operation: the values it reads and the shapes of the tensors it
+    makes, batch first.
 
-    ``run(layer, inputs, shapes)`` applies a layer within the layer, and gives the values that it makes.
+    ``run(layer, inputs, shapes)`` applies a layer within the layer, and gives the values that it
+    makes.
     """
 
     builder: Builder
@@ -104,7 +114,9 @@ class Call:
     def sequence(self) -> Value:
         """The one input, which must be [batch, T, features]."""
         if not self.x.timed:
-            raise Refusal("it needs a sequence, but the layers before it end one (return_sequences=False?)")
+            raise Refusal(
+                "it needs a sequence, but the layers before it end one (return_sequences=False?)"
+            )
         return replace(self.x, inner=(self.x.width,))
 
     def put(self, layer: Layer, *reads: int) -> int:

@@ -54,7 +54,8 @@ HINTS = {
 
 @dataclass
 class Walked(Builder):
-    """The layers, before they are tidied, and the model's outputs, side by side in the value ``output``.
+    """The layers, before they are tidied, and the model's outputs, side by side in the value
+    ``output``.
 
     ``places``: where each output is among the tensors that a call of the model gives, flattened.
     """
@@ -65,16 +66,21 @@ class Walked(Builder):
 
 
 def walk(model, wanted: tuple[str, ...] = ()) -> Walked:
-    """Collect the layers of a Functional or Sequential model that make the ``wanted`` outputs, or all that are data."""
+    """Collect the layers of a Functional or Sequential model that make the ``wanted`` outputs, or
+    all that are data.
+    """
     walked, outputs = Walked(), _outputs(model)
     names = [output.name for output in outputs]
     chosen = [outputs[k] for k in places(names, wanted or data_names(model))]
     values = _run(walked, model, (_input(model.inputs[0]),), [output.tensor for output in chosen])
     for output, value in zip(chosen, values, strict=True):
-        what = f"model '{printable(model.name)}'" if len(outputs) == 1 else f"output '{output.name}'"
+        what = (
+            f"model '{printable(model.name)}'" if len(outputs) == 1 else f"output '{output.name}'"
+        )
         if value is None:
             raise ImportRefused(
-                f"{what} ends with a state of a layer with return_state: end it with the layer's output"
+                f"{what} ends with a state of a layer with return_state: end it with the layer's "
+                f"output"
             )
         if value.waits:
             raise ImportRefused(f"{what} ends with {_waiting(value)}")
@@ -83,13 +89,17 @@ def walk(model, wanted: tuple[str, ...] = ()) -> Walked:
     walked.output = values[0]
     if len(values) > 1:
         index = side_by_side(walked.layers, walked.sources, walked.heads)
-        walked.output = replace(values[0], index=index, inner=(sum(head.size for head in walked.heads),))
+        walked.output = replace(
+            values[0], index=index, inner=(sum(head.size for head in walked.heads),)
+        )
     return walked
 
 
 @dataclass(frozen=True, eq=False)
 class _Output:
-    """An output tensor of a model, its place among those that a call gives, and whether it is a state of its layer."""
+    """An output tensor of a model, its place among those that a call gives, and whether it is a
+    state of its layer.
+    """
 
     name: str
     tensor: object
@@ -137,11 +147,15 @@ def data_names(model) -> tuple[str, ...]:
 def _input(tensor) -> Value:
     """[batch, T, *inner]; T alone for tokens."""
     if len(tensor.shape) < 2 or None in tensor.shape[2:]:
-        raise ImportRefused(f"the input is {list(tensor.shape)}: expected [batch, T, n_in], or [batch, T] of tokens")
+        raise ImportRefused(
+            f"the input is {list(tensor.shape)}: expected [batch, T, n_in], or [batch, T] of tokens"
+        )
     return Value(0, tuple(tensor.shape[2:]), steps=tensor.shape[1])
 
 
-def _run(walked: Walked, model, inputs: tuple[Value, ...], outputs: list | None = None) -> list[Value | None]:
+def _run(
+    walked: Walked, model, inputs: tuple[Value, ...], outputs: list | None = None
+) -> list[Value | None]:
     """The outputs of a model, or of one within it; all of them, or some."""
     functional = getattr(model, "_functional", None) or model
     outputs = functional.outputs if outputs is None else outputs
@@ -155,7 +169,12 @@ def _run(walked: Walked, model, inputs: tuple[Value, ...], outputs: list | None 
 def _needed_nodes(functional, outputs: list) -> list:
     """The calls that the outputs need, sources first; what only makes masks is not among them."""
     by_depth = functional._nodes_by_depth
-    nodes = [node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth] if not node.is_input]
+    nodes = [
+        node
+        for depth in sorted(by_depth, reverse=True)
+        for node in by_depth[depth]
+        if not node.is_input
+    ]
     wanted = set(map(id, outputs))
     needed = []
     for node in reversed(nodes):
@@ -170,14 +189,21 @@ def _read_by(node) -> list:
     import keras
 
     named = {name: value for name, value in node.arguments.kwargs.items() if name != "mask"}
-    return [leaf for leaf in keras.tree.flatten((node.arguments.args, named)) if isinstance(leaf, keras.KerasTensor)]
+    return [
+        leaf
+        for leaf in keras.tree.flatten((node.arguments.args, named))
+        if isinstance(leaf, keras.KerasTensor)
+    ]
 
 
 def _node(walked: Walked, node, inputs: tuple[Value | None, ...]) -> list[Value | None]:
     args, kwargs = node.arguments.args, node.arguments.kwargs
-    if kwargs.get("initial_state") is not None or (len(args) > 1 and hasattr(node.operation, "cell")):
+    if kwargs.get("initial_state") is not None or (
+        len(args) > 1 and hasattr(node.operation, "cell")
+    ):
         raise ImportRefused(
-            f"{_named(node.operation)}: its initial_state comes from another layer, but a stream begins with its own: leave it out"
+            f"{_named(node.operation)}: its initial_state comes from another layer, but a stream "
+            f"begins with its own: leave it out"
         )
     shapes = tuple(tuple(tensor.shape) for tensor in node.outputs)
     return _apply(walked, node.operation, inputs, shapes, args, kwargs)
@@ -198,7 +224,8 @@ def _apply(walked: Walked, layer, inputs, shapes, args=(), kwargs=None) -> list[
         raise
     except Exception as error:  # settings that no version of the layer that we know has
         raise ImportRefused(
-            f"{_named(layer)} is not understood as it is set ({type(error).__name__}: {str(error)[:200]})"
+            f"{_named(layer)} is not understood as it is set ({type(error).__name__}: "
+            f"{str(error)[:200]})"
         ) from error
 
 
@@ -209,7 +236,9 @@ def _known() -> list[str]:
 
 
 def _waiting(x: Value) -> str:
-    return f"{WAITING[x.waits]}, which is only understood in front of {', '.join(WAITED_FOR[x.waits])}"
+    return (
+        f"{WAITING[x.waits]}, which is only understood in front of {', '.join(WAITED_FOR[x.waits])}"
+    )
 
 
 def _named(layer) -> str:
@@ -219,14 +248,28 @@ def _named(layer) -> str:
 def _check(layer, inputs: tuple[Value | None, ...]) -> None:
     kind = type(layer).__name__
     if kind not in HANDLERS or not type(layer).__module__.startswith("keras."):
-        raise Refusal(HINTS.get(kind) or f"not one of the layers that can be streamed: {', '.join(_known())}")
+        raise Refusal(
+            HINTS.get(kind) or f"not one of the layers that can be streamed: {', '.join(_known())}"
+        )
     if None in inputs:
-        raise Refusal("it reads a state of a layer with return_state: only the hidden state of one cell can be read")
+        raise Refusal(
+            "it reads a state of a layer with return_state: only the hidden state of one cell can "
+            "be read"
+        )
     for x in inputs:
         if x.waits and kind not in WAITED_FOR[x.waits]:
             raise Refusal(f"it reads {_waiting(x)}")
     policy = getattr(layer, "compute_dtype", "float32")
-    if policy not in ("float32", "float64") and "int" not in policy and getattr(layer, "weights", None):
-        raise Refusal(f"it computes in {policy}: build the model with dtype='float32' and load its weights into that")
+    if (
+        policy not in ("float32", "float64")
+        and "int" not in policy
+        and getattr(layer, "weights", None)
+    ):
+        raise Refusal(
+            f"it computes in {policy}: build the model with dtype='float32' and load its weights "
+            f"into that"
+        )
     if getattr(layer, "quantization_mode", None):
-        raise Refusal("its weights are quantised already: import the model from before model.quantize()")
+        raise Refusal(
+            "its weights are quantised already: import the model from before model.quantize()"
+        )

@@ -40,7 +40,8 @@ class Reach:
             longest = max(x.padded, x.behind)
             if longest > self.span - 1:
                 raise Refusal(
-                    f"{longest} zeros in front of it or behind are more than the {self.span - 1} steps beside one"
+                    f"{longest} zeros in front of it or behind are more than the {self.span - 1} "
+                    f"steps beside one"
                 )
             return replace(made, padding=x.padded, ahead=x.behind)
         made = replace(made, same="upper", lowest=lowest)
@@ -61,18 +62,23 @@ def _looks_ahead(call: Call, window: Window) -> Window:
     if window.ahead or window.same:
         steps = window.ahead or "some"
         call.note(
-            f"it looks {steps} steps ahead: in mode carry the answers of a stream come that many of its steps later"
+            f"it looks {steps} steps ahead: in mode carry the answers of a stream come that many "
+            f"of its steps later"
         )
     return window
 
 
-def _convolved(call: Call, reach: Reach, kernel: np.ndarray, bias, groups: int, function="none") -> Value:
+def _convolved(
+    call: Call, reach: Reach, kernel: np.ndarray, bias, groups: int, function="none"
+) -> Value:
     """``kernel`` [n_out, channels / groups, taps]"""
     x = call.sequence
     weight = kernel.reshape(len(kernel), -1)
     made = Dense(call.name, weight, numbers_or(bias, len(kernel)), function, groups)
     window = _looks_ahead(call, reach.window(f"{call.name}.window", x))
-    index = call.put(made, x.index if reach.taps == reach.stride == 1 else call.put(window, x.index))
+    index = call.put(
+        made, x.index if reach.taps == reach.stride == 1 else call.put(window, x.index)
+    )
     return Value(index, (len(kernel),), steps=call.shapes[0][1])
 
 
@@ -81,7 +87,9 @@ def conv(call: Call) -> Value:
     layer = call.layer
     reach = _reach(layer, layer.kernel_size, layer.dilation_rate)
     kernel = numbers(layer.kernel).transpose(2, 1, 0)
-    return _convolved(call, reach, kernel, layer.bias, int(layer.groups), function_of(layer.activation))
+    return _convolved(
+        call, reach, kernel, layer.bias, int(layer.groups), function_of(layer.activation)
+    )
 
 
 def depthwise_conv(call: Call) -> Value:
@@ -97,19 +105,25 @@ def _depthwise(call: Call, reach: Reach, weight, bias, function="none") -> Value
 
 
 def separable_conv(call: Call) -> Value:
-    """A depthwise convolution and a dense layer, ``pointwise_kernel`` [1, channels * multiplier, n_out]."""
+    """A depthwise convolution and a dense layer, ``pointwise_kernel`` [1, channels * multiplier,
+    n_out].
+    """
     layer = call.layer
     reach = _reach(layer, layer.kernel_size, layer.dilation_rate)
     between = _depthwise(call, reach, layer.depthwise_kernel, None)
     weight = numbers(layer.pointwise_kernel)[0].T
-    made = Dense(call.name, weight, numbers_or(layer.bias, len(weight)), function_of(layer.activation))
+    made = Dense(
+        call.name, weight, numbers_or(layer.bias, len(weight)), function_of(layer.activation)
+    )
     return replace(between, index=call.put(made, between.index), inner=(made.n_out,))
 
 
 def zero_padding(call: Call) -> Value:
     before, after = (int(n) for n in call.layer.padding)
     padded, behind = call.x.padded + before, call.x.behind + after
-    return replace(call.sequence, waits="ZeroPadding1D", padded=padded, behind=behind, steps=call.shapes[0][1])
+    return replace(
+        call.sequence, waits="ZeroPadding1D", padded=padded, behind=behind, steps=call.shapes[0][1]
+    )
 
 
 # ---- pooling ----
@@ -134,25 +148,33 @@ def _pooled(call: Call, how: str, reach: Reach, steps: int | None) -> Value:
     else:
         if reach.padding == "same":
             _check_backend(window)
-        index = mean_over(call.put, call.name, x.index, window, counts_padding=reach.padding != "same")
+        index = mean_over(
+            call.put, call.name, x.index, window, counts_padding=reach.padding != "same"
+        )
     return Value(index, x.inner, steps=steps)
 
 
 def _check_backend(window: Window) -> None:
-    """Keras' torch backend pads a mean with copies of the edges when it pads both sides by different amounts."""
+    """Keras' torch backend pads a mean with copies of the edges when it pads both sides by
+    different amounts.
+    """
     import keras
 
     symmetric = window.padding is not None and window.padding == window.ahead
     if keras.backend.backend() == "torch" and not symmetric:
         raise Refusal(
-            "padding='same' that is not the same on both sides is a mean without the padding under TensorFlow and JAX, and a mean "
-            "with copies of the sequence's edges under torch: set KERAS_BACKEND to the one it was trained with (tensorflow or "
+            "padding='same' that is not the same on both sides is a mean without the padding under "
+            "TensorFlow and JAX, and a mean "
+            "with copies of the sequence's edges under torch: set KERAS_BACKEND to the one it was "
+            "trained with (tensorflow or "
             "jax), give the Input a length that needs no padding, or use padding='valid'"
         )
 
 
 def _over_sequence(how: str):
-    """A handler for the largest, the mean or the sum over the whole sequence, by a layer or by an operation with axis=1."""
+    """A handler for the largest, the mean or the sum over the whole sequence, by a layer or by an
+    operation with axis=1.
+    """
 
     def handler(call: Call) -> Value:
         axis = getattr(call.layer, "axis", 1)
@@ -173,13 +195,16 @@ def _over_sequence(how: str):
 
 
 def attention(call: Call) -> Value:
-    """[query, value] or [query, value, key]: one query after the whole sequence, or causal, one at each step."""
+    """[query, value] or [query, value, key]: one query after the whole sequence, or causal, one at
+    each step.
+    """
     if call.kwargs.get("return_attention_scores"):
         raise Refusal("return_attention_scores: a stream gives no scores, leave it out")
     query, value, key = call.inputs if len(call.inputs) == 3 else (*call.inputs, call.inputs[-1])
     if query.timed and not call.kwargs.get("use_causal_mask"):
         raise Refusal(
-            "every step attends to the whole sequence, the future included: call it with use_causal_mask=True, or take the last "
+            "every step attends to the whole sequence, the future included: call it with "
+            "use_causal_mask=True, or take the last "
             "state as its query"
         )
     if not (value.timed and key.timed):
@@ -199,22 +224,34 @@ def _score(layer, width: int) -> tuple[str, dict]:
         return "dot", {"scale": 1.0 if scale is None else float(scale)}
     if scale is not None:
         raise Refusal(
-            "score_mode='concat' with use_scale is not understood: leave use_scale out, or use AdditiveAttention"
+            "score_mode='concat' with use_scale is not understood: leave use_scale out, or use "
+            "AdditiveAttention"
         )
     return "additive", {"weight": np.full(width, float(numbers(layer.concat_score_weight)))}
 
 
 def dot(call: Call) -> Value:
-    """The weights of an attention, [batch, T, 1] after a softmax over time, and its values: their weighted sum."""
+    """The weights of an attention, [batch, T, 1] after a softmax over time, and its values: their
+    weighted sum.
+    """
     weights = [x for x in call.inputs if x.waits == "Softmax"]
     values = [x for x in call.inputs if not x.waits and x.timed]
-    if len(weights) != 1 or len(values) != 1 or call.layer.axes not in (1, [1, 1], (1, 1)) or call.layer.normalize:
-        raise Refusal("only the sum over time, axes=1, of a softmax over time and a sequence is understood")
+    if (
+        len(weights) != 1
+        or len(values) != 1
+        or call.layer.axes not in (1, [1, 1], (1, 1))
+        or call.layer.normalize
+    ):
+        raise Refusal(
+            "only the sum over time, axes=1, of a softmax over time and a sequence is understood"
+        )
     y = _attention(call, "score", values[0], (weights[0].index, values[0].index), values[0].width)
     return replace(y.ended(), inner=call.shapes[0][1:])
 
 
-def _attention(call: Call, form: str, value: Value, reads: tuple[int, ...], key_width: int, **settings) -> Value:
+def _attention(
+    call: Call, form: str, value: Value, reads: tuple[int, ...], key_width: int, **settings
+) -> Value:
     if not value.steps:
         raise Refusal(f"it attends to the whole sequence: {FIXED}")
     made = Attention(call.name, form, value.steps, key_width, value.width, **settings)

@@ -46,7 +46,8 @@ def _clip(min: float | None = None, max: float | None = None) -> str | Function:
     return Function("clip", float(min), float(max))
 
 
-# options under the names that they have in torch.nn.functional and as attributes of the modules, in their order
+# options under the names that they have in torch.nn.functional and as attributes of the modules, in
+# their order
 ACTIVATIONS: dict[str, Callable[..., str | Function]] = {
     "relu": lambda: "relu",
     "tanh": lambda: "tanh",
@@ -98,7 +99,12 @@ ACTIVATION_MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
 
 def _activation(name: str) -> Callable:
     def activation(
-        walk: Walk, input: Signal, *args: Any, inplace: bool = False, training: bool = False, **options
+        walk: Walk,
+        input: Signal,
+        *args: Any,
+        inplace: bool = False,
+        training: bool = False,
+        **options,
     ) -> Any:
         pending = getattr(input, "pending", None)
         if pending and (name, pending.stage) == ("tanh", "sum"):
@@ -115,7 +121,9 @@ def _activation(name: str) -> Callable:
 
 def _activation_module(name: str, attributes: tuple[str, ...]) -> Callable:
     def activation(walk: Walk, module: torch.nn.Module, input: Signal) -> Signal:
-        return _activation(name)(walk, input, **{attribute: getattr(module, attribute) for attribute in attributes})
+        return _activation(name)(
+            walk, input, **{attribute: getattr(module, attribute) for attribute in attributes}
+        )
 
     return activation
 
@@ -127,7 +135,9 @@ for _class, (_name, _attributes) in ACTIVATION_MODULES.items():
 
 
 @operation("softmax")
-def softmax(walk: Walk, input: Signal, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None) -> Signal:
+def softmax(
+    walk: Walk, input: Signal, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None
+) -> Signal:
     """Over the features: an activation; over time: the weights of an attention."""
     if dim is None:
         raise walk.refuse("its axis is not given: say dim=")
@@ -142,7 +152,9 @@ def _time_weights(walk: Walk, signal: Signal) -> Signal:
     if pending is None:
         walk.plain(signal)
         if signal.width != 1:
-            raise walk.refuse(f"softmax over time of {signal.width} scores a step: one is supported")
+            raise walk.refuse(
+                f"softmax over time of {signal.width} scores a step: one is supported"
+            )
         pending = Pending("score", "scores", (signal.value,))
     if pending.stage != "scores":
         raise walk.refuse("softmax over time of something that is not one score a step")
@@ -167,7 +179,10 @@ def argmax(walk: Walk, input: Signal, dim: int | None = None, keepdim: bool = Fa
 def glu(walk: Walk, input: Signal, dim: int = -1) -> Signal:
     """The first half of the features, gated by the sigmoid of the second."""
     at, half = walk.feature_axis(input, dim), input.width // 2
-    first, second = (walk.apply(Slice(f"{walk.name}.{k}", input.width, k * half, half), input, at=at) for k in range(2))
+    first, second = (
+        walk.apply(Slice(f"{walk.name}.{k}", input.width, k * half, half), input, at=at)
+        for k in range(2)
+    )
     return walk.apply(Mul(walk.name, half), first, walk.activate(second, "sigmoid"))
 
 

@@ -47,7 +47,11 @@ def _sum(walk: Walk, a: Any, b: Any, weights: tuple[float, float]) -> Signal:
 
 
 def _shifted(walk: Walk, signal: Signal, constant: Any, scale: float, weight: float) -> Signal:
-    if getattr(signal, "pending", None) and signal.pending.stage == "scores" and _constant(walk, constant).size == 1:
+    if (
+        getattr(signal, "pending", None)
+        and signal.pending.stage == "scores"
+        and _constant(walk, constant).size == 1
+    ):
         return signal  # a constant changes no softmax
     signal, values = _with_constant(walk, signal, constant)
     return walk.scaled(signal, scale, weight * values)
@@ -79,7 +83,10 @@ def div(walk: Walk, input: Any, other: Any, rounding_mode: str | None = None) ->
         if not divisor.all():
             raise walk.refuse("divides by zero")
         return _scaled(walk, input, 1.0 / divisor)
-    raise walk.refuse("divides by data: a device has no division; multiply by a constant, or use softmax or sigmoid")
+    raise walk.refuse(
+        "divides by data: a device has no division; multiply by a constant, or use softmax or "
+        "sigmoid"
+    )
 
 
 @operation("neg", "negative")
@@ -122,7 +129,8 @@ def matmul(walk: Walk, input: Any, other: Any) -> Signal:
         if product:
             return _turned(walk, product)
     raise walk.refuse(
-        "a product of two signals that is no attention with one query: weights over time [batch, 1, time] times values, "
+        "a product of two signals that is no attention with one query: weights over time [batch, "
+        "1, time] times values, "
         "or the last state times keys"
     )
 
@@ -134,7 +142,11 @@ def rmatmul(walk: Walk, input: Any, other: Any) -> Signal:
 
 def _turned(walk: Walk, signal: Signal) -> Signal:
     axes = signal.axes
-    return permute(walk, signal, [*range(len(axes) - 2), len(axes) - 1, len(axes) - 2]) if len(axes) > 1 else signal
+    return (
+        permute(walk, signal, [*range(len(axes) - 2), len(axes) - 1, len(axes) - 2])
+        if len(axes) > 1
+        else signal
+    )
 
 
 # ---- bringing two operands together ----
@@ -156,7 +168,9 @@ def _with_constant(walk: Walk, signal: Signal, constant: Any) -> tuple[Signal, n
     if values.size == 1:
         return signal, values.reshape(())
     if values.ndim > len(signal.axes):
-        raise walk.refuse(f"arithmetic of {walk.described_axes(signal)} with a constant {list(values.shape)}")
+        raise walk.refuse(
+            f"arithmetic of {walk.described_axes(signal)} with a constant {list(values.shape)}"
+        )
     offset = len(signal.axes) - values.ndim
     at = None
     for k in range(values.ndim):
@@ -165,7 +179,9 @@ def _with_constant(walk: Walk, signal: Signal, constant: Any) -> tuple[Signal, n
             continue
         if axis not in ("", "F") or at is not None:
             if np.ptp(values, axis=k).any():
-                raise walk.refuse("a constant that changes over time or batch: only over the features")
+                raise walk.refuse(
+                    "a constant that changes over time or batch: only over the features"
+                )
             values = values.take([0], axis=k)
         else:
             at = k + offset
@@ -195,7 +211,8 @@ def _aligned(walk: Walk, a: Signal, b: Signal) -> tuple[Signal, Signal]:
         walk.width_differs(max(a, b, key=lambda signal: signal.width), min(a.width, b.width))
     if a.axes != b.axes or a.width != b.width:
         raise walk.refuse(
-            f"joins {walk.described_axes(a)} and {walk.described_axes(b)} of {a.width} and {b.width} values: "
+            f"joins {walk.described_axes(a)} and {walk.described_axes(b)} of {a.width} and "
+            f"{b.width} values: "
             "both at every step or both at the last, and equally wide"
         )
     if (a.length, a.last) != (b.length, b.last):
@@ -215,12 +232,16 @@ def _same_rank(walk: Walk, a: Signal, b: Signal) -> tuple[Signal, Signal]:
 
 
 @operation("mean")
-def mean(walk: Walk, input: Signal, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Signal:
+def mean(
+    walk: Walk, input: Signal, dim: Any = None, keepdim: bool = False, dtype: Any = None
+) -> Signal:
     return _reduced(walk, input, dim, keepdim, "mean")
 
 
 @operation("sum")
-def total(walk: Walk, input: Signal, dim: Any = None, keepdim: bool = False, dtype: Any = None) -> Signal:
+def total(
+    walk: Walk, input: Signal, dim: Any = None, keepdim: bool = False, dtype: Any = None
+) -> Signal:
     return _reduced(walk, input, dim, keepdim, "sum")
 
 
@@ -240,7 +261,9 @@ def _reduced(walk: Walk, signal: Any, dim: Any, keepdim: bool, kind: str) -> Sig
     if isinstance(dim, (tuple, list)) and len(dim) == 1:
         dim = dim[0]
     if not isinstance(signal, Signal) or not isinstance(dim, int):
-        raise walk.refuse(f"{kind} over several axes at once, or of what is not data: reduce one axis, dim=")
+        raise walk.refuse(
+            f"{kind} over several axes at once, or of what is not data: reduce one axis, dim="
+        )
     dim %= len(signal.axes)
     axes = (*signal.axes[:dim], *([""] if keepdim else []), *signal.axes[dim + 1 :])
     if signal.pending:
@@ -258,7 +281,9 @@ def _reduced(walk: Walk, signal: Any, dim: Any, keepdim: bool, kind: str) -> Sig
 # ---- attention: scores -> softmax over time -> weighted sum ----
 
 
-def _reduced_pending(walk: Walk, signal: Signal, dim: int, axes: tuple[str, ...], kind: str) -> Signal:
+def _reduced_pending(
+    walk: Walk, signal: Signal, dim: int, axes: tuple[str, ...], kind: str
+) -> Signal:
     pending, along = signal.pending, signal.axes[dim]
     if (kind, pending.stage, along) == ("sum", "weighted", "T"):
         return replace(_attention(walk, signal), axes=axes)
@@ -273,7 +298,13 @@ def _attention(walk: Walk, signal: Signal) -> Signal:
         raise walk.refuse("attends to the whole window: give its length, steps=")
     pending = signal.pending
     layer = Attention(
-        walk.name, pending.form, signal.length, pending.key_width, signal.width, pending.scale, pending.weight
+        walk.name,
+        pending.form,
+        signal.length,
+        pending.key_width,
+        signal.width,
+        pending.scale,
+        pending.weight,
     )
     value = walk.emit(layer, *pending.values)
     return replace(signal, value=value, pending=None, last=not walk.one_step, state=None)
@@ -310,7 +341,9 @@ def _context(walk: Walk, weights: Signal, values: Signal) -> Signal | None:
 
 
 def _query_and_keys(walk: Walk, a: Signal, b: Signal, stage: str) -> Signal | None:
-    """The last state [B, 1, F] with a sequence [B, T, F]: the beginning of additive or of dot-product attention."""
+    """The last state [B, 1, F] with a sequence [B, T, F]: the beginning of additive or of
+    dot-product attention.
+    """
     a, b = _same_rank(walk, a, b)
     query, keys = (a, b) if "T" in b.axes else (b, a)
     if query.pending or keys.pending or not query.last or keys.last or query.width != keys.width:
@@ -324,11 +357,19 @@ def _query_and_keys(walk: Walk, a: Signal, b: Signal, stage: str) -> Signal | No
 
 def _dot(walk: Walk, query: Signal, keys: Signal) -> Signal | None:
     """query [B, 1, F] @ keys [B, F, T] -> scores [B, 1, T]"""
-    if not query.last or keys.last or len(query.axes) != len(keys.axes) or query.pending or keys.pending:
+    if (
+        not query.last
+        or keys.last
+        or len(query.axes) != len(keys.axes)
+        or query.pending
+        or keys.pending
+    ):
         return None
     if query.axes[-1] != "F" or keys.axes[-2:] != ("F", "T") or query.axes[-2] != "":
         return None
     if query.axes[:-2] != keys.axes[:-2] or query.width != keys.width:
         return None
-    pending = Pending("dot", "scores", (walk.plain(query).value, walk.plain(keys).value), keys.width)
+    pending = Pending(
+        "dot", "scores", (walk.plain(query).value, walk.plain(keys).value), keys.width
+    )
     return replace(keys, pending=pending, width=1, axes=(*keys.axes[:-2], "", "T"), state=None)

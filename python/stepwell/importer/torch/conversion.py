@@ -16,7 +16,15 @@ import torch
 from stepwell.errors import ImportRefused
 from stepwell.graph import Graph, Source
 from stepwell.importer.imported import Imported
-from stepwell.importer.outputs import Head, PartRefused, advised, outputs_of, places, side_by_side, unique_names
+from stepwell.importer.outputs import (
+    Head,
+    PartRefused,
+    advised,
+    outputs_of,
+    places,
+    side_by_side,
+    unique_names,
+)
 from stepwell.importer.source import SourceModel
 from stepwell.importer.torch import activations, arithmetic, layers, plumbing, recurrent  # noqa: F401  they fill the tables
 from stepwell.importer.torch.handlers import array
@@ -37,7 +45,11 @@ NARROW = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
 def converted(
-    module: torch.nn.Module, verify: bool, steps: int | None, n_in: int | None, wanted: tuple[str, ...]
+    module: torch.nn.Module,
+    verify: bool,
+    steps: int | None,
+    n_in: int | None,
+    wanted: tuple[str, ...],
 ) -> Imported:
     """See import_torch."""
     original = _unwrapped(module)
@@ -64,7 +76,9 @@ def _unwrapped(module: Any) -> torch.nn.Module:
     if isinstance(module, (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)):
         module = module.module
     if isinstance(module, torch.jit.ScriptModule):
-        raise ImportRefused(f"{type(module).__name__} is scripted: give the module before torch.jit")
+        raise ImportRefused(
+            f"{type(module).__name__} is scripted: give the module before torch.jit"
+        )
     if isinstance(module, dict):
         raise ImportRefused("weights without a module: build the module and load_state_dict them")
     if not isinstance(module, torch.nn.Module) or isinstance(module, type):
@@ -73,42 +87,58 @@ def _unwrapped(module: Any) -> torch.nn.Module:
 
 
 def _dtype_notes(module: torch.nn.Module) -> list[str]:
-    """Sentences on half precision; refuses complex and uninitialised weights, and what is already quantised."""
+    """Sentences on half precision; refuses complex and uninitialised weights, and what is already
+    quantised.
+    """
     kinds = set()
     for name, parameter in (*module.named_parameters(), *module.named_buffers()):
         if isinstance(parameter, torch.nn.parameter.UninitializedTensorMixin):
             raise ImportRefused(f"{name} has no values yet: run the lazy module once")
         if parameter.is_complex() or parameter.is_quantized:
-            raise ImportRefused(f"{name} is {parameter.dtype}: give the real float model, stepwell quantises it itself")
+            raise ImportRefused(
+                f"{name} is {parameter.dtype}: give the real float model, stepwell quantises it "
+                f"itself"
+            )
         if parameter.is_meta:
             raise ImportRefused(f"{name} is on the meta device and has no values: load the weights")
         if parameter.is_floating_point() and not parameter.isfinite().all():
             raise ImportRefused(f"{name} holds NaN or infinity: the training has diverged")
         kinds.add(NARROW.get(parameter.dtype, ""))
     names = ", ".join(sorted(kinds - {""}))
-    return [f"weights are {names}: converted to float64, compared with the source in float64"] if names else []
+    return (
+        [f"weights are {names}: converted to float64, compared with the source in float64"]
+        if names
+        else []
+    )
 
 
 def _copied(module: torch.nn.Module) -> torch.nn.Module:
-    """A copy in float64 and eval mode; a lone recurrent layer or a Sequential of them as a module of its own."""
+    """A copy in float64 and eval mode; a lone recurrent layer or a Sequential of them as a module
+    of its own.
+    """
     try:
         own = copy.deepcopy(module).to("cpu", torch.float64).eval()
     except Exception as error:
         raise ImportRefused(
-            f"{type(module).__name__} cannot be copied ({type(error).__name__}: {str(error)[:200]}): detach tensors that "
+            f"{type(module).__name__} cannot be copied ({type(error).__name__}: "
+            f"{str(error)[:200]}): detach tensors that "
             "it keeps from the last call, or build it anew and load_state_dict"
         ) from error
     if library_class(own) in (*RECURRENT, *CELLS):
         return RecurrentSequence({"": own})
-    if type(own) is torch.nn.Sequential and any(library_class(m) in (*RECURRENT, *CELLS) for m in own):
+    if type(own) is torch.nn.Sequential and any(
+        library_class(m) in (*RECURRENT, *CELLS) for m in own
+    ):
         return RecurrentSequence(dict(own.named_children()))
     return own
 
 
 class RecurrentSequence(torch.nn.Module):
-    """Modules one after the other, each given the output of the one before; cells hand their states on.
+    """Modules one after the other, each given the output of the one before; cells hand their states
+    on.
 
-    What an nn.Sequential of recurrent modules means: torch itself would pass (output, state) to the next one.
+    What an nn.Sequential of recurrent modules means: torch itself would pass (output, state) to the
+    next one.
     """
 
     def __init__(self, modules: dict[str, torch.nn.Module]):
@@ -131,7 +161,9 @@ class RecurrentSequence(torch.nn.Module):
 
 @contextlib.contextmanager
 def _undisturbed() -> Iterator[None]:
-    """float64 as torch's default, no gradients, no traces in the random generator, none of torch's warnings."""
+    """float64 as torch's default, no gradients, no traces in the random generator, none of torch's
+    warnings.
+    """
     default = torch.get_default_dtype()
     try:
         torch.set_default_dtype(torch.float64)
@@ -148,7 +180,9 @@ def _undisturbed() -> Iterator[None]:
 def _traced(
     module: torch.nn.Module, steps: int | None, n_in: int | None, wanted: tuple[str, ...]
 ) -> tuple[Walk, Outputs]:
-    """The walk of the first layout that works. What is refused on the way to outputs that are not wanted does not matter."""
+    """The walk of the first layout that works. What is refused on the way to outputs that are not
+    wanted does not matter.
+    """
     if wanted:
         return _first_traced(module, steps, n_in, wanted, True)
     try:
@@ -166,9 +200,15 @@ def _traced(
 
 
 def _first_traced(
-    module: torch.nn.Module, steps: int | None, n_in: int | None, wanted: tuple[str, ...], go_on: bool
+    module: torch.nn.Module,
+    steps: int | None,
+    n_in: int | None,
+    wanted: tuple[str, ...],
+    go_on: bool,
 ) -> tuple[Walk, Outputs]:
-    """The walk of the first layout that works; ImportRefused of the one in which most layers were understood."""
+    """The walk of the first layout that works; ImportRefused of the one in which most layers were
+    understood.
+    """
     failures = []
     for axes in (*LAYOUTS, *STEP_LAYOUTS):
         walk = Walk(axes, n_in or GUESSED_WIDTH, n_in is not None, steps)
@@ -188,13 +228,17 @@ def _first_traced(
     raise max(failures, key=lambda failure: failure[:2])[2]
 
 
-def _traced_in(module: torch.nn.Module, walk: Walk, wanted: tuple[str, ...], go_on: bool) -> tuple[Walk, Outputs]:
+def _traced_in(
+    module: torch.nn.Module, walk: Walk, wanted: tuple[str, ...], go_on: bool
+) -> tuple[Walk, Outputs]:
     # a forward may keep things in its module
     tracer = trace(copy.deepcopy(module), walk, with_states=walk.one_step, go_on=go_on)
     walk.where = "the output"
     outputs = _outputs(walk, tracer.result, wanted)
     if not walk.n_in_known:
-        raise walk.refuse("how wide the model's input is cannot be told from its layers: give it, n_in=")
+        raise walk.refuse(
+            "how wide the model's input is cannot be told from its layers: give it, n_in="
+        )
     return walk, outputs
 
 
@@ -203,7 +247,9 @@ def _traced_in(module: torch.nn.Module, walk: Walk, wanted: tuple[str, ...], go_
 
 @dataclass(frozen=True)
 class _Leaf:
-    """A tensor in what forward returns, where it is, and the key or field that names it (None in tuples and lists)."""
+    """A tensor in what forward returns, where it is, and the key or field that names it (None in
+    tuples and lists).
+    """
 
     path: Path
     name: str | None
@@ -217,7 +263,9 @@ class _Leaf:
 def _outputs(walk: Walk, result: Any, wanted: tuple[str, ...]) -> Outputs:
     """The wanted results of forward side by side, or all that are data, and where the states are."""
     leaves = [
-        leaf for leaf in _leaves(result, (), "") if isinstance(leaf.value, (Signal, Stack, Refused, torch.Tensor))
+        leaf
+        for leaf in _leaves(result, (), "")
+        if isinstance(leaf.value, (Signal, Stack, Refused, torch.Tensor))
     ]
     if not any(isinstance(leaf.value, (Signal, Stack)) for leaf in leaves):
         for refused in (leaf.value for leaf in leaves if isinstance(leaf.value, Refused)):
@@ -225,7 +273,13 @@ def _outputs(walk: Walk, result: Any, wanted: tuple[str, ...]) -> Outputs:
         raise walk.refuse("forward returns nothing that depends on its input")
     states = {leaf.state: leaf.path for leaf in leaves if leaf.state}
     data = _data(leaves)
-    named = dict(zip(unique_names(leaf.name or f"output{k}" for k, leaf in enumerate(data)), data, strict=True))
+    named = dict(
+        zip(
+            unique_names(leaf.name or f"output{k}" for k, leaf in enumerate(data)),
+            data,
+            strict=True,
+        )
+    )
     chosen = list(named)
     if wanted:
         also = {leaf.name: leaf for leaf in leaves if leaf.name}  # a state with a name
@@ -234,14 +288,18 @@ def _outputs(walk: Walk, result: Any, wanted: tuple[str, ...]) -> Outputs:
     try:
         outputs = _joined(walk, [(name, named[name]) for name in chosen], states)
     except ImportRefused as error:
-        raise advised(error, chosen, lambda name: _joined(walk, [(name, named[name])], states)) from error.__cause__
+        raise advised(
+            error, chosen, lambda name: _joined(walk, [(name, named[name])], states)
+        ) from error.__cause__
     if len(named) == 1 and not data[0].name:
         return replace(outputs, named=())
     return outputs
 
 
 def _data(leaves: list[_Leaf]) -> list[_Leaf]:
-    """Those that are no states. A new hidden state is data where nothing else is, or where the same state comes again."""
+    """Those that are no states. A new hidden state is data where nothing else is, or where the same
+    state comes again.
+    """
     data = [
         leaf
         for k, leaf in enumerate(leaves)
@@ -253,7 +311,9 @@ def _data(leaves: list[_Leaf]) -> list[_Leaf]:
     return [next(leaf for leaf in leaves if isinstance(leaf.value, (Signal, Stack)))]
 
 
-def _joined(walk: Walk, chosen: list[tuple[str, _Leaf]], states: dict[tuple[int, str], Path]) -> Outputs:
+def _joined(
+    walk: Walk, chosen: list[tuple[str, _Leaf]], states: dict[tuple[int, str], Path]
+) -> Outputs:
     several = len(chosen) > 1
     parts, heads = [], []
     for name, leaf in chosen:
@@ -269,7 +329,9 @@ def _joined(walk: Walk, chosen: list[tuple[str, _Leaf]], states: dict[tuple[int,
         )
     value = side_by_side(walk.layers, walk.reads, heads)
     first = next(part.content for part in parts if isinstance(part.content, Signal))
-    signal = replace(first, value=value, width=sum(head.size for head in heads)) if several else first
+    signal = (
+        replace(first, value=value, width=sum(head.size for head in heads)) if several else first
+    )
     return Outputs(signal, tuple(parts), outputs_of(heads), states)
 
 
@@ -281,23 +343,31 @@ def _part(walk: Walk, leaf: _Leaf) -> Part:
     if isinstance(value, torch.Tensor):
         rows = array(value).reshape(-1, value.shape[-1] if value.ndim else 1)
         if not value.is_floating_point() or not rows.size or (rows != rows[0]).any():
-            raise walk.refuse("a constant that is no row of numbers: it does not depend on the input")
+            raise walk.refuse(
+                "a constant that is no row of numbers: it does not depend on the input"
+            )
         return Part(leaf.path, rows[0])
     if isinstance(value, Stack):
         if len(value.parts) != 1:
-            raise walk.refuse("forward returns the final states of several layers: return one of them, h_n[-1]")
+            raise walk.refuse(
+                "forward returns the final states of several layers: return one of them, h_n[-1]"
+            )
         value = unsqueeze(walk, pick(walk, value, 0), 0)
     return Part(leaf.path, walk.plain(value))
 
 
 def _leaves(result: Any, path: Path, name: str) -> Iterator[_Leaf]:
-    """Names of fields and keys are joined by points; a place in a tuple or list has none, unless within something named."""
+    """Names of fields and keys are joined by points; a place in a tuple or list has none, unless
+    within something named.
+    """
     items = None if isinstance(result, TRACED) else items_of(result)
     if items is None:
         yield _Leaf(path, name or None, result)
         return
     for key, part in items:
-        own = printable(str(key)) if name or isinstance(key, str) or isinstance(result, dict) else ""
+        own = (
+            printable(str(key)) if name or isinstance(key, str) or isinstance(result, dict) else ""
+        )
         yield from _leaves(part, (*path, key), f"{name}.{own}" if name else own)
 
 

@@ -1,6 +1,7 @@
 """The tables: what each torch module and each torch function or method does to signals.
 
-A handler takes the walk, then what torch's own function takes, under torch's names; a module's handler takes the module first.
+A handler takes the walk, then what torch's own function takes, under torch's names; a module's
+handler takes the module first.
 """
 
 from __future__ import annotations

@@ -18,7 +18,15 @@ from stepwell.layers import Dense, Embedding, LayerNorm, MaxPool, Window
 
 
 @operation(
-    "dropout", "alpha_dropout", "feature_alpha_dropout", "contiguous", "clone", "detach", "to", "type", "type_as"
+    "dropout",
+    "alpha_dropout",
+    "feature_alpha_dropout",
+    "contiguous",
+    "clone",
+    "detach",
+    "to",
+    "type",
+    "type_as",
 )
 @operation("float", "double", "half", "cpu", "cuda", "requires_grad", "long", "int")
 def same(walk: Walk, input: Any, *args: Any, **options: Any) -> Any:
@@ -34,11 +42,18 @@ def same_module(walk: Walk, module: torch.nn.Module, input: Any) -> Any:
 
 
 @operation("linear")
-def linear(walk: Walk, input: Signal, weight: torch.Tensor, bias: torch.Tensor | None = None) -> Signal:
+def linear(
+    walk: Walk, input: Signal, weight: torch.Tensor, bias: torch.Tensor | None = None
+) -> Signal:
     """``weight`` [n_out, n_in] on the last axis."""
     w, b = constants(walk, weight, bias)
     b = np.zeros(len(w)) if b is None else b
-    if isinstance(input, Signal) and input.pending and input.pending.stage == "tanh" and len(w) == 1:
+    if (
+        isinstance(input, Signal)
+        and input.pending
+        and input.pending.stage == "tanh"
+        and len(w) == 1
+    ):
         pending = replace(input.pending, stage="scores", weight=w[0])  # the bias changes no softmax
         return replace(input, pending=pending, width=1)
     walk.plain(input)
@@ -53,7 +68,8 @@ def _linear_over_window(walk: Walk, signal: Signal, w: np.ndarray, b: np.ndarray
     taps = w.shape[1] // signal.width
     if walk.steps is None or signal.length * signal.width != w.shape[1]:
         raise walk.refuse(
-            f"reads a flattened window of {taps} steps at once: give its length, steps={taps}, or read out the last step"
+            f"reads a flattened window of {taps} steps at once: give its length, steps={taps}, or "
+            f"read out the last step"
         )
     if signal.axes[-1] == "TF":
         w = w.reshape(len(w), taps, signal.width).swapaxes(1, 2).reshape(len(w), -1)
@@ -64,10 +80,13 @@ def _linear_over_window(walk: Walk, signal: Signal, w: np.ndarray, b: np.ndarray
 
 
 def last_steps(walk: Walk, signal: Signal, at: int) -> Signal:
-    """All of a window of fixed length [width * steps, channel by channel] at its last step; axis ``at`` (time) is gone."""
+    """All of a window of fixed length [width * steps, channel by channel] at its last step; axis
+    ``at`` (time) is gone.
+    """
     steps = signal.length
     walk.note(
-        f"{walk.where} reads all {steps} steps of the window: in the stream the last {steps}, zeros before a reset"
+        f"{walk.where} reads all {steps} steps of the window: in the stream the last {steps}, "
+        f"zeros before a reset"
     )
     return walk.take_last(walk.window(signal, steps, left=steps - 1), at)
 
@@ -107,7 +126,10 @@ def conv1d(
 @module("Conv1d")
 def conv1d_module(walk: Walk, module: torch.nn.Conv1d, input: Signal) -> Signal:
     if module.padding_mode != "zeros" and module.padding not in ((0,), "valid"):
-        raise walk.refuse(f"padding_mode '{module.padding_mode}' needs steps that a stream does not have: pad zeros")
+        raise walk.refuse(
+            f"padding_mode '{module.padding_mode}' needs steps that a stream does not have: pad "
+            f"zeros"
+        )
     options = module.stride, module.padding, module.dilation, module.groups
     return conv1d(walk, input, module.weight, module.bias, *options)
 
@@ -175,7 +197,9 @@ def avg_pool1d(
     if ceil_mode:
         raise walk.refuse("ceil_mode cannot be streamed: leave it out")
     if one(padding) and not count_include_pad and (input.lead or input.trail):
-        raise walk.refuse("leaves its own padding out of the mean and counts the zeros padded before: pad once")
+        raise walk.refuse(
+            "leaves its own padding out of the mean and counts the zeros padded before: pad once"
+        )
     window, seen = _pooled(walk, input, kernel_size, stride, padding)
     counts = count_include_pad or not one(padding)
     return replace(seen, value=mean_over(walk.emit, walk.name, input.value, window, counts))
@@ -192,21 +216,27 @@ def over_time(walk: Walk, signal: Signal, at: int, kind: str, keepdim: bool) -> 
     walk.plain(signal)
     if walk.steps is None:
         raise walk.refuse(
-            f"{kind} over all of time needs windows of a fixed length: give it (steps=), or read out the last step"
+            f"{kind} over all of time needs windows of a fixed length: give it (steps=), or read "
+            f"out the last step"
         )
     axes = (*signal.axes[:at], *([""] if keepdim else []), *signal.axes[at + 1 :])
     seen = last_steps(walk, signal, at)
     if kind == "max":
         y = _largest(walk, seen, signal.width, signal.length)
     else:
-        y = _mean(walk, seen, signal.width, signal.length, 1.0 / signal.length if kind == "mean" else 1.0)
+        y = _mean(
+            walk, seen, signal.width, signal.length, 1.0 / signal.length if kind == "mean" else 1.0
+        )
     return replace(y, axes=axes, width=signal.width)
 
 
 def _adaptive(kind: str) -> Callable:
     def pool(walk: Walk, input: Signal, output_size: Any, return_indices: bool = False) -> Signal:
         if one(output_size) != 1 or return_indices:
-            raise walk.refuse("adaptive pooling to more than one step cannot be streamed: use MaxPool1d or AvgPool1d")
+            raise walk.refuse(
+                "adaptive pooling to more than one step cannot be streamed: use MaxPool1d or "
+                "AvgPool1d"
+            )
         return over_time(walk, input, walk.time_axis(input, 2), kind, keepdim=True)
 
     return pool
@@ -229,8 +259,12 @@ module("AdaptiveMaxPool1d")(_adaptive_module("max"))
 
 
 @operation("pad")
-def pad(walk: Walk, input: Signal, pad: Any, mode: str = "constant", value: float | None = None) -> Signal:
-    """Zeros before or after the sequence, for the convolution that follows; a negative one at the end crops."""
+def pad(
+    walk: Walk, input: Signal, pad: Any, mode: str = "constant", value: float | None = None
+) -> Signal:
+    """Zeros before or after the sequence, for the convolution that follows; a negative one at the
+    end crops.
+    """
     walk.plain(input, may_lead=True)
     pads = [tuple(pad[k : k + 2]) for k in range(0, len(pad), 2)]
     moved = [(len(input.axes) - 1 - k, amounts) for k, amounts in enumerate(pads) if any(amounts)]
@@ -269,7 +303,10 @@ def batch_norm(
 ) -> Signal:
     """On [B, C] or [B, C, T], with the running statistics."""
     if running_mean is None or running_var is None:
-        raise walk.refuse("normalises by the batch at hand, which a stream does not have: track_running_stats=True")
+        raise walk.refuse(
+            "normalises by the batch at hand, which a stream does not have: "
+            "track_running_stats=True"
+        )
     mean, var, gamma, beta = constants(walk, running_mean, running_var, weight, bias)
     walk.feature_axis(walk.plain(input), 1, len(mean))
     scale = (1.0 if gamma is None else gamma) / np.sqrt(var + eps)
@@ -278,7 +315,15 @@ def batch_norm(
 
 @module("BatchNorm1d")
 def batch_norm_module(walk: Walk, module: torch.nn.BatchNorm1d, input: Signal) -> Signal:
-    return batch_norm(walk, input, module.running_mean, module.running_var, module.weight, module.bias, eps=module.eps)
+    return batch_norm(
+        walk,
+        input,
+        module.running_mean,
+        module.running_var,
+        module.weight,
+        module.bias,
+        eps=module.eps,
+    )
 
 
 @operation("layer_norm")
@@ -295,7 +340,12 @@ def layer_norm(
     n = normalized_shape[0]
     walk.feature_axis(walk.plain(input), -1, n)
     gamma, beta = constants(walk, weight, bias)
-    layer = LayerNorm(walk.name, np.ones(n) if gamma is None else gamma, np.zeros(n) if beta is None else beta, eps)
+    layer = LayerNorm(
+        walk.name,
+        np.ones(n) if gamma is None else gamma,
+        np.zeros(n) if beta is None else beta,
+        eps,
+    )
     return walk.apply(layer, input)
 
 
@@ -305,7 +355,9 @@ def layer_norm_module(walk: Walk, module: torch.nn.LayerNorm, input: Signal) -> 
 
 
 @operation("embedding")
-def embedding(walk: Walk, input: Signal, weight: torch.Tensor, padding_idx: int | None = None, *options: Any) -> Signal:
+def embedding(
+    walk: Walk, input: Signal, weight: torch.Tensor, padding_idx: int | None = None, *options: Any
+) -> Signal:
     """[B, T] tokens -> [B, T, width]."""
     (table,) = constants(walk, weight)
     walk.plain(input)

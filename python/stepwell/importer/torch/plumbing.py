@@ -87,7 +87,9 @@ def permute(walk: Walk, input: Any, *dims: Any) -> Any:
         if order == [0, 1, 2]:
             return input
         if order != [1, 0, 2] or input.grid:
-            raise walk.refuse("the final states of several layers in an order that is not known: take h_n[-1]")
+            raise walk.refuse(
+                "the final states of several layers in an order that is not known: take h_n[-1]"
+            )
         return replace(input, turned=not input.turned, state=None)
     return replace(_signal(walk, input), axes=tuple(input.axes[d] for d in order), state=None)
 
@@ -108,7 +110,11 @@ def movedim(walk: Walk, input: Any, source: int, destination: int) -> Any:
 def squeeze(walk: Walk, input: Any, dim: Any = None) -> Any:
     if isinstance(input, Stack):
         return pick(walk, input, 0) if len(input.parts) == 1 and dim in (0, None) else input
-    wanted = range(len(_signal(walk, input).axes)) if dim is None else [d % len(input.axes) for d in _flat((dim,))]
+    wanted = (
+        range(len(_signal(walk, input).axes))
+        if dim is None
+        else [d % len(input.axes) for d in _flat((dim,))]
+    )
     axes = tuple(axis for k, axis in enumerate(input.axes) if axis or k not in wanted)
     return replace(input, axes=axes, state=None)
 
@@ -147,7 +153,8 @@ def view(walk: Walk, input: Any, *shape: Any) -> Any:
 
 def _cut(walk: Walk, signal: Signal, shape: list[int]) -> str:
     return (
-        f"a view of {walk.described_axes(signal)} {list(signal.shape)} as {shape} cuts through an axis: use slices or "
+        f"a view of {walk.described_axes(signal)} {list(signal.shape)} as {shape} cuts through an "
+        f"axis: use slices or "
         "torch.chunk over the features; where it holds the length of the window, give steps="
     )
 
@@ -170,7 +177,9 @@ def expand(walk: Walk, input: Signal, *shape: Any) -> Signal:
     _signal(walk, input)
     if all(wanted in (-1, 1, have) for wanted, have in zip(sizes, input.shape, strict=False)):
         return input
-    raise walk.refuse("repeats a vector over an axis: where it is an attention's query, let it broadcast instead")
+    raise walk.refuse(
+        "repeats a vector over an axis: where it is an attention's query, let it broadcast instead"
+    )
 
 
 # ---- slices ----
@@ -180,7 +189,9 @@ def expand(walk: Walk, input: Signal, *shape: Any) -> Signal:
 def getitem(walk: Walk, input: Any, index: Any) -> Any:
     if isinstance(input, StateArgument):
         if not isinstance(index, (int, str)):
-            raise walk.refuse(f"argument '{input.path[0]}' is sliced: hand in each layer's state by itself")
+            raise walk.refuse(
+                f"argument '{input.path[0]}' is sliced: hand in each layer's state by itself"
+            )
         return StateArgument((*input.path, index))
     index = list(index) if isinstance(index, tuple) else [index]
     if isinstance(input, Stack):
@@ -212,18 +223,26 @@ def _picked(walk: Walk, signal: Signal, at: int, item: int) -> Signal:
         raise walk.refuse(f"more indices than {walk.described_axes(signal)} has axes")
     axis, length = signal.axes[at], signal.shape[at]
     if not -length <= item < length:
-        raise walk.refuse(f"index {item} of an axis of {length}: where it depends on the window's length, give steps=")
+        raise walk.refuse(
+            f"index {item} of an axis of {length}: where it depends on the window's length, give "
+            f"steps="
+        )
     if axis == "T" and item % length == length - 1:
         return walk.take_last(signal, at)
     if axis == "T":
         raise walk.refuse(
-            f"takes timestep {item} out of the sequence: a stream can read every step or the last one; write loops over "
-            "time as nn.LSTM / nn.GRU / nn.RNN, or give a module whose forward is one step (x, state)"
+            f"takes timestep {item} out of the sequence: a stream can read every step or the last "
+            f"one; write loops over "
+            "time as nn.LSTM / nn.GRU / nn.RNN, or give a module whose forward is one step (x, "
+            "state)"
         )
     if axis == "F":
         signal = walk.apply(Slice(walk.name, signal.width, item % length, 1), signal)
     elif axis:
-        raise walk.refuse(f"takes item {item} out of {walk.described_axes(signal)}, axis {at}: only time and features")
+        raise walk.refuse(
+            f"takes item {item} out of {walk.described_axes(signal)}, axis {at}: only time and "
+            f"features"
+        )
     return replace(signal, axes=(*signal.axes[:at], *signal.axes[at + 1 :]), state=None)
 
 
@@ -244,7 +263,8 @@ def _sliced(walk: Walk, signal: Signal, at: int, item: slice) -> Signal:
     if axis == "T" and start == 0:
         return walk.cropped(signal, length - stop)
     raise walk.refuse(
-        f"cuts {start}:{stop} out of {walk.described_axes(signal)}, axis {at}: a stream reads every step or the last one"
+        f"cuts {start}:{stop} out of {walk.described_axes(signal)}, axis {at}: a stream reads "
+        f"every step or the last one"
     )
 
 
@@ -255,7 +275,9 @@ def select(walk: Walk, input: Any, dim: int, index: int) -> Any:
 
 @operation("narrow")
 def narrow(walk: Walk, input: Any, dim: int, start: int, length: int) -> Any:
-    return getitem(walk, input, (*[slice(None)] * (dim % rank(walk, input)), slice(start, start + length)))
+    return getitem(
+        walk, input, (*[slice(None)] * (dim % rank(walk, input)), slice(start, start + length))
+    )
 
 
 @operation("chunk")
@@ -269,7 +291,9 @@ def split(walk: Walk, tensor: Signal, split_size_or_sections: Any, dim: int = 0)
     if isinstance(sizes, int):
         sizes = [min(sizes, total - start) for start in range(0, total, sizes)]
     starts = np.cumsum([0, *sizes[:-1]]).tolist()
-    return tuple(narrow(walk, tensor, dim, start, n) for start, n in zip(starts, sizes, strict=True))
+    return tuple(
+        narrow(walk, tensor, dim, start, n) for start, n in zip(starts, sizes, strict=True)
+    )
 
 
 @operation("unbind")
@@ -294,7 +318,8 @@ def cat(walk: Walk, tensors: Any, dim: int = 0, axis: int | None = None) -> Sign
         frames = [(*s.axes[:at], *s.axes[at + 1 :]) for s in (first, signal)]
         if frames[0] != frames[1] or (first.length, first.last) != (signal.length, signal.last):
             raise walk.refuse(
-                f"joins {walk.described_axes(first)} and {walk.described_axes(signal)}: all at every step, or all at the last"
+                f"joins {walk.described_axes(first)} and {walk.described_axes(signal)}: all at "
+                f"every step, or all at the last"
             )
         first = walk.apply(Concat(walk.name, (first.width, signal.width)), first, signal, at=at)
     return first
@@ -339,12 +364,18 @@ def _item_of_stack(walk: Walk, stack: Stack, index: list) -> Any:
     chosen = parts.reshape(stack.grid or -1)[first]
     if isinstance(chosen, Signal):
         return getitem(walk, walk.take_last(chosen, None), tuple(others))
-    rest = Stack(tuple(chosen.ravel()), grid=chosen.shape if chosen.ndim > 1 else (), turned=stack.turned)
-    return getitem(walk, rest, tuple(others)) if any(item != slice(None) for item in others) else rest
+    rest = Stack(
+        tuple(chosen.ravel()), grid=chosen.shape if chosen.ndim > 1 else (), turned=stack.turned
+    )
+    return (
+        getitem(walk, rest, tuple(others)) if any(item != slice(None) for item in others) else rest
+    )
 
 
 def _view_of_stack(walk: Walk, stack: Stack, shape: list[int]) -> Any:
-    """[layers * directions, B, H] as [layers, directions, B, H]; [B, layers, H] as [B, layers * H]; one layer as [B, H]."""
+    """[layers * directions, B, H] as [layers, directions, B, H]; [B, layers, H] as [B, layers * H];
+    one layer as [B, H].
+    """
     own = list(_stack_shape(walk, stack))
     total = prod(own)
     if -1 in shape:
@@ -358,7 +389,8 @@ def _view_of_stack(walk: Walk, stack: Stack, shape: list[int]) -> Any:
     if not stack.turned and shape[-2:] == own[-2:] and prod(shape[:-2]) == len(stack.parts):
         return replace(stack, grid=tuple(shape[:-2]), state=None)
     raise walk.refuse(
-        f"a view of the final states {own} as {shape} is not understood: take h_n[-1], or join them by cat"
+        f"a view of the final states {own} as {shape} is not understood: take h_n[-1], or join "
+        f"them by cat"
     )
 
 
@@ -373,7 +405,11 @@ def _signal(walk: Walk, value: Any) -> Signal:
 
 def _flat(values: Any) -> tuple:
     """(2, 3) and ((2, 3),) -> (2, 3)"""
-    return tuple(values[0]) if len(values) == 1 and isinstance(values[0], (tuple, list)) else tuple(values)
+    return (
+        tuple(values[0])
+        if len(values) == 1 and isinstance(values[0], (tuple, list))
+        else tuple(values)
+    )
 
 
 Largest = namedtuple("Largest", "values indices")

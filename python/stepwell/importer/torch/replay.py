@@ -11,7 +11,15 @@ import torch
 
 from stepwell.errors import ImportRefused
 from stepwell.graph import Graph, Output
-from stepwell.importer.replay import SINGLE_STEPS, STEPS, STREAMS, TOLERANCE, Replay, relative_error, ways
+from stepwell.importer.replay import (
+    SINGLE_STEPS,
+    STEPS,
+    STREAMS,
+    TOLERANCE,
+    Replay,
+    relative_error,
+    ways,
+)
 from stepwell.importer.torch.signals import BATCH, Path, Signal, Walk
 from stepwell.layers import Attention, Embedding, Window
 from stepwell.stream import FloatStream
@@ -21,7 +29,9 @@ MOST_LENGTHS = 8
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One output: where it is in what forward returns, and its signal, or its values [size] where it is a constant."""
+    """One output: where it is in what forward returns, and its signal, or its values [size] where
+    it is a constant.
+    """
 
     path: Path
     content: Signal | np.ndarray
@@ -29,8 +39,9 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """What forward returns: ``signal`` all ``parts`` side by side, their names where they have some, and where each (call, "h" or
-    "c") state is."""
+    """What forward returns: ``signal`` all ``parts`` side by side, their names where they have
+    some, and where each (call, "h" or "c") state is.
+    """
 
     signal: Signal
     parts: tuple[Part, ...]
@@ -47,7 +58,8 @@ def replay(module: torch.nn.Module, walk: Walk, outputs: Outputs, graph: Graph) 
         raise
     except Exception as error:
         raise ImportRefused(
-            f"{type(module).__name__} itself cannot be run to compare with ({type(error).__name__}: {str(error)[:300]}): "
+            f"{type(module).__name__} itself cannot be run to compare with "
+            f"({type(error).__name__}: {str(error)[:300]}): "
             "where it expects windows of a fixed length, give it (steps=)"
         ) from error
     stream, pairs = FloatStream(graph), []
@@ -59,15 +71,19 @@ def replay(module: torch.nn.Module, walk: Walk, outputs: Outputs, graph: Graph) 
     for ours, theirs in pairs:
         if ours.shape != theirs.shape:
             raise ImportRefused(
-                f"the module gives {list(theirs.shape)} [batch, steps, outputs], the stream {list(ours.shape)}: "
-                "what it reads out depends on the length of the sequence; read out every step or the last one"
+                f"the module gives {list(theirs.shape)} [batch, steps, outputs], the stream "
+                f"{list(ours.shape)}: "
+                "what it reads out depends on the length of the sequence; read out every step or "
+                "the last one"
             )
     error = _error(pairs, outputs)
     oracle = f"torch {torch.__version__} ({kind})"
     if not error <= TOLERANCE:
         raise ImportRefused(
-            f"the stream differs from the module by {error:.2e} of the output's range ({oracle}, allowed {TOLERANCE:.0e}): "
-            "the importer has misread it, its forward changes tensors in place, or what it reads out depends on the "
+            f"the stream differs from the module by {error:.2e} of the output's range ({oracle}, "
+            f"allowed {TOLERANCE:.0e}): "
+            "the importer has misread it, its forward changes tensors in place, or what it reads "
+            "out depends on the "
             "sequence's length (padding with a stride); otherwise please report it with the module"
         )
     return Replay(error, oracle)
@@ -77,7 +93,10 @@ def _error(pairs: list[tuple[np.ndarray, np.ndarray]], outputs: Outputs) -> floa
     """The largest difference of an output, relative to its range."""
     ends = np.cumsum([_size(part) for part in outputs.parts])[:-1]
     split = [[np.split(y, ends, axis=-1) for y in pair] for pair in pairs]
-    return max(relative_error([(ours[k], theirs[k]) for ours, theirs in split]) for k in range(len(outputs.parts)))
+    return max(
+        relative_error([(ours[k], theirs[k]) for ours, theirs in split])
+        for k in range(len(outputs.parts))
+    )
 
 
 def _size(part: Part) -> int:
@@ -90,16 +109,22 @@ def _size(part: Part) -> int:
 def _chunks(walk: Walk, graph: Graph) -> list[np.ndarray]:
     """Random input [STREAMS, steps, n_in] for each call."""
     rng = np.random.default_rng(20)
-    tokens = min((len(layer.table) for layer in graph.layers if isinstance(layer, Embedding)), default=0)
+    tokens = min(
+        (len(layer.table) for layer in graph.layers if isinstance(layer, Embedding)), default=0
+    )
     sizes = [(STREAMS, n_steps, graph.n_in) for n_steps in _lengths(walk, graph)]
     return [rng.integers(0, tokens, size) if tokens else rng.normal(size=size) for size in sizes]
 
 
 def _lengths(walk: Walk, graph: Graph) -> list[int]:
-    """Steps of each call: several calls where the state is handed on, or where a stride treats lengths differently."""
+    """Steps of each call: several calls where the state is handed on, or where a stride treats
+    lengths differently.
+    """
     timing = graph.timing[-1]
     n_steps = 1 if walk.one_step else walk.steps or max(STEPS, timing.first + 4 * timing.every + 1)
-    if walk.state_inputs and not any(isinstance(layer, (Attention, Window)) for layer in graph.layers):
+    if walk.state_inputs and not any(
+        isinstance(layer, (Attention, Window)) for layer in graph.layers
+    ):
         return [n_steps] * (SINGLE_STEPS if walk.one_step else 2)
     if walk.steps or walk.state_inputs:
         return [n_steps]
@@ -109,7 +134,9 @@ def _lengths(walk: Walk, graph: Graph) -> list[int]:
 def _source_outputs(
     module: torch.nn.Module, walk: Walk, outputs: Outputs, chunks: list[np.ndarray]
 ) -> tuple[list[np.ndarray], str]:
-    """The module's output [STREAMS, steps, n_out] for each chunk; in float64, or in float32 where it insists on that."""
+    """The module's output [STREAMS, steps, n_out] for each chunk; in float64, or in float32 where
+    it insists on that.
+    """
     try:
         return _run(module, walk, outputs, chunks, torch.float64), "float64"
     except RuntimeError:
@@ -121,10 +148,13 @@ def _source_outputs(
             module.double()
 
 
-def answers(module: torch.nn.Module, walk: Walk, outputs: Outputs, graph: Graph, x: np.ndarray) -> np.ndarray:
+def answers(
+    module: torch.nn.Module, walk: Walk, outputs: Outputs, graph: Graph, x: np.ndarray
+) -> np.ndarray:
     """The module on sequences: float [B, T, n_in] -> float64 [B, n, n_out].
 
-    n = 1 where it answers at the end. A module of one step is called again and again, its state handed on.
+    n = 1 where it answers at the end. A module of one step is called again and again, its state
+    handed on.
     """
     tokens = any(isinstance(layer, Embedding) for layer in graph.layers)
     x = x.astype(np.int64) if tokens else x
@@ -134,7 +164,11 @@ def answers(module: torch.nn.Module, walk: Walk, outputs: Outputs, graph: Graph,
 
 
 def _run(
-    module: torch.nn.Module, walk: Walk, outputs: Outputs, chunks: list[np.ndarray], dtype: torch.dtype
+    module: torch.nn.Module,
+    walk: Walk,
+    outputs: Outputs,
+    chunks: list[np.ndarray],
+    dtype: torch.dtype,
 ) -> list[np.ndarray]:
     n_batch = len(chunks[0])
     states = {
@@ -154,7 +188,8 @@ def _state_after(walk: Walk, outputs: Outputs, result: Any, path: Path) -> torch
     state = walk.state_inputs[path].state
     if state not in outputs.states:
         raise ImportRefused(
-            f"argument '{path[0]}' hands a state in, and forward does not return the new one: return (output, state)"
+            f"argument '{path[0]}' hands a state in, and forward does not return the new one: "
+            f"return (output, state)"
         )
     return _at(result, outputs.states[state])
 
@@ -162,11 +197,19 @@ def _state_after(walk: Walk, outputs: Outputs, result: Any, path: Path) -> torch
 def _side_by_side(result: Any, outputs: Outputs, n_batch: int) -> np.ndarray:
     """All outputs [B, steps, n_out] of a call."""
     found = [(_at(result, part.path), part.content) for part in outputs.parts]
-    data = [_canonical(y, content, n_batch) if isinstance(content, Signal) else None for y, content in found]
+    data = [
+        _canonical(y, content, n_batch) if isinstance(content, Signal) else None
+        for y, content in found
+    ]
     leading = next(y.shape[:2] for y in data if y is not None)
-    constants = (y.detach().to(torch.float64).reshape(-1, y.shape[-1] if y.dim() else 1)[0].numpy() for y, _ in found)
+    constants = (
+        y.detach().to(torch.float64).reshape(-1, y.shape[-1] if y.dim() else 1)[0].numpy()
+        for y, _ in found
+    )
     whole = zip(data, constants, strict=True)
-    return np.concatenate([np.broadcast_to(k, (*leading, len(k))) if y is None else y for y, k in whole], axis=-1)
+    return np.concatenate(
+        [np.broadcast_to(k, (*leading, len(k))) if y is None else y for y, k in whole], axis=-1
+    )
 
 
 def _at(result: Any, path: Path) -> torch.Tensor:
@@ -180,7 +223,9 @@ def _arguments(states: dict[Path, torch.Tensor]) -> dict[str, Any]:
     """{("s", 0, 1): h, ..} -> {"s": ((.., h), ..)}"""
     arguments = {}
     for name in dict.fromkeys(path[0] for path in states):
-        arguments[name] = _nested({path[1:]: value for path, value in states.items() if path[0] == name})
+        arguments[name] = _nested(
+            {path[1:]: value for path, value in states.items() if path[0] == name}
+        )
     return arguments
 
 
@@ -202,7 +247,9 @@ def _arranged(x: torch.Tensor, axes: tuple[str, ...]) -> torch.Tensor:
     order = [atom for axis in axes for atom in axis]
     lost = [atom for atom in "BTF" if atom not in order]  # of size 1
     x = x.permute(["BTF".index(atom) for atom in (*lost, *order)])
-    return x.reshape([prod(x.shape[len(lost) + order.index(atom)] for atom in axis) for axis in axes])
+    return x.reshape(
+        [prod(x.shape[len(lost) + order.index(atom)] for atom in axis) for axis in axes]
+    )
 
 
 def _canonical(y: torch.Tensor, signal: Signal, n_batch: int) -> np.ndarray:
@@ -216,5 +263,7 @@ def _canonical(y: torch.Tensor, signal: Signal, n_batch: int) -> np.ndarray:
 
 
 def _fresh(stream: FloatStream, x: np.ndarray) -> np.ndarray:
-    """The stream's outputs [B, steps, n_out] at the steps at which it makes one; the last one only where that is the readout."""
+    """The stream's outputs [B, steps, n_out] at the steps at which it makes one; the last one only
+    where that is the readout.
+    """
     return stream.run(x)[:, -1:] if stream.graph.readout == "last" else stream.outputs(x)

@@ -1,8 +1,9 @@
 """What flows through a traced torch module, and the layers that are collected on the way.
 
-A *signal* is a tensor that depends on the model's input. Its axes are named: "B" batch, "T" time, "F" features, "" an axis of size
-1, and products of them where a reshape has merged some ("BT"). Features of width 1 have no name of their own, so that squeezing and
-unsqueezing them needs no care. Sizes are concrete while tracing (BATCH, ``Walk.time``), so that shape arithmetic in the user's code
+A *signal* is a tensor that depends on the model's input. Its axes are named: "B" batch, "T" time,
+"F" features, "" an axis of size 1, and products of them where a reshape has merged some ("BT").
+Features of width 1 have no name of their own, so that squeezing and unsqueezing them needs no care.
+Sizes are concrete while tracing (BATCH, ``Walk.time``), so that shape arithmetic in the user's code
 runs as it stands.
 """
 
@@ -17,17 +18,20 @@ from stepwell.errors import ImportRefused
 from stepwell.integer.functions import Function
 from stepwell.layers import Activation, Dense, Layer, Window
 
-BATCH = 13  # what the sizes of batch and time stand for while tracing: a fixed size or step is hardly ever one of these
+# what the sizes of batch and time stand for while tracing: a fixed size or step is hardly ever one
+# of these
+BATCH = 13
 TIME = 1009
 Path = tuple[object, ...]
 
 
 @dataclass(frozen=True)
 class Pending:
-    """Part of an attention over time, not yet a layer. ``values``: score, or query and key; ``stage``: how far it has come.
+    """Part of an attention over time, not yet a layer. ``values``: score, or query and key;
+    ``stage``: how far it has come.
 
-    Stages: "sum" (query + key) -> "tanh" -> "scores" -> "weights" (softmax over time) -> "weighted" (times ``values[-1]``);
-    "product" (query * key, elementwise) -> "scores".
+    Stages: "sum" (query + key) -> "tanh" -> "scores" -> "weights" (softmax over time) -> "weighted"
+    (times ``values[-1]``); "product" (query * key, elementwise) -> "scores".
     """
 
     form: str
@@ -40,11 +44,12 @@ class Pending:
 
 @dataclass(frozen=True)
 class Signal:
-    """A tensor made from graph value ``value`` [batch, steps, width], its axes ordered as ``axes`` tells.
+    """A tensor made from graph value ``value`` [batch, steps, width], its axes ordered as ``axes``
+    tells.
 
-    ``length``: timesteps torch has in it, ``lead`` of them zeros that a padding has put in front for the next convolution and
-    ``trail`` of them zeros after the end.
-    ``last``: time has been reduced to the last step. ``state``: (call, "h") where it is also the new state of a cell.
+    ``length``: timesteps torch has in it, ``lead`` of them zeros that a padding has put in front
+    for the next convolution and ``trail`` of them zeros after the end. ``last``: time has been
+    reduced to the last step. ``state``: (call, "h") where it is also the new state of a cell.
     """
 
     value: int
@@ -71,9 +76,11 @@ class Signal:
 
 @dataclass(frozen=True)
 class Stack:
-    """Final states of several layers, as torch's h_n [layers * directions, B, H]; no parts where it cannot be data (c_n).
+    """Final states of several layers, as torch's h_n [layers * directions, B, H]; no parts where it
+    cannot be data (c_n).
 
-    ``grid``: the sizes into which a view has divided the first axis; ``turned``: axes are [B, layers, H].
+    ``grid``: the sizes into which a view has divided the first axis; ``turned``: axes are [B,
+    layers, H].
     """
 
     parts: tuple[Signal, ...]
@@ -149,24 +156,37 @@ class Walk:
     # ---- checks ----
 
     def plain(self, signal: Signal, may_lead: bool = False) -> Signal:
-        """The signal, when it is ordinary data; ``may_lead``: zeros may have been padded before it or after it."""
+        """The signal, when it is ordinary data; ``may_lead``: zeros may have been padded before it
+        or after it.
+        """
         if isinstance(signal, StateArgument):
             raise self.refuse(
-                f"reads {described(signal)}, which is neither the model's input (the first one) nor the state of a layer of "
-                "torch: join several inputs to one before the model, and write cells as nn.LSTMCell, GRUCell or RNNCell"
+                f"reads {described(signal)}, which is neither the model's input (the first one) "
+                f"nor the state of a layer of "
+                "torch: join several inputs to one before the model, and write cells as "
+                "nn.LSTMCell, GRUCell or RNNCell"
             )
         if not isinstance(signal, Signal):
-            raise self.refuse(f"reads {described(signal)}, which is not data: read out the layer's output or h_n[-1]")
+            raise self.refuse(
+                f"reads {described(signal)}, which is not data: read out the layer's output or "
+                f"h_n[-1]"
+            )
         if signal.pending:
-            raise self.refuse("unfinished attention: the forms known are scores -> softmax over time -> weighted sum")
+            raise self.refuse(
+                "unfinished attention: the forms known are scores -> softmax over time -> weighted "
+                "sum"
+            )
         if (signal.lead or signal.trail) and not may_lead:
             raise self.refuse(
-                "zeros were padded before the sequence or after it: only a convolution or a pooling can take them"
+                "zeros were padded before the sequence or after it: only a convolution or a "
+                "pooling can take them"
             )
         return signal
 
     def feature_axis(self, signal: Signal, dim: int | None = None, width: int | None = None) -> int:
-        """The number of the axis of the features. Refused when that is not ``dim``, or when they are not ``width`` many."""
+        """The number of the axis of the features. Refused when that is not ``dim``, or when they
+        are not ``width`` many.
+        """
         rank = len(signal.axes)
         if dim is not None and not -rank <= dim < rank:
             raise self.refuse(f"works on axis {dim} of {self.described_axes(signal)}")
@@ -174,23 +194,30 @@ class Walk:
             dim = signal.axes.index("F") if "F" in signal.axes else rank - 1
         if signal.axes[dim] != ("F" if signal.width > 1 else ""):
             raise self.refuse(
-                f"works on axis {dim} of {self.described_axes(signal)}, which is not the one of the features"
+                f"works on axis {dim} of {self.described_axes(signal)}, which is not the one of "
+                f"the features"
             )
         if width is not None and width != signal.width:
             self.width_differs(signal, width)
         return dim % rank
 
     def width_differs(self, signal: Signal, width: int) -> None:
-        """Refuses that a signal is not ``width`` wide, unless that tells how wide the model's input is."""
+        """Refuses that a signal is not ``width`` wide, unless that tells how wide the model's input
+        is.
+        """
         if self.n_in_known:
             raise self.refuse(f"takes {width} values and is given {signal.width}")
         times, rest = divmod(signal.width, self.n_in)
         if rest or not times or width % times:
-            raise self.refuse("how wide the model's input is cannot be told from its layers: give it, n_in=")
+            raise self.refuse(
+                "how wide the model's input is cannot be told from its layers: give it, n_in="
+            )
         raise WidthFound(width // times)
 
     def time_axis(self, signal: Signal, dim: int | None = None) -> int:
-        if "T" not in signal.axes or (dim is not None and signal.axes.index("T") != dim % len(signal.axes)):
+        if "T" not in signal.axes or (
+            dim is not None and signal.axes.index("T") != dim % len(signal.axes)
+        ):
             raise self.refuse(f"works along time, and is given {self.described_axes(signal)}")
         return signal.axes.index("T")
 
@@ -218,14 +245,18 @@ class Walk:
         return len(self.layers)
 
     def cropped(self, signal: Signal, steps: int) -> Signal:
-        """The signal without its last steps, as long as they are made of zeros after the sequence's end."""
+        """The signal without its last steps, as long as they are made of zeros after the sequence's
+        end.
+        """
         of_padding = min(steps, signal.trail)
         value = self._cropped(signal.value, steps - of_padding)
         trail = signal.trail - of_padding
         return replace(signal, value=value, length=signal.length - steps, trail=trail, state=None)
 
     def _cropped(self, value: int, steps: int) -> int:
-        """A value that ends so many steps earlier: convolutions on the way to it look less far ahead."""
+        """A value that ends so many steps earlier: convolutions on the way to it look less far
+        ahead.
+        """
         if steps == 0:
             return value
         if value == 0:
@@ -242,7 +273,9 @@ class Walk:
         return len(self.layers)
 
     def apply(self, layer: Layer, *signals: Signal, at: int | None = None) -> Signal:
-        """A layer on signals of the same axes; ``at``: its features' axis, needed where it changes their number."""
+        """A layer on signals of the same axes; ``at``: its features' axis, needed where it changes
+        their number.
+        """
         value = self.emit(layer, *(self.plain(signal).value for signal in signals))
         axes = signals[0].axes
         if at is not None:
@@ -252,15 +285,30 @@ class Walk:
     def activate(self, signal: Signal, function: str | Function) -> Signal:
         return self.apply(Activation(self.name, function, signal.width), signal)
 
-    def scaled(self, signal: Signal, scale: np.ndarray | float, offset: np.ndarray | float = 0.0, **options) -> Signal:
+    def scaled(
+        self, signal: Signal, scale: np.ndarray | float, offset: np.ndarray | float = 0.0, **options
+    ) -> Signal:
         """scale * signal + offset, value by value: a Dense of as many groups."""
-        weight, bias = (np.broadcast_to(np.asarray(v, np.float64), (signal.width,)).copy() for v in (scale, offset))
-        return self.apply(Dense(self.name, weight[:, None], bias, groups=signal.width, **options), signal)
+        weight, bias = (
+            np.broadcast_to(np.asarray(v, np.float64), (signal.width,)).copy()
+            for v in (scale, offset)
+        )
+        return self.apply(
+            Dense(self.name, weight[:, None], bias, groups=signal.width, **options), signal
+        )
 
     def window(
-        self, signal: Signal, taps: int, stride: int = 1, dilation: int = 1, left: int = 0, right: int = 0
+        self,
+        signal: Signal,
+        taps: int,
+        stride: int = 1,
+        dilation: int = 1,
+        left: int = 0,
+        right: int = 0,
     ) -> Signal:
-        """The last ``taps`` values of every channel; ``left`` and ``right`` zeros are padded before and after."""
+        """The last ``taps`` values of every channel; ``left`` and ``right`` zeros are padded before
+        and after.
+        """
         layer, seen = self.looking(signal, taps, stride, dilation, left, right)
         if (taps, stride, layer.delay, layer.ahead) == (1, 1, 0, 0):
             return signal
@@ -275,7 +323,8 @@ class Walk:
         span = (taps - 1) * dilation + 1
         if max(left, right) >= span:
             raise self.refuse(
-                f"pads {left} steps before the sequence, {right} after it, and looks at {span}: pad {span - 1} steps at most"
+                f"pads {left} steps before the sequence, {right} after it, and looks at {span}: "
+                f"pad {span - 1} steps at most"
             )
         padding = None if left == span - 1 else left
         layer = Window(f"{self.name}.window", signal.width, taps, dilation, stride, padding, right)
@@ -317,7 +366,10 @@ class Chain:
                 waiting.extend(self.reads[value - 1])
         number = {value: k for k, value in enumerate(sorted(needed))}
         kept = sorted(needed - {0})
-        return Chain([self.layers[v - 1] for v in kept], [tuple(number[r] for r in self.reads[v - 1]) for v in kept])
+        return Chain(
+            [self.layers[v - 1] for v in kept],
+            [tuple(number[r] for r in self.reads[v - 1]) for v in kept],
+        )
 
     def fused(self) -> Chain:
         """Activations and scalings made part of the layer before them."""
@@ -345,7 +397,9 @@ def _merged(first: Layer, then: Layer) -> Layer | None:
         weight, bias = then.weight * first.weight, then.weight[:, 0] * first.bias + then.bias
         return replace(first, weight=weight, bias=bias, activation=then.activation)
     if _is_scaling(first) and then.groups == 1:
-        return replace(then, weight=then.weight * first.weight[:, 0], bias=then.weight @ first.bias + then.bias)
+        return replace(
+            then, weight=then.weight * first.weight[:, 0], bias=then.weight @ first.bias + then.bias
+        )
     return None
 
 

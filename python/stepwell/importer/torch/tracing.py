@@ -1,7 +1,8 @@
 """torch.fx symbolic tracing in which every node is interpreted as it is made.
 
-Shapes, dtypes and everything computed from constants are given to the user's code as they are; only what depends on the input is a
-proxy. Code that looks at sizes (``torch.zeros(1, x.size(0), n)``, ``if x.dim() == 3``) therefore traces.
+Shapes, dtypes and everything computed from constants are given to the user's code as they are; only
+what depends on the input is a proxy. Code that looks at sizes (``torch.zeros(1, x.size(0), n)``,
+``if x.dim() == 3``) therefore traces.
 """
 
 from __future__ import annotations
@@ -17,9 +18,27 @@ from torch.nn.utils import rnn
 
 from stepwell.errors import ImportRefused
 from stepwell.importer.torch.handlers import MODULES, OPERATIONS, REFUSED, REFUSED_MODULES
-from stepwell.importer.torch.signals import Signal, Stack, StateArgument, Walk, WidthFound, described
+from stepwell.importer.torch.signals import (
+    Signal,
+    Stack,
+    StateArgument,
+    Walk,
+    WidthFound,
+    described,
+)
 
-PROPERTIES = ("shape", "ndim", "dtype", "device", "T", "mT", "data", "is_cuda", "requires_grad", "real")
+PROPERTIES = (
+    "shape",
+    "ndim",
+    "dtype",
+    "device",
+    "T",
+    "mT",
+    "data",
+    "is_cuda",
+    "requires_grad",
+    "real",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +69,11 @@ class Traced(fx.Proxy):
 
 
 class Tracer(fx.Tracer):
-    """Collects the layers of a module in ``walk``; ``result`` is what its forward returns, traced values in it.
+    """Collects the layers of a module in ``walk``; ``result`` is what its forward returns, traced
+    values in it.
 
-    ``with_states``: arguments with default None are states handed in, too. ``go_on``: what cannot be streamed is refused only where
-    an output is made of it.
+    ``with_states``: arguments with default None are states handed in, too. ``go_on``: what cannot
+    be streamed is refused only where an output is made of it.
     """
 
     def __init__(self, walk: Walk, with_states: bool, go_on: bool):
@@ -69,7 +89,11 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: torch.nn.Module, module_qualified_name: str) -> bool:
         name = library_class(m)
-        return name in MODULES or name in REFUSED_MODULES or super().is_leaf_module(m, module_qualified_name)
+        return (
+            name in MODULES
+            or name in REFUSED_MODULES
+            or super().is_leaf_module(m, module_qualified_name)
+        )
 
     def call_module(self, m: torch.nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
         if not any(isinstance(a, fx.Proxy) for a in (*args, *kwargs.values())):
@@ -85,7 +109,8 @@ class Tracer(fx.Tracer):
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         raise self.walk.refuse(
-            f"control flow depends on the values of {described(obj.value)}: a stream has none; {ONNX_WAY}"
+            f"control flow depends on the values of {described(obj.value)}: a stream has none; "
+            f"{ONNX_WAY}"
         )
 
     def iter(self, obj: fx.Proxy) -> Any:
@@ -93,10 +118,13 @@ class Tracer(fx.Tracer):
         if isinstance(obj.value, Stack):
             return iter([obj[k] for k in range(len(obj))])
         raise self.walk.refuse(
-            "a loop over the tensor: give a module whose forward is one step (x, state), or use nn.LSTM / nn.GRU / nn.RNN"
+            "a loop over the tensor: give a module whose forward is one step (x, state), or use "
+            "nn.LSTM / nn.GRU / nn.RNN"
         )
 
-    def create_proxy(self, kind: str, target: Any, args: tuple, kwargs: dict, name: str | None = None, **_: Any) -> Any:
+    def create_proxy(
+        self, kind: str, target: Any, args: tuple, kwargs: dict, name: str | None = None, **_: Any
+    ) -> Any:
         node = self.create_node(kind, target, (), {}, name)
         self.n_nodes += 1
         try:
@@ -106,7 +134,9 @@ class Tracer(fx.Tracer):
             if not self.go_on:
                 raise
             result = Refused(error)
-        return mapped(result, lambda value: Traced(node, self, value) if isinstance(value, TRACED) else value)
+        return mapped(
+            result, lambda value: Traced(node, self, value) if isinstance(value, TRACED) else value
+        )
 
     # ---- how a node is read ----
 
@@ -120,19 +150,25 @@ class Tracer(fx.Tracer):
         if isinstance(a, Traced):
             return a.value
         if isinstance(a, fx.Proxy):
-            raise self.walk.refuse(f"attribute '{getattr(a, 'attr', '')}' of a tensor is not understood; {ONNX_WAY}")
+            raise self.walk.refuse(
+                f"attribute '{getattr(a, 'attr', '')}' of a tensor is not understood; {ONNX_WAY}"
+            )
         return a
 
     def _interpreted(self, node: fx.Node, args: tuple, kwargs: dict) -> Any:
         if node.op == "placeholder":
             return self._argument(node.target, args)
         if node.op == "call_module":
-            return self._module_call(self.root.get_submodule(node.target), node.target, args, kwargs)
+            return self._module_call(
+                self.root.get_submodule(node.target), node.target, args, kwargs
+            )
         name = operation_name(node.target)
         path = next(reversed(self.module_stack.values()))[0] if self.module_stack else ""
         self.walk.name = node.name
         self.walk.where = f"node '{node.name}' ({name}{f', in {path}' if path else ''})"
-        return self._called(OPERATIONS.get(name), REFUSED.get(name, ""), f"torch's {name}", args, kwargs)
+        return self._called(
+            OPERATIONS.get(name), REFUSED.get(name, ""), f"torch's {name}", args, kwargs
+        )
 
     def _argument(self, name: str, default: tuple) -> Any:
         if name.startswith("*"):
@@ -148,16 +184,26 @@ class Tracer(fx.Tracer):
         self.walk.name = path
         self.walk.where = f"{path} ({type(module).__name__})"
         return self._called(
-            MODULES.get(kind), REFUSED_MODULES.get(kind, ""), f"a {type(module).__name__}", (module, *args), kwargs
+            MODULES.get(kind),
+            REFUSED_MODULES.get(kind, ""),
+            f"a {type(module).__name__}",
+            (module, *args),
+            kwargs,
         )
 
-    def _called(self, handler: Callable | None, advice: str, what: str, args: tuple, kwargs: dict) -> Any:
+    def _called(
+        self, handler: Callable | None, advice: str, what: str, args: tuple, kwargs: dict
+    ) -> Any:
         if handler is None:
-            raise self.walk.refuse(advice or f"{what} cannot be streamed or is not understood; {ONNX_WAY}")
+            raise self.walk.refuse(
+                advice or f"{what} cannot be streamed or is not understood; {ONNX_WAY}"
+            )
         try:
             bound = inspect.signature(handler).bind(self.walk, *args, **kwargs)
         except TypeError as error:
-            raise self.walk.refuse(f"called in a way that is not understood ({error}); {ONNX_WAY}") from error
+            raise self.walk.refuse(
+                f"called in a way that is not understood ({error}); {ONNX_WAY}"
+            ) from error
         return handler(*bound.args, **bound.kwargs)
 
 
@@ -184,13 +230,17 @@ def library_class(module: torch.nn.Module) -> str:
 
 
 def operation_name(target: Any) -> str:
-    """relu for torch.relu, Tensor.relu_, torch.nn.functional.relu; add for operator.add, iadd, __radd__."""
+    """relu for torch.relu, Tensor.relu_, torch.nn.functional.relu; add for operator.add, iadd,
+    __radd__.
+    """
     name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
     return name.strip("_")
 
 
 def items_of(result: Any) -> list[tuple[Any, Any]] | None:
-    """(key or field or place, part) of a dict, dataclass, namedtuple, tuple or list; None for anything else."""
+    """(key or field or place, part) of a dict, dataclass, namedtuple, tuple or list; None for
+    anything else.
+    """
     if isinstance(result, dict):
         return list(result.items())
     if dataclasses.is_dataclass(result) and not isinstance(result, type):
