@@ -50,12 +50,14 @@ from stepwell.layers import (
     DenseLayer,
     Embedding,
     EmbeddingLayer,
+    Gru,
     LayerNormLayer,
     Lstm,
     MaxPool,
     MaxPoolLayer,
     Mul,
     MulLayer,
+    Rnn,
     Slice,
     SliceLayer,
     Window,
@@ -451,10 +453,8 @@ def of_torch(module, suffix: str = "", reverse: bool = False):
         projection = found.get(f"weight_hr_l0{suffix}")
         return Lstm("t", w_x, w_h, b_x + b_h, projection=projection, reverse=reverse)
     if kind == "GRU":
-        return stepwell.graph.Gru("t", w_x, w_h, b_x, b_h, reverse=reverse)
-    return stepwell.graph.Rnn(
-        "t", w_x, w_h, b_x + b_h, functions=(module.nonlinearity,), reverse=reverse
-    )
+        return Gru("t", w_x, w_h, b_x, b_h, reverse=reverse)
+    return Rnn("t", w_x, w_h, b_x + b_h, functions=(module.nonlinearity,), reverse=reverse)
 
 
 @pytest.mark.parametrize(
