@@ -87,9 +87,13 @@ def test_the_readme_is_two_screens_and_links():
     assert not long, "Markdown has 100 columns at most"
 
 
-def test_links_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#\s]+)\)", page.read_text()):
+        assert "://" in target or (page.parent / target).exists(), target
 
 
 def test_operators_that_convert_are_listed():
