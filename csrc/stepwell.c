@@ -55,7 +55,7 @@ const char *stw_strerror(int status)
 static int lives_in_state(const stw_model *m, const stw_layer *l)
 {
     return (!STW_WITH_MODES || m->mode != STW_SLIDE) &&
-           (stw_is_recurrent(l) || (l->kind == STW_WINDOW && stw_dilation(l) == 1));
+           (stw_is_recurrent(l) || (l->kind == STW_WINDOW && l->p[1] == 1));
 }
 
 /* Layers that compute their values one by one: int32 before they are stored. */
@@ -86,9 +86,9 @@ size_t stw_temporary(const stw_layer *l)
         return l->n_out; /* hidden states times the reset gate */
     }
     if (l->kind == STW_LSTM && stw_cell_has(l, STW_PART_PROJECTION)) {
-        return stw_units(l); /* what the projection takes */
+        return l->p[0]; /* what the projection takes */
     }
-    return l->kind == STW_ATTENTION ? 2u * (size_t)stw_steps(l) : 0u; /* scores, int32 */
+    return l->kind == STW_ATTENTION ? 2u * (size_t)l->p[0] : 0u; /* scores, int32 */
 }
 
 size_t stw_layer_scratch(const stw_model *m, const stw_layer *l, size_t chunk)
@@ -334,7 +334,7 @@ static void unit_by_unit(const stw_layer *l, const int16_t *x, const int16_t *h,
         stw_gru_before_reset(l, &cell, x, h, spare);
     }
 #endif
-    for (size_t u = 0; u < stw_units(l); u++) {
+    for (size_t u = 0; u < l->p[0]; u++) {
         stw_recurrent_unit(l, &cell, x, h, spare, has_cell ? c[u] : 0, u, &unit);
         if (has_cell) {
             c[u] = unit.c;
@@ -428,12 +428,12 @@ static int16_t embedded(const stw_layer *l, const int16_t *x, size_t r)
     size_t  token = 0;
     int32_t index;
 
-    while (r >= stw_width(l)) { /* value r belongs to token r / width */
-        r -= stw_width(l);
+    while (r >= l->p[1]) { /* value r belongs to token r / width */
+        r -= l->p[1];
         token++;
     }
-    index = stw_max(stw_min(x[token], stw_tokens(l) - 1), 0);
-    return ((const STW_ROM int16_t *)l->w)[(size_t)index * stw_width(l) + r];
+    index = stw_max(stw_min(x[token], l->p[0] - 1), 0);
+    return ((const STW_ROM int16_t *)l->w)[(size_t)index * l->p[1] + r];
 }
 
 /* Value r of a layer that moves values about. */
@@ -443,9 +443,9 @@ static int16_t moved_value(const stw_layer *l, const int16_t *const in[3], size_
     case STW_CONCAT:
         return concat_value(l, in, r);
     case STW_SLICE:
-        return in[0][stw_start(l) + r];
+        return in[0][l->p[0] + r];
     case STW_MAX_POOL:
-        return largest(in[0] + r * stw_taps(l), stw_taps(l));
+        return largest(in[0] + r * l->p[0], l->p[0]);
     default:
         return embedded(l, in[0], r);
     }

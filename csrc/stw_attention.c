@@ -20,8 +20,8 @@ static int32_t score(const stw_layer *l, const int16_t *query, const int16_t *ke
     const STW_ROM int16_t *weight = (const STW_ROM int16_t *)l->w;
     int64_t                acc    = 0;
 
-    for (size_t j = 0; j < stw_key_width(l); j++) {
-        switch (stw_form(l)) {
+    for (size_t j = 0; j < l->p[2]; j++) {
+        switch (l->p[1]) {
         case STW_SCORE:
             acc += key[j];
             break;
@@ -38,10 +38,10 @@ static int32_t score(const stw_layer *l, const int16_t *query, const int16_t *ke
 void stw_attention_step(const stw_layer *l, const int16_t *const in[3], int32_t *counter, int16_t *memory,
                         int32_t *scores, int16_t *out)
 {
-    int            given = stw_form(l) == STW_SCORE; /* sources: score, value; else query, key, value */
+    int            given = l->p[1] == STW_SCORE; /* sources: score, value; else query, key, value */
     const int16_t *key   = given ? in[0] : in[1];
     const int16_t *value = given ? in[1] : in[2];
-    size_t         n = stw_steps(l), n_key = stw_key_width(l), n_value = l->n_out;
+    size_t         n = l->p[0], n_key = l->p[2], n_value = l->n_out;
     size_t         seen   = (size_t)*counter; /* 0 .. 2n - 1: steps since the reset, wrapped once the memory is full */
     size_t         place  = seen < n ? seen : seen - n;
     size_t         filled = seen < n ? seen + 1 : n;

@@ -82,7 +82,7 @@ static const void *array_at(const uint8_t *blob, const uint8_t *field, uint64_t 
 /* int16 values of a recurrent layer's `extra`, from its header. */
 static uint64_t cell_values(const stw_layer *l, unsigned int parts)
 {
-    uint64_t n = STW_EXTRA_HEADER, units = stw_units(l);
+    uint64_t n = STW_EXTRA_HEADER, units = l->p[0];
 
     for (unsigned int bit = STW_PART_GATE; bit <= STW_PART_OUTPUT; bit *= 2u) {
         n += parts & bit ? STW_TABLE_ENTRIES : 0u;
@@ -131,19 +131,19 @@ static int extra_open(stw_layer *l, const uint8_t *blob, const uint8_t *field, u
 static uint64_t weight_bytes(const stw_layer *l)
 {
     if (stw_is_recurrent(l)) {
-        return (uint64_t)stw_n_gates(l) * stw_units(l) * stw_row_bytes(stw_weight_bits(l), l->n_in);
+        return (uint64_t)stw_n_gates(l) * l->p[0] * stw_row_bytes(stw_weight_bits(l), l->n_in);
     }
     switch (l->kind) {
     case STW_DENSE:
-        return 2u * (uint64_t)l->n_out * stw_columns(l);
+        return 2u * (uint64_t)l->n_out * l->p[2];
     case STW_ADD:
         return 4;
     case STW_LAYER_NORM:
         return 2u * (uint64_t)l->n_in;
     case STW_EMBEDDING:
-        return 2u * (uint64_t)stw_tokens(l) * stw_width(l);
+        return 2u * (uint64_t)l->p[0] * l->p[1];
     case STW_ATTENTION:
-        return stw_form(l) == STW_ADDITIVE ? 2u * (uint64_t)stw_key_width(l) : 0u;
+        return l->p[1] == STW_ADDITIVE ? 2u * (uint64_t)l->p[2] : 0u;
     default:
         return 0;
     }
@@ -154,7 +154,7 @@ static uint64_t recurrent_bytes(const stw_layer *l)
 {
     uint64_t row = stw_is_recurrent(l) ? stw_row_bytes(stw_weight_bits(l), l->n_out) : 0u;
 
-    return row * stw_n_gates(l) * stw_units(l);
+    return row * stw_n_gates(l) * l->p[0];
 }
 
 /* Row records; those of a projection are told by `extra`, which may not have been turned yet. */
@@ -165,13 +165,13 @@ static size_t row_records(const stw_layer *l, const uint8_t *blob)
     if (l->kind != STW_LSTM) {
         return stw_n_rows(l);
     }
-    return 4u * (size_t)stw_units(l) + (extra && array16(blob, extra) & STW_PART_PROJECTION ? l->n_out : 0u);
+    return 4u * (size_t)l->p[0] + (extra && array16(blob, extra) & STW_PART_PROJECTION ? l->n_out : 0u);
 }
 
 /* Their bytes. */
 static uint64_t row_bytes(const stw_layer *l, const uint8_t *blob)
 {
-    return stw_is_paired(l) ? (uint64_t)stw_units(l) * sizeof(stw_pairs_rows)
+    return stw_is_paired(l) ? (uint64_t)l->p[0] * sizeof(stw_pairs_rows)
                             : (uint64_t)row_records(l, blob) * sizeof(stw_row);
 }
 
@@ -321,9 +321,9 @@ static void recurrent_sums(const stw_layer *l, size_t r, uint64_t *sum_x, uint64
     stw_cell cell;
 
     *sum_x = *sum_h = 0;
-    if (r >= n_records * stw_units(l)) {
+    if (r >= n_records * l->p[0]) {
         stw_cell_open(l, &cell);
-        *sum_x = sum_abs16(cell.projection + (r - n_records * stw_units(l)) * stw_units(l), stw_units(l));
+        *sum_x = sum_abs16(cell.projection + (r - n_records * l->p[0]) * l->p[0], l->p[0]);
         return;
     }
     for (gate = r; gate >= n_records; gate -= n_records) {
@@ -347,7 +347,7 @@ static void row_sums(const stw_layer *l, size_t r, uint64_t *sum_x, uint64_t *su
     if (stw_is_recurrent(l)) {
         recurrent_sums(l, r, sum_x, sum_h);
     } else if (l->kind == STW_DENSE) {
-        *sum_x = sum_abs16(w + r * stw_columns(l), stw_columns(l));
+        *sum_x = sum_abs16(w + r * l->p[2], l->p[2]);
     } else if (l->kind == STW_ADD) {
         *sum_x = sum_abs16(w, 2);
     } else if (l->kind == STW_LAYER_NORM) {
@@ -360,7 +360,7 @@ static void row_sums(const stw_layer *l, size_t r, uint64_t *sum_x, uint64_t *su
 /* Only where input and hidden sums join has the input sum a scale of its own. */
 static int row_may_join(const stw_layer *l, size_t r)
 {
-    return stw_is_recurrent(l) && r < stw_n_records(l) * stw_units(l) && (l->kind != STW_GRU || (r & 3u) < 2);
+    return stw_is_recurrent(l) && r < stw_n_records(l) * l->p[0] && (l->kind != STW_GRU || (r & 3u) < 2);
 }
 
 static int row_may_have_bias(const stw_layer *l)
@@ -516,7 +516,7 @@ static int turn_layer(turning *at, const stw_layer *l, const uint8_t *d)
     static const uint8_t bytes[] = {1, 0}, halves[] = {2, 0}, plain[] = {4, 2, 1, 1, 0};
     static const uint8_t paired[]  = {4, 4, 4, 4, 1, 1, 1, 1, 4, 4, 4, 4, 0};
     int                  recurrent = stw_is_recurrent(l);
-    uint64_t             n_w = weight_bytes(l), n_rows = stw_is_paired(l) ? stw_units(l) : row_records(l, at->blob);
+    uint64_t             n_w = weight_bytes(l), n_rows = stw_is_paired(l) ? l->p[0] : row_records(l, at->blob);
 
     return turn_array(at, d + 24, recurrent ? n_w : n_w / 2, recurrent ? bytes : halves) &&
            turn_array(at, d + 28, recurrent_bytes(l), bytes) &&

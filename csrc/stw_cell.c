@@ -7,7 +7,7 @@ size_t stw_n_rows(const stw_layer *l)
 {
     switch (l->kind) {
     case STW_LSTM:
-        return 4u * (size_t)stw_units(l) + (stw_cell_has(l, STW_PART_PROJECTION) ? l->n_out : 0u);
+        return 4u * (size_t)l->p[0] + (stw_cell_has(l, STW_PART_PROJECTION) ? l->n_out : 0u);
     case STW_GRU:
     case STW_GRU_BEFORE:
     case STW_RNN:
@@ -33,7 +33,7 @@ size_t stw_n_cells(const stw_layer *l)
     case STW_LSTM:
     case STW_GRU:
     case STW_GRU_BEFORE:
-        return stw_units(l);
+        return l->p[0];
     case STW_ATTENTION:
         return 1u; /* its counter */
     default:
@@ -43,7 +43,7 @@ size_t stw_n_cells(const stw_layer *l)
 
 size_t stw_window_span(const stw_layer *l)
 {
-    return (stw_taps(l) - 1u) * (size_t)stw_dilation(l) + 1u;
+    return (l->p[0] - 1u) * (size_t)l->p[1] + 1u;
 }
 
 size_t stw_n_hidden(const stw_layer *l)
@@ -52,7 +52,7 @@ size_t stw_n_hidden(const stw_layer *l)
         return l->n_in * stw_window_span(l);
     }
     if (l->kind == STW_ATTENTION) {
-        return (size_t)stw_steps(l) * ((size_t)stw_key_width(l) + l->n_out);
+        return (size_t)l->p[0] * ((size_t)l->p[2] + l->n_out);
     }
     return stw_is_recurrent(l) ? l->n_out : 0u;
 }
@@ -72,10 +72,10 @@ static const STW_ROM int16_t *part(const stw_layer *l, int bit, size_t n, size_t
 size_t stw_cell_open(const stw_layer *l, stw_cell *cell)
 {
     static const stw_cell plain  = {0, 0, 0, 0, 0, 0, 0, 32767, 32767, 0, 15, 15, 15, 0};
-    size_t                length = STW_EXTRA_HEADER, units = stw_units(l);
+    size_t                length = STW_EXTRA_HEADER, units = l->p[0];
 
     *cell = plain;
-    if (stw_h_bits(l) == 8) {
+    if (l->p[2] == 8) {
         cell->h_max  = 127;
         cell->h_frac = 7;
     }
@@ -112,8 +112,8 @@ int32_t stw_joined_row(const stw_layer *l, size_t row, const int16_t *x, const i
 
 int16_t stw_project(const stw_layer *l, const stw_cell *cell, const int16_t *y, size_t r)
 {
-    const STW_ROM stw_row *row = l->rows + 4u * (size_t)stw_units(l) + r;
-    int32_t                acc = stw_dot1(cell->projection + r * stw_units(l), y, stw_units(l)) + row->bias;
+    const STW_ROM stw_row *row = l->rows + 4u * (size_t)l->p[0] + r;
+    int32_t                acc = stw_dot1(cell->projection + r * l->p[0], y, l->p[0]) + row->bias;
 
     return stw_limit(stw_rq(acc, row->mult, row->shift), cell->h_max);
 }

@@ -84,7 +84,7 @@ static int has_arrays(const stw_layer *l)
     case STW_CONCAT:
         return l->rows != 0;
     case STW_ATTENTION:
-        return l->rows && (l->w || stw_form(l) != STW_ADDITIVE);
+        return l->rows && (l->w || l->p[1] != STW_ADDITIVE);
     case STW_EMBEDDING:
         return l->w != 0;
     default:
@@ -99,14 +99,14 @@ static int cell_fits(const stw_layer *l)
 
     unsigned int bits = stw_weight_bits(l), packing = stw_packing_of(l);
 
-    if ((bits != 8 && !(STW_WITH_W4 && bits == 4)) || (stw_h_bits(l) != 8 && stw_h_bits(l) != 16)) {
+    if ((bits != 8 && !(STW_WITH_W4 && bits == 4)) || (l->p[2] != 8 && l->p[2] != 16)) {
         return 0;
     }
     if (packing != STW_PLAIN && !(stw_is_paired(l) && bits == 8 && !l->extra && packing == STW_PAIRS)) {
         return 0;
     }
     if (!STW_WITH_VARIANTS) {
-        return !l->extra && stw_units(l) != 0 && stw_units(l) == l->n_out;
+        return !l->extra && l->p[0] != 0 && l->p[0] == l->n_out;
     }
     stw_cell_open(l, &cell);
     if (cell.clip < 1 || cell.g_frac < 7 || cell.g_frac > 15 || cell.a_frac > 15 || cell.h_frac > 15 ||
@@ -117,10 +117,10 @@ static int cell_fits(const stw_layer *l)
         return 0;
     }
     if (l->kind != STW_LSTM &&
-        (cell.peephole || cell.projection || cell.output || cell.flags & STW_COUPLED || stw_units(l) != l->n_out)) {
+        (cell.peephole || cell.projection || cell.output || cell.flags & STW_COUPLED || l->p[0] != l->n_out)) {
         return 0;
     }
-    return stw_units(l) != 0 && (cell.projection || stw_units(l) == l->n_out);
+    return l->p[0] != 0 && (cell.projection || l->p[0] == l->n_out);
 }
 
 /* Whether parameters and widths of a kind fit each other. */
@@ -135,33 +135,32 @@ static int shape_fits(const stw_layer *l)
     case STW_RNN:
         return cell_fits(l);
     case STW_DENSE:
-        return (uint32_t)stw_groups(l) * stw_group_rows(l) == n_out && (uint32_t)stw_groups(l) * stw_columns(l) == n_in;
+        return (uint32_t)l->p[0] * l->p[1] == n_out && (uint32_t)l->p[0] * l->p[2] == n_in;
 #if STW_WITH_WINDOW
     case STW_WINDOW:
-        return stw_taps(l) != 0 && stw_dilation(l) != 0 && n_in * stw_taps(l) == n_out &&
-               ((uint64_t)stw_taps(l) - 1u) * stw_dilation(l) < 65535u &&
+        return l->p[0] != 0 && l->p[1] != 0 && n_in * l->p[0] == n_out && ((uint64_t)l->p[0] - 1u) * l->p[1] < 65535u &&
                n_in * (uint64_t)stw_window_span(l) < STATE_LIMIT && stw_ahead(l) < stw_window_span(l);
 #endif
 #if STW_WITH_MIX
     case STW_CONCAT:
         return n_in < n_out;
     case STW_SLICE:
-        return (uint32_t)stw_start(l) + n_out <= n_in;
+        return (uint32_t)l->p[0] + n_out <= n_in;
     case STW_MAX_POOL:
-        return stw_taps(l) != 0 && n_out * stw_taps(l) == n_in;
+        return l->p[0] != 0 && n_out * l->p[0] == n_in;
     case STW_EMBEDDING:
-        return stw_tokens(l) != 0 && stw_tokens(l) <= 32768u && n_in * stw_width(l) == n_out && l->src[0] == 0;
+        return l->p[0] != 0 && l->p[0] <= 32768u && n_in * l->p[1] == n_out && l->src[0] == 0;
     case STW_ARG_MAX:
         return n_out == 1;
 #endif
 #if STW_WITH_NORM
     case STW_LAYER_NORM:
-        return n_in == n_out && n_in >= 2 && n_in <= STW_NORM_MAX && stw_exponent(l) <= 5;
+        return n_in == n_out && n_in >= 2 && n_in <= STW_NORM_MAX && l->p[0] <= 5;
 #endif
 #if STW_WITH_ATTENTION
     case STW_ATTENTION:
-        return stw_steps(l) >= 1 && stw_steps(l) <= STW_SOFTMAX_MAX && stw_form(l) <= STW_ADDITIVE &&
-               stw_key_width(l) == n_in && n_in >= 1 && n_in <= STW_NORM_MAX && (stw_form(l) != STW_SCORE || n_in == 1);
+        return l->p[0] >= 1 && l->p[0] <= STW_SOFTMAX_MAX && l->p[1] <= STW_ADDITIVE && l->p[2] == n_in && n_in >= 1 &&
+               n_in <= STW_NORM_MAX && (l->p[1] != STW_SCORE || n_in == 1);
 #endif
     default: /* activation, add, mul */
         return n_in == n_out;
@@ -184,7 +183,7 @@ static uint16_t width_of(const stw_layer *l, int j)
 #endif
 #if STW_WITH_ATTENTION
     case STW_ATTENTION:
-        if (stw_form(l) == STW_SCORE) {
+        if (l->p[1] == STW_SCORE) {
             return j == 1 ? l->n_out : 0u;
         }
         return j == 1 ? l->n_in : l->n_out;

@@ -6,10 +6,10 @@
 
 int32_t stw_dense_row(const stw_layer *l, const int16_t *x, size_t r)
 {
-    size_t                 columns = stw_columns(l);
+    size_t                 columns = l->p[2];
     const STW_ROM stw_row *row     = l->rows + r;
 
-    for (size_t first = stw_group_rows(l); first <= r; first += stw_group_rows(l)) {
+    for (size_t first = l->p[1]; first <= r; first += l->p[1]) {
         x += columns; /* the next group's part of the input */
     }
     return stw_rq(stw_dot1((const STW_ROM int16_t *)l->w + r * columns, x, columns) + row->bias, row->mult, row->shift);

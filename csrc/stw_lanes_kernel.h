@@ -133,7 +133,7 @@ FN void F(sums)(F(numbers) * sums, int n_rows, const int32_t *w, const F(numbers
 
 FN V F(hidden)(V y, int shift, const stw_layer *l)
 {
-    int narrow = stw_h_bits(l) == 8;
+    int narrow = l->p[2] == 8;
     V   h = F(rsh)(y, shift + (narrow ? 8 : 0)), limit = F(all)(narrow ? 127 : 32767);
 
     return F(max)(F(min)(h, limit), -limit);

@@ -14,14 +14,7 @@ static inline int stw_is_recurrent(const stw_layer *l)
     return l->kind == STW_LSTM || l->kind == STW_GRU || l->kind == STW_RNN || l->kind == STW_GRU_BEFORE;
 }
 
-/* ---- parameters: what p[] holds, by kind of layer ---- */
-
-/* Recurrent layers: cells, before a projection; bits of a weight (8, 4); packing; bits of h (16, 8). */
-static inline uint16_t stw_units(const stw_layer *l)
-{
-    return l->p[0];
-}
-
+/* Bits of a recurrent layer's weight, and how its rows are packed. */
 static inline unsigned int stw_weight_bits(const stw_layer *l)
 {
     return l->p[1] & 255u;
@@ -30,77 +23,6 @@ static inline unsigned int stw_weight_bits(const stw_layer *l)
 static inline unsigned int stw_packing_of(const stw_layer *l)
 {
     return (unsigned int)l->p[1] >> 8;
-}
-
-static inline uint16_t stw_h_bits(const stw_layer *l)
-{
-    return l->p[2];
-}
-
-/* Dense layers: groups, rows and columns of each. */
-static inline uint16_t stw_groups(const stw_layer *l)
-{
-    return l->p[0];
-}
-
-static inline uint16_t stw_group_rows(const stw_layer *l)
-{
-    return l->p[1];
-}
-
-static inline uint16_t stw_columns(const stw_layer *l)
-{
-    return l->p[2];
-}
-
-/* Windows: values looked at, steps between them. A maximum looks at `taps` neighbours. */
-static inline uint16_t stw_taps(const stw_layer *l)
-{
-    return l->p[0];
-}
-
-static inline uint16_t stw_dilation(const stw_layer *l)
-{
-    return l->p[1];
-}
-
-/* Slices: the first value taken. */
-static inline uint16_t stw_start(const stw_layer *l)
-{
-    return l->p[0];
-}
-
-/* LayerNorm: j of docs/numerics.md, 0 .. 5. */
-static inline uint16_t stw_exponent(const stw_layer *l)
-{
-    return l->p[0];
-}
-
-/* Embeddings: rows of the table, values of a row. */
-static inline uint16_t stw_tokens(const stw_layer *l)
-{
-    return l->p[0];
-}
-
-static inline uint16_t stw_width(const stw_layer *l)
-{
-    return l->p[1];
-}
-
-/* Attention: steps that it remembers, stw_attention, values of a key. */
-static inline uint16_t stw_steps(const stw_layer *l)
-{
-    return l->p[0];
-}
-
-static inline uint16_t stw_form(const stw_layer *l)
-{
-    return l->p[1];
-}
-
-static inline uint16_t stw_key_width(const stw_layer *l)
-{
-    return l->p[2];
 }
 
 /* Rows of weights for each unit of a recurrent layer. */
@@ -178,7 +100,7 @@ static inline size_t stw_even(size_t n)
 /* Numbers of c that count: they stay below this limit; 0 for layers that have none. */
 static inline int32_t stw_counter_limit(const stw_layer *l)
 {
-    return l->kind == STW_ATTENTION ? 2 * (int32_t)stw_steps(l) : 0;
+    return l->kind == STW_ATTENTION ? 2 * (int32_t)l->p[0] : 0;
 }
 
 /* What follows the end of a window of the mode, for a STW_WINDOW: p[2] holds how many steps the layer looks ahead, and

@@ -62,7 +62,7 @@ static void variant_unit(const stw_layer *l, const stw_cell *cell, int32_t c, si
 
     if (p) {
         out->z[0] = stw_sat16(out->z[0] + stw_peephole(c, p[0], n));
-        out->z[1] = stw_sat16(out->z[1] + stw_peephole(c, p[stw_units(l)], n));
+        out->z[1] = stw_sat16(out->z[1] + stw_peephole(c, p[l->p[0]], n));
     }
     for (int k = 0; k < 3; k++) {
         out->z[k] = stw_clip(out->z[k], cell->clip);
@@ -74,7 +74,7 @@ static void variant_unit(const stw_layer *l, const stw_cell *cell, int32_t c, si
 
     out->c = stw_sat_add(stw_gate_mul(c, f), stw_rsh(i * g, cell->g_frac - 7));
     if (p) {
-        out->z[3] = stw_sat16(out->z[3] + stw_peephole(out->c, p[2 * (size_t)stw_units(l)], n));
+        out->z[3] = stw_sat16(out->z[3] + stw_peephole(out->c, p[2 * (size_t)l->p[0]], n));
     }
     out->z[3] = stw_clip(out->z[3], cell->clip);
     o         = cell->gate ? stw_lookup(cell->gate, out->z[3]) : stw_sigmoid(out->z[3]);
@@ -115,7 +115,7 @@ void stw_lstm_unit(const stw_layer *l, const stw_cell *cell, const int16_t *x, c
     for (int k = 0; k < 4; k++) {
         z[k] = out->z[k];
     }
-    plain_unit(out, z, c, stw_h_bits(l));
+    plain_unit(out, z, c, l->p[2]);
 }
 
 /* What a step walks over, unit by unit. */
@@ -180,8 +180,8 @@ static int four_units(walk *at, int32_t *c, int16_t *out)
 
 void stw_lstm_plain_step(const stw_layer *l, const int16_t *x, const int16_t *h, int32_t *c, int16_t *out)
 {
-    walk at = {l->rows, (const STW_ROM int8_t *)l->w, l->r, x, h, l->n_in, l->n_out, stw_weight_bits(l), stw_h_bits(l)};
-    size_t u = 0;
+    walk   at = {l->rows, (const STW_ROM int8_t *)l->w, l->r, x, h, l->n_in, l->n_out, stw_weight_bits(l), l->p[2]};
+    size_t u  = 0;
 
 #if STW_WITH_AVX2
     if (at.bits == 8 && avx2_is_on()) {

@@ -66,7 +66,7 @@ void stw_layer_norm(const stw_layer *l, const int16_t *x, int16_t *out)
         total += (uint64_t)(d * d);
     }
     r     = inverse_root(normalise(total, &e));
-    shift = 16 + e / 2 - stw_exponent(l);
+    shift = 16 + e / 2 - l->p[0];
     for (int32_t k = 0; k < n; k++) {
         const STW_ROM stw_row *row = l->rows + k;
         int32_t                q   = scaled(n * (int32_t)x[k] - sum, r, shift);

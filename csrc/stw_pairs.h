@@ -22,7 +22,7 @@ typedef struct stw_pairs_rows {
 
 static inline int stw_is_paired(const stw_layer *l)
 {
-    int kind = l->kind == STW_LSTM || (STW_WITH_GRU && l->kind == STW_GRU && (stw_units(l) & 3u) == 0);
+    int kind = l->kind == STW_LSTM || (STW_WITH_GRU && l->kind == STW_GRU && (l->p[0] & 3u) == 0);
 
     return STW_WITH_PAIRS && kind && stw_packing_of(l) == STW_PAIRS;
 }

@@ -337,7 +337,7 @@ static void dsp_lstm_step(const stw_layer *l, const int16_t *x, const int16_t *h
     walk.w    = (const int8_t *)l->w;
     walk.r    = l->r;
     walk.rows = rows_of(l, 0);
-    if (stw_h_bits(l) == 8) {
+    if (l->p[2] == 8) {
         dsp_units(&walk, c, out, c + l->n_out, 1);
     } else {
         dsp_units(&walk, c, out, c + l->n_out, 0);
@@ -434,7 +434,7 @@ static void dsp_gru_step(const stw_layer *l, const int16_t *x, const int16_t *h,
 
     part_of(&of_x, x, l->n_in);
     part_of(&of_h, h, l->n_out);
-    dsp_gru_units(l, &of_x, &of_h, c, out, stw_h_bits(l) == 8);
+    dsp_gru_units(l, &of_x, &of_h, c, out, l->p[2] == 8);
 }
 #endif
 

@@ -15,7 +15,7 @@ int stw_probe(const stw_stream *s, size_t layer, const int16_t *x, size_t unit, 
         state.c += stw_n_cells(l);
         state.h += stw_even(stw_n_hidden(l));
     }
-    if (!stw_is_recurrent(l) || unit >= stw_units(l)) {
+    if (!stw_is_recurrent(l) || unit >= l->p[0]) {
         return STW_E_ARG;
     }
     stw_cell_open(l, &cell);

@@ -19,7 +19,7 @@ void stw_window_gather(const stw_layer *l, const int16_t *past, int16_t *out)
     size_t span = stw_window_span(l);
 
     for (size_t k = 0; k < l->n_in; k++, past += span) {
-        for (size_t tap = 0; tap < span; tap += stw_dilation(l)) {
+        for (size_t tap = 0; tap < span; tap += l->p[1]) {
             *out++ = past[tap];
         }
     }

@@ -101,13 +101,13 @@ static const void *alone(const void *array, size_t n_bytes)
 /* Weights of recurrent and dense layers leave the blob, where other arrays follow them. */
 static void move_weights(stw_layer *l)
 {
-    size_t rows = stw_n_gates(l) * stw_units(l);
+    size_t rows = stw_n_gates(l) * l->p[0];
 
     if (stw_is_recurrent(l)) {
         l->w = alone(l->w, rows * stw_row_bytes(stw_weight_bits(l), l->n_in));
         l->r = (const int8_t *)alone(l->r, rows * stw_row_bytes(stw_weight_bits(l), l->n_out));
     } else if (l->kind == STW_DENSE) {
-        l->w = alone(l->w, sizeof(int16_t) * l->n_out * stw_columns(l));
+        l->w = alone(l->w, sizeof(int16_t) * l->n_out * l->p[2]);
     }
 }
 
