@@ -52,20 +52,47 @@ def pytest_addoption(parser):
     )
 
 
-LEFT_OUT = pytest.StashKey[int]()  # tests marked `full` that this run leaves out
+LEFT_OUT = pytest.StashKey[int]()  # tests that this run leaves out
+MOST_CASES = 8  # of one test, in a run of everything without --all
 
 
 def pytest_collection_modifyitems(config, items):
-    """Without --all the tests marked `full` are left out."""
-    left_out = (
-        []
-        if config.getoption("--all")
-        else [item for item in items if item.get_closest_marker("full")]
-    )
+    """Without --all the tests marked `full` are left out.
+
+    Where no file is named, a test of many cases keeps MOST_CASES of them, evenly spread.
+    """
+    if config.getoption("--all"):
+        return
+    kept = [item for item in items if not item.get_closest_marker("full")]
+    if _runs_everything(config):
+        cases: dict[str, list] = {}
+        for item in kept:
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        some = {item for group in cases.values() for item in spread(group, MOST_CASES)}
+        kept = [item for item in kept if item in some]
+    left_out = [item for item in items if item not in set(kept)]
     config.stash[LEFT_OUT] = len(left_out)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = [item for item in items if not item.get_closest_marker("full")]
+        items[:] = kept
+
+
+def spread(values: list, most: int) -> list:
+    """``most`` of the values, evenly spread, the first and the last among them."""
+    n = len(values)
+    return values if n <= most else [values[k * (n - 1) // (most - 1)] for k in range(most)]
+
+
+def _runs_everything(config) -> bool:
+    """Whether no file, folder or test was named. Processes of pytest-xdist are told."""
+    if hasattr(config, "workerinput"):
+        return config.workerinput["runs_everything"]
+    return config.args_source != pytest.Config.ArgsSource.ARGS
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    node.workerinput["runs_everything"] = _runs_everything(node.config)
 
 
 def pytest_sessionfinish(session):
