@@ -981,6 +981,13 @@ def test_window_is_noted():
     assert import_onnx(PATTERNS / "legacy_lstm_lin_last_dyn.onnx").source.window is None
 
 
+def test_what_the_reference_evaluator_does_not_know_is_no_misreading(path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    relu = lstm(activations=["Sigmoid", "Relu", "Relu"])
+    save(path, [relu, squeeze(), identity("h")], lstm_parts() | ONE)
+    assert "misread" not in refused(path, "differs", "pip install onnxruntime")
+
+
 def test_replay_without_onnxruntime(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     result = import_onnx(after_lstm(path, identity("h"))).replay

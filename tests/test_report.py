@@ -5,6 +5,7 @@ faults that show.
 import io
 import json
 import re
+import shutil
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
@@ -379,7 +380,9 @@ def test_estimated_instructions_are_near_those_of_an_emulated_run(port, core, pr
     model.save(tmp_path / "m.stw")
     np.savez(tmp_path / "x.npz", x=samples.sequences[0][:6])
     done = invoke("hil", "--port", port, tmp_path / "m.stw", "--data", tmp_path / "x.npz", "--json")
-    assert estimated == pytest.approx(json.loads(done.stdout)["instructions_per_step"], rel=0.1)
+    by_gcc = shutil.which("arm-none-eabi-gcc")  # the estimates are fitted to its code
+    counted = json.loads(done.stdout)["instructions_per_step"]
+    assert estimated == pytest.approx(counted, rel=0.1 if by_gcc else 0.15)
 
 
 # ---- faults that must show ----
