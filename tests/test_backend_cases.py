@@ -121,7 +121,7 @@ def table(folder: Path) -> str:
             "The LSTM, GRU and RNN node cases of the onnx package. Float: the stream equals the "
             "expected output",
             f"within {FLOAT_TOLERANCE:g}.",
-            f"Integer: the int8 model, calibrated on the case's own input, is within "
+            "Integer: the int8 model, calibrated on the case's own input, is within "
             f"{INTEGER_TOLERANCE:g} of it (hidden states",
             "are at most 1),",
             "and the C engine equals the NumPy reference in every bit. Written by `python "

@@ -78,8 +78,7 @@ SMOOTH = [
 ACTIVATIONS = ["none", "none", "relu", "tanh", "sigmoid", *SMOOTH]
 KINDS = (
     "lstm lstm gru gru rnn dense dense groups norm activation add mul concat slice window strided "
-    "pool "
-    "score dot additive"
+    "pool score dot additive"
 ).split()
 
 

@@ -169,7 +169,7 @@ def check(model: Model) -> int:
     if failed:
         print(
             f"{PAGE.relative_to(ROOT)} is stale: run `python tools/board_table.py` where every "
-            f"emulator is installed"
+            "emulator is installed"
         )
     return int(failed)
 

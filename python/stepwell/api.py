@@ -287,8 +287,7 @@ def _unscaled(
         ranges.append(f"channel {name} is {np.nanmin(values):.4g} .. {np.nanmax(values):.4g}")
     return [
         f"{', '.join(ranges)}, and drives the float model's gates to their ends: was the model "
-        f"trained on scaled data? Give its "
-        "normalisation (scaler=, --scaler)"
+        "trained on scaled data? Give its normalisation (scaler=, --scaler)"
     ]
 
 
@@ -310,8 +309,8 @@ def _window_notes(graph: Graph, mode: Mode, window: int | None) -> list[str]:
         return []
     return [
         f"the source reads windows of {window} steps from a zero state, the stream remembers "
-        f"everything since its reset: "
-        f"--mode tumble:{window} or slide:{window} gives the same outputs"
+        f"everything since its reset: --mode tumble:{window} or slide:{window} gives the same "
+        "outputs"
     ]
 
 
@@ -367,7 +366,7 @@ def _graph_of(
         imported = import_file(source, outputs=outputs)
     else:
         raise ImportRefused(
-            f"a model is an .onnx file, a torch module, a Keras model or a Graph, not "
+            "a model is an .onnx file, a torch module, a Keras model or a Graph, not "
             f"{type(source).__name__}"
         )
     return imported.graph, asdict(imported.replay), imported.source

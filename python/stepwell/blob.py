@@ -380,7 +380,7 @@ def _host_part(content: bytes, n_layers: int) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ModelError(
             f"the model has no usable host notes ({error!r}): it was stripped for a device; load "
-            f"the original .stw file"
+            "the original .stw file"
         ) from error
 
 

@@ -45,8 +45,8 @@ def find_source(model: Model, model_path: Path, given: str | None) -> Path:
             if file_sha256(candidate) == digest:
                 return candidate
     raise ModelError(
-        f"{model_path}: the float model it was made from ('{name}') is not beside it: name it with "
-        f"--float FILE"
+        f"{model_path}: the float model it was made from ('{name}') is not beside it: name it "
+        "with --float FILE"
     )
 
 

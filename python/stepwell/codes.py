@@ -49,7 +49,7 @@ def check_input(x: Array, n_in: int, missing: bool = False) -> Array:
     if bad.any():
         where = [int(i) for i in np.argwhere(bad)[0]]
         raise SampleError(
-            f"input has {x[tuple(where)]} at index {where}; fill or drop missing values before the "
-            f"step"
+            f"input has {x[tuple(where)]} at index {where}; fill or drop missing values before "
+            "the step"
         )
     return x

@@ -81,8 +81,8 @@ class Wanted:
         twice = [name for name in self.names if list(labels).count(name) > 1]
         if twice:
             raise SampleError(
-                f"{where}: column {twice[0]!r} stands there twice: rename one, or pick others with "
-                f"--columns"
+                f"{where}: column {twice[0]!r} stands there twice: rename one, or pick others "
+                "with --columns"
             )
         self.check_count(where)
         return [labels.index(name) for name in self.names]

@@ -70,12 +70,11 @@ def _accuracy(model: Model, folder: Path, samples: Samples, tell: Tell) -> dict[
     rmse = result["metric"]
     tell(
         f"3. Float against integer on {result['sequences']} test engines, {result['steps']} "
-        f"flights:"
+        "flights:"
     )
     tell(
         f"   RMSE {rmse['float'] * CYCLES:.3f} flights (float), {rmse['integer'] * CYCLES:.3f} "
-        f"(integer): "
-        f"{rmse['change_percent']:+.3f} %; SQNR {result['sqnr_db']:.1f} dB"
+        f"(integer): {rmse['change_percent']:+.3f} %; SQNR {result['sqnr_db']:.1f} dB"
     )
     return result
 
@@ -88,7 +87,7 @@ def _host(model: Model, samples: Samples, tell: Tell) -> float:
     microseconds = (time.perf_counter() - start) / len(rows) * 1e6
     tell(
         f"5. Streamed on this machine: {len(rows)} steps, about {microseconds:.1f} us each from "
-        f"Python"
+        "Python"
     )
     return microseconds
 
@@ -127,7 +126,7 @@ def _board(
     sizes = image.sizes
     tell(
         f"6. Built for an STM32F405 (Cortex-M4F, {image.compiler}): {image.elf}, also .bin and "
-        f".hex: a real board's image"
+        ".hex: a real board's image"
     )
     with connect(f"{kind}:{BOARD}", model=model, image=image.elf) as link:
         report = run_hil(link, model, samples.sequences[:HIL_SEQUENCES], progress=progress)
@@ -142,7 +141,7 @@ def _board(
     )
     tell(
         f"   {figures['instructions_per_step']:.0f} instructions a step, {figures['stack_bytes']} "
-        f"bytes of stack, "
-        f"image {sizes.flash} bytes of flash, {sizes.ram} bytes of RAM (test program included)"
+        f"bytes of stack, image {sizes.flash} bytes of flash, {sizes.ram} bytes of RAM (test "
+        "program included)"
     )
     return figures

@@ -93,9 +93,9 @@ def emit(
     name = name or c_name(model.name)
     if not _usable(name):
         raise WrongUse(
-            f"'{name}' cannot name a C object and its files: use letters, digits and _, start with "
-            f"a letter, and take no C "
-            "or C++ keyword, no name of the C library or its headers, of the engine, main or readme"
+            f"'{name}' cannot name a C object and its files: use letters, digits and _, start "
+            "with a letter, and take no C or C++ keyword, no name of the C library or its "
+            "headers, of the engine, main or readme"
         )
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():

@@ -85,7 +85,7 @@ class Graph:
             if timing.first > last.first or last.every % timing.every:
                 raise ImportRefused(
                     f"layer '{layer.name}' runs at other steps than the output, which does not "
-                    f"need it: leave it out"
+                    "need it: leave it out"
                 )
         if self.outputs and sum(output.size for output in self.outputs) != self.n_out:
             sizes = [output.size for output in self.outputs]

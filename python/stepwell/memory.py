@@ -163,7 +163,7 @@ def _declared(content: IO[bytes], size: int, what: str) -> tuple[tuple[int, ...]
         check_size(_bytes_of(shape, dtype), what)
         raise SampleError(
             f"{what}: its header says {declared} bytes of shape {list(shape)}, it holds {size}: "
-            f"copy it again"
+            "copy it again"
         )
     return shape, dtype
 

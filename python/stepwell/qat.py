@@ -120,8 +120,8 @@ class Student(torch.nn.Module):
             failing = proof.failing_rows(*layer.weight_sums(), layer.rows)
             if len(failing):
                 raise QuantizeError(
-                    f"layer '{layer.name}' row {failing[0]} was trained beyond the overflow proof: "
-                    f"use a lower learning rate"
+                    f"layer '{layer.name}' row {failing[0]} was trained beyond the overflow "
+                    "proof: use a lower learning rate"
                 )
         notes = self._model.notes | {"fine_tuned": True}
         return loads(self._model.replace(layers=layers, notes=notes).blob)
@@ -219,7 +219,7 @@ def _trained(layer: IntLayer, source) -> torch.nn.Module:
     ):
         raise QuantizeError(
             f"layer '{layer.name}' ({layer.kind}): fine-tuning knows plain LSTM and GRU cells, "
-            f"dense layers and activations"
+            "dense layers and activations"
         )
     return kinds[type(layer)](layer, source)
 

@@ -111,7 +111,7 @@ def _load_file(path: str, wanted: Wanted, may_miss: bool, header: bool | None) -
     if wanted.asked and not file.endswith((".csv", ".csv.gz")):
         raise SampleError(
             f"{file}: columns can be picked from a csv file only: leave them out, or convert the "
-            f"file"
+            "file"
         )
     try:
         if file.endswith(".npz"):
@@ -156,7 +156,7 @@ def _load_npz(file: str, key: str, n_in: int) -> Samples:
     if targets is not None and targets.shape[:1] != (len(sequences),):
         raise SampleError(
             f"{file}: targets 'y' of shape {list(targets.shape)} for {len(sequences)} sequences: "
-            f"give one target a sequence"
+            "give one target a sequence"
         )
     if targets is not None and targets.ndim == 3 and targets.shape[1] == padded_to:
         targets = [
@@ -173,7 +173,7 @@ def _cut(
     if not fits or any(not 1 <= n <= len(s) for n, s in zip(lengths, sequences, strict=True)):
         raise SampleError(
             f"{file}: 'lengths' must give 1..T for each of the {len(sequences)} sequences, as "
-            f"integers"
+            "integers"
         )
     return tuple(s[: int(n)] for n, s in zip(lengths, sequences, strict=True))
 
@@ -217,7 +217,7 @@ def _check_values(sequence: np.ndarray, may_miss: bool, where: str) -> None:
         step, feature = (int(v) for v in bad[0])
         raise SampleError(
             f"{where}: {sequence[step, feature]} at step {step}, input {feature} ({len(bad)} such "
-            f"values): fill or drop them first"
+            "values): fill or drop them first"
         )
 
 
@@ -290,7 +290,7 @@ class RowReader:
         if len(cells) == 1 and not one_column and any(mark in line.strip() for mark in ";\t"):
             raise SampleError(
                 f"{where}: no commas, but ';' or tabs: separate values by commas, decimals by a "
-                f"point"
+                "point"
             )
         return cells
 
@@ -313,7 +313,7 @@ class RowReader:
         if cells == ["0"] or (holds_wanted and not counts and len(numbers) == len(cells)):
             raise SampleError(
                 f"{where}: {shown(cells)} can be names or a sample: say --header or --no-header "
-                f"(header=)"
+                "(header=)"
             )
         return holds_wanted or counts
 
@@ -359,7 +359,7 @@ class RowReader:
         if not all(name.isascii() and name.isdigit() for name in asked):
             raise SampleError(
                 f"{where}: columns {shown(asked)} asked for, but there is no header: give their "
-                f"numbers, from 0"
+                "numbers, from 0"
             )
         self._wanted.check_count(where)
         numbers = [int(name) for name in asked]

@@ -249,7 +249,7 @@ class Scaler:
             where = int(np.argmin(fits))
             raise SampleError(
                 f"scaler: a raw count of channel {where} is {factor[where]:.3g} codes: it cannot "
-                f"be scaled to 16 bits"
+                "be scaled to 16 bits"
             )
         mult = np.minimum(np.floor(factor * 2.0**shift + 0.5), 2**MULT_BITS - 1)
         bias = np.clip(np.floor((offset - mean) * mult + 0.5), -(2**31) + 1, 2**31 - 1)
@@ -323,7 +323,7 @@ def as_scaler(given: object) -> Scaler:
     if hasattr(given, "min_") and hasattr(given, "scale_"):
         return _from_min_max(given)
     raise SampleError(
-        f"a scaler is a Scaler, a dict, a .json or .npz file or a fitted scikit-learn scaler, not "
+        "a scaler is a Scaler, a dict, a .json or .npz file or a fitted scikit-learn scaler, not "
         f"{type(given).__name__}"
     )
 

@@ -231,9 +231,9 @@ def _check_fits_link(model: Model) -> None:
         )
     if model.n_in > MOST_IN or model.n_out > MOST_OUT:
         raise BuildError(
-            f"the model has {model.n_in} inputs and {model.n_out} outputs; the test program's link "
-            f"carries at most "
-            f"{MOST_IN} and {MOST_OUT} a step: use `stepwell emit` and your own program"
+            f"the model has {model.n_in} inputs and {model.n_out} outputs; the test program's "
+            f"link carries at most {MOST_IN} and {MOST_OUT} a step: use `stepwell emit` and your "
+            "own program"
         )
 
 
@@ -410,8 +410,8 @@ def _explained(line: str) -> str:
     """A linker's or compiler's line, with what to do where the reader may not know."""
     more = re.search(r"region .?FLASH.? overflowed by (\d+) bytes", line)
     return (
-        f"{line}: the image is {more[1]} bytes larger than the board's flash: take a smaller model "
-        f"or --precision"
+        f"{line}: the image is {more[1]} bytes larger than the board's flash: take a smaller "
+        "model or --precision"
         if more
         else line
     )
@@ -493,7 +493,7 @@ def flash_bytes(elf: Path) -> bytes:
     if not len(flash) or flash.maxaddr() - flash.minaddr() > MOST_FLASH:
         raise BuildError(
             f"{elf}: nothing in it, or more than any flash holds: not an ELF file that `stepwell "
-            f"build` wrote"
+            "build` wrote"
         )
     return flash.tobinstr()
 

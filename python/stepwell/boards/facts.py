@@ -115,7 +115,7 @@ class Board:
         if not NAME.fullmatch(self.text("NAME")):
             raise BuildError(
                 f"board '{self.text('NAME')}': its name becomes C text: use letters, digits, "
-                f"spaces and . _ + - alone"
+                "spaces and . _ + - alone"
             )
         shared = flags()
         for key in (
@@ -148,8 +148,8 @@ class Board:
             path = _folder_of(self.facts["LIKE"]) / "board.c"
         if not path.is_file():
             raise BuildError(
-                f"board {self.name}: no {path}; write it, or name a file of {firmware() / 'ports'} "
-                f"by PORT"
+                f"board {self.name}: no {path}; write it, or name a file of "
+                f"{firmware() / 'ports'} by PORT"
             )
         return path
 
@@ -180,8 +180,7 @@ def load_board(name: str) -> Board:
     if not name or not (folder / "board.mk").is_file():
         raise UnknownBoard(
             f"{_why_unknown(name, folder)}; there are: {', '.join(board_names())}, or a folder of "
-            f"your own, written with a slash: "
-            "./myboard"
+            "your own, written with a slash: ./myboard"
         )
     board = Board(folder, {"NAME": folder.name} | _all_facts(folder / "board.mk"))
     board.check()

@@ -189,8 +189,8 @@ def runners(board: Board) -> list[str]:
     named = board.words("FLASH_RUNNERS")
     if not named:
         raise BuildError(
-            f"board {board.name} is an emulator's: there is nothing to flash (--port qemu:... runs "
-            f"it)"
+            f"board {board.name} is an emulator's: there is nothing to flash (--port qemu:... "
+            "runs it)"
         )
     for name in named:
         if name not in RUNNERS:
@@ -218,7 +218,7 @@ def choose(board: Board, runner: str | None) -> str:
         )
         raise BuildError(
             f"none of the programs that flash {board.name} is installed: {how} (--dry-run shows "
-            f"the commands)"
+            "the commands)"
         )
     return usable
 
@@ -247,7 +247,7 @@ def check_image(board: Board, files: Files) -> None:
     if not files.elf.exists():
         raise BuildError(
             f"no {files.elf}: run `stepwell build --board {board.name} MODEL.stw` first, or give "
-            f"--image"
+            "--image"
         )
     built_for = image_board(files.elf)
     if built_for != board.name:
@@ -285,7 +285,7 @@ def flash(board: Board, files: Files, runner: str | None = None, port: str | Non
     if done.returncode:
         raise BuildError(
             f"{runner} could not write {files.elf} to {board.name}: exit code {done.returncode}, "
-            f"see above"
+            "see above"
         )
     return runner
 

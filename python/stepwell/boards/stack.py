@@ -43,9 +43,8 @@ AVR_LAST = re.compile(r"\t(?:reti?|e?ijmp|r?jmp)\b[^\n]*\n\Z")
 AVR_VECTORS = "cpu_vectors"
 AVR_SWITCH = "__tablejump2__"  # of libgcc: on to a case of the same function
 AVR_STACK_STAYS = (AVR_SWITCH, "Reset_Handler")  # reset begins with an empty stack
-AVR_RETURN = (
-    3  # bytes of a return address on the largest ones, 2 on others; frames in .su files hold theirs
-)
+# bytes of a return address on the largest ones, 2 on others; frames in .su files hold theirs
+AVR_RETURN = 3
 
 
 @dataclass

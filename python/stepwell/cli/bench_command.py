@@ -98,8 +98,7 @@ def bench(
                 word, least, likely = verdict
                 click.echo(
                     f"  {'':<12} {word} {deadline}: {1e3 * least:.3g} ms at 1 cycle an "
-                    f"instruction, "
-                    f"{1e3 * likely:.3g} ms at {LIKELY_CPI}"
+                    f"instruction, {1e3 * likely:.3g} ms at {LIKELY_CPI}"
                 )
     if any(v and v[0] == "misses" for v in verdicts):
         raise SystemExit(MISSED)

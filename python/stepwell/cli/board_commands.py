@@ -351,8 +351,8 @@ def _print_report(report: HilReport) -> None:
         note = " (executed instructions, not cycles)" if report.cost_unit == "instructions" else ""
         click.echo(f"  cost        {report.cost_per_step:g} {report.cost_unit} a step{note}")
         click.echo(
-            f"  stack       {report.stack_bytes} B for a step, {report.stack_peak_bytes} B for the "
-            f"whole program"
+            f"  stack       {report.stack_bytes} B for a step, {report.stack_peak_bytes} B for "
+            "the whole program"
         )
     click.echo(
         f"  RAM         {report.ram_bytes} B the stream"

@@ -28,6 +28,6 @@ def demo(output: str, as_json: bool) -> None:
         raise click.ClickException("the board's outputs differ from the host's")
     if not as_json:
         click.echo(
-            f"Next: your own model: stepwell convert MODEL.onnx --calib DATA.npz (files of this "
+            "Next: your own model: stepwell convert MODEL.onnx --calib DATA.npz (files of this "
             f"demo: {output}/)"
         )

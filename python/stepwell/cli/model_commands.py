@@ -53,8 +53,8 @@ MAX_DROP = "0.5%"
         "stepwell convert motor.onnx --calib log.csv --columns vibration,current -o m.stw",
         "stepwell convert motor.keras --calib train.npz",
         "stepwell convert motor.onnx --calib train.npz --precision w4a16",
-        "stepwell convert motor.onnx --calib train.npz --precision auto --data test.npz --max-drop "
-        "0.5%",
+        "stepwell convert motor.onnx --calib train.npz --precision auto --data test.npz "
+        "--max-drop 0.5%",
         "stepwell convert motor.onnx --calib windows.npz --mode slide:50",
         "stepwell convert motor.onnx --calib train.npz --min-sqnr 40",
         "stepwell convert motor.onnx --calib adc.csv --scaler scaler.json --raw int16 --missing "
@@ -243,7 +243,7 @@ def _check_auto(precision: str, options: dict[str, object]) -> None:
     if precision != "auto" and given:
         raise WrongUse(
             f"{given[0]} does something with --precision auto only: add that, or leave {given[0]} "
-            f"out"
+            "out"
         )
     if precision == "auto" and not options["--data"]:
         raise WrongUse("--precision auto needs test sequences: --data FILE")
@@ -283,7 +283,7 @@ def _print_costs(info: dict[str, Any]) -> None:
     parts = f"{info['state_bytes']} state + {info['scratch_bytes']} scratch"
     click.echo(
         f"  RAM         {info['ram_bytes']} B a stream ({parts}), {whole} B with its struct "
-        f"stw_stream"
+        "stw_stream"
     )
     click.echo(f"  work        {info['macs_per_step']} multiply-accumulates a step")
     timing = info["timing"]
@@ -299,7 +299,7 @@ def _print_costs(info: dict[str, Any]) -> None:
         )
         click.echo(
             f"  outputs     {every}, the first after {timing['first_output'] + 1} steps; held in "
-            f"between"
+            "between"
         )
 
 

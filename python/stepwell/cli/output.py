@@ -94,7 +94,7 @@ def float_source(model: Model, model_file: str, given: str | None) -> tuple[Path
         made_from = model.notes["source"].get("file", "")
         click.echo(
             f"stepwell: {path} is not the file that {model_file} was made from ('{made_from}', by "
-            f"SHA-256)",
+            "SHA-256)",
             err=True,
         )
     return path, facts
@@ -112,8 +112,8 @@ def print_image_costs(image: Image) -> None:
         f"  flash       {kilo(sizes.flash)}, of which the model's constants {kilo(sizes.constants)}"
     )
     click.echo(
-        f"  RAM         {kilo(sizes.ram)}, of which the stream {sizes.stream_ram} B; {sizes.stack} "
-        f"B stack reserved"
+        f"  RAM         {kilo(sizes.ram)}, of which the stream {sizes.stream_ram} B; "
+        f"{sizes.stack} B stack reserved"
     )
     if image.step_stack is None:
         click.echo(

@@ -37,9 +37,8 @@ def import_file(path: str | Path, verify: bool = True, *, outputs: Names = None)
         return import_keras_file(Path(path), verify, outputs=outputs)
     if suffix in (".pt", ".pth", ".ckpt", ".safetensors"):
         raise ImportRefused(
-            f"{path}: holds weights, but no layers: build the module in Python, load them into it, "
-            f"and call "
-            "stepwell.convert(module.eval(), calib).save('model.stw')"
+            f"{path}: holds weights, but no layers: build the module in Python, load them into "
+            "it, and call stepwell.convert(module.eval(), calib).save('model.stw')"
         )
     return import_onnx(path, verify, outputs=outputs)
 

@@ -12,9 +12,8 @@ import onnx.inliner
 
 from stepwell.errors import ImportRefused
 
-NODES_LIMIT = (
-    20_000  # of all calls together: a recurrent model for a microcontroller has some hundred nodes
-)
+# of all calls together: a recurrent model for a microcontroller has some hundred nodes
+NODES_LIMIT = 20_000
 BYTES_LIMIT = 1 << 28
 DEPTH_LIMIT = 64  # calls within calls: the inliner recurses
 
@@ -56,9 +55,8 @@ def inlined(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     )
     if left:
         raise ImportRefused(
-            f"{path}: local function '{min(left)[1]}' cannot be inlined, it is written for another "
-            f"opset than the graph: "
-            "export without local functions"
+            f"{path}: local function '{min(left)[1]}' cannot be inlined, it is written for "
+            "another opset than the graph: export without local functions"
         )
     return made
 
@@ -89,12 +87,12 @@ def _inlined_size(model: onnx.ModelProto, path: Path) -> _Size:
             elif callee in within:
                 raise ImportRefused(
                     f"{path}: local function '{callee[1]}' calls itself: export without local "
-                    f"functions"
+                    "functions"
                 )
             elif len(entered) >= DEPTH_LIMIT:
                 raise ImportRefused(
                     f"{path}: its local functions call each other more than {DEPTH_LIMIT} deep: "
-                    f"export without them"
+                    "export without them"
                 )
             else:
                 entered.append((callee, iter(calls[callee])))
@@ -103,7 +101,7 @@ def _inlined_size(model: onnx.ModelProto, path: Path) -> _Size:
     if total.depth > DEPTH_LIMIT:
         raise ImportRefused(
             f"{path}: its local functions call each other more than {DEPTH_LIMIT} deep: export "
-            f"without them"
+            "without them"
         )
     return total
 

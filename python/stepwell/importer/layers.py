@@ -46,7 +46,7 @@ def features(w: Walk, x: Value, n_in: int) -> Signal:
     if x.feature_axis != len(x.axes) - 1 or x.n_features != n_in:
         raise w.refuse(
             f"its input of shape {list(x.shape)} does not end in {n_in} features: time or batch "
-            f"are mixed into them"
+            "are mixed into them"
         )
     _not_after_softmax(w, x)
     return x
@@ -212,8 +212,7 @@ def _check_alike(w: Walk, a: Signal, b: Signal) -> None:
     if a.labels[-len(b.labels) :] != b.labels[-len(a.labels) :] or a.n_features != b.n_features:
         raise w.refuse(
             f"its operands of shapes {list(a.shape)} and {list(b.shape)} do not have the same "
-            f"axes: only features of the same step "
-            "can be combined"
+            "axes: only features of the same step can be combined"
         )
     if a.last != b.last or a.flipped != b.flipped or "c" in (a.state, b.state):
         raise w.refuse("combines a whole sequence with a last step, a turned one, or a cell state")

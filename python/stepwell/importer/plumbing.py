@@ -134,7 +134,7 @@ def regrouped(w: Walk, x: Signal, sizes: list[int]) -> Signal:
         if prod(atom.size for atom in axis) != size:
             raise w.refuse(
                 f"reshapes {list(x.shape)} to {sizes}, which mixes or cuts time, batch and "
-                f"features: do it after the model"
+                "features: do it after the model"
             )
         axes.append(tuple(axis) or UNIT)
     if atoms:
@@ -251,13 +251,13 @@ def _picked(w: Walk, x: Signal, axis: int, start: int, stop: int) -> Signal:
         if x.value == 0:
             raise w.refuse(
                 f"takes a part ({wanted.start}:{wanted.stop} of {size}) of the input's features: "
-                f"do it before the model"
+                "do it before the model"
             )
         return w.sliced(x, wanted.start, len(wanted), (Atom("feature", len(wanted)),))
     what = "time before any recurrent layer" if not x.value else "the batch"
     raise w.refuse(
         f"takes a part ({wanted.start}:{wanted.stop} of {size}) of {what}: do it before or after "
-        f"the model"
+        "the model"
     )
 
 
@@ -270,8 +270,8 @@ def _last_step(w: Walk, x: Signal, axis: int, wanted: range) -> Signal:
     elif list(wanted) != [0 if x.flipped else size - 1]:
         raise w.refuse(
             f"takes steps {wanted.start}:{wanted.stop} of {size}: only the last step, or every "
-            f"one, can be read from a stream"
-            f" (an exporter that copied a layer for each step, as for TimeDistributed: {DIRECT})"
+            "one, can be read from a stream (an exporter that copied a layer for each step, as "
+            f"for TimeDistributed: {DIRECT})"
         )
     return replace(x, axes=(*x.axes[:axis], UNIT, *x.axes[axis + 1 :]), last=True, flipped=False)
 

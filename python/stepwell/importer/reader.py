@@ -59,7 +59,7 @@ def read_model(path: Path) -> tuple[onnx.ModelProto, list[str]]:
     if kinds:
         notes.append(
             f"weights are {', '.join(kinds)}: converted to float64, compared with the source in "
-            f"float32"
+            "float32"
         )
     return model, notes
 
@@ -167,7 +167,7 @@ def _load_external(tensor: onnx.TensorProto, path: Path) -> None:
         if folder not in target.parents:
             raise ImportRefused(
                 f"{where} points outside the model's folder ('{named}'): put both files into one "
-                f"folder"
+                "folder"
             )
         if not target.is_file():
             raise ImportRefused(

@@ -119,13 +119,13 @@ def _start(w: Walk, value: Value, what: str, n_directions: int, n: int) -> np.nd
     if not isinstance(value, np.ndarray):
         raise w.refuse(
             f"{what} is computed from the data: a stream starts from a state that is known "
-            f"beforehand"
+            "beforehand"
         )
     if value.shape[-1:] != (n,):
         raise w.refuse(
-            f"{what} has shape {list(value.shape)}, the layer {n} units: a projection (proj_size), "
-            f"which torch exports "
-            "wrongly: give stepwell.convert the torch module itself"
+            f"{what} has shape {list(value.shape)}, the layer {n} units: a projection "
+            "(proj_size), which torch exports wrongly: give stepwell.convert the torch module "
+            "itself"
         )
     if not np.any(value):
         return None
@@ -239,15 +239,15 @@ def _outputs(w: Walk, x: Signal, layers: list[Recurrent]) -> tuple[Signal, Signa
 def _time_label(w: Walk, x: Signal, time: Axis) -> str:
     if x.last:
         raise w.refuse(
-            "it runs over the last step only: a recurrent layer after a last-step readout is not a "
-            "sequence"
+            "it runs over the last step only: a recurrent layer after a last-step readout is not "
+            "a sequence"
         )
     labels = [atom.label for atom in time if atom.label != "unit"]
     label = x.time or (labels[0] if labels else "unit")
     if len(labels) > 1 or (labels and labels[0] != label):
         raise w.refuse(
-            "its time axis is not the time axis of the layers before it: check batch_first and the "
-            "transposes"
+            "its time axis is not the time axis of the layers before it: check batch_first and "
+            "the transposes"
         )
     return label
 

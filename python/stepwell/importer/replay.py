@@ -24,8 +24,8 @@ STEPS_LIMIT = (
 )  # where it is not: a second of a stream in NumPy, some of one with many layers
 MISREAD = "the importer has misread this model; please report it with the file"
 EVALUATOR = (
-    "onnx's reference evaluator leaves out attributes of recurrent operators, their activations among them: "
-    "pip install onnxruntime and convert again"
+    "onnx's reference evaluator leaves out attributes of recurrent operators, their activations "
+    "among them: pip install onnxruntime and convert again"
 )
 STREAMS = 2  # where the batch is
 SINGLE_STEPS = 6  # calls of a model exported for one step, state handed on
@@ -78,7 +78,7 @@ def replay(model: onnx.ModelProto, walked: Walked, graph: Graph) -> Replay:
                 if theirs.size == 0:
                     raise ImportRefused(
                         f"output {output.name} is empty after {n_steps} steps: nothing can be "
-                        f"compared"
+                        "compared"
                     )
                 found.append((_in_axes(output.name, ours, made, axes, theirs.shape), theirs))
     error = max(relative_error(found) for found in pairs)
@@ -86,8 +86,7 @@ def replay(model: onnx.ModelProto, walked: Walked, graph: Graph) -> Replay:
         advice = MISREAD if oracle.startswith("onnxruntime") else EVALUATOR
         raise ImportRefused(
             f"the stream differs from the source by {error:.2e} of the output's range ({oracle}, "
-            f"allowed {TOLERANCE:.0e}): "
-            f"{advice}"
+            f"allowed {TOLERANCE:.0e}): {advice}"
         )
     return Replay(error, oracle)
 
@@ -172,8 +171,8 @@ def _in_axes(
     if arranged.size != np.prod(shape):
         raise ImportRefused(
             f"the source gives {list(shape)} as output '{name}', the stream {arranged.size} "
-            f"values: "
-            "its readout depends on the length of the sequence; read out every step or the last one"
+            "values: its readout depends on the length of the sequence; read out every step or "
+            "the last one"
         )
     return arranged.reshape(shape)
 

@@ -173,13 +173,12 @@ class Walk:
             if name in self.stray_inputs:
                 raise self.refuse(
                     f"it reads '{name}', an input of the graph that is neither the data nor an "
-                    f"initial state: "
-                    "store weights in the file"
+                    "initial state: store weights in the file"
                 )
             if name and name not in self.values:
                 raise self.refuse(
-                    f"its input '{name}' does not exist or is made later: the graph has a cycle or "
-                    f"is not sorted"
+                    f"its input '{name}' does not exist or is made later: the graph has a cycle "
+                    "or is not sorted"
                 )
             found.append(self.values[name] if name else None)
         return found

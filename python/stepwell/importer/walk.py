@@ -104,8 +104,8 @@ def walk(model: onnx.ModelProto, wanted: tuple[str, ...] = ()) -> Walked:
     if features >= 0:
         if shape[features] is None:
             raise ImportRefused(
-                f"input '{data.name}' has a dynamic number of features: only batch and time may be "
-                f"dynamic"
+                f"input '{data.name}' has a dynamic number of features: only batch and time may "
+                "be dynamic"
             )
         atoms[features] = replace(atoms[features], label="feature")
     w.dynamic_axes = {f"in{k}" for k, size in enumerate(shape) if size is None}
@@ -171,7 +171,7 @@ def _split_inputs(graph: onnx.GraphProto, inputs: list) -> tuple[onnx.ValueInfoP
     if len(data) != 1:
         names = [value.name for value in inputs]
         raise ImportRefused(
-            f"the recurrent layer's input must come from exactly one of the graph's inputs "
+            "the recurrent layer's input must come from exactly one of the graph's inputs "
             f"{names}, it comes from {len(data)}"
         )
     return data[0], [value for value in inputs if value.name in to_state - to_data]
@@ -229,7 +229,7 @@ def _declared_shape(value: onnx.ValueInfoProto, what: str = "input") -> tuple[in
     if not 2 <= len(sizes) <= 3 or any(size is not None and size <= 0 for size in sizes):
         raise ImportRefused(
             f"{what} '{value.name}' has shape {list(sizes)}: expected [batch, time, features] or "
-            f"[time, features]"
+            "[time, features]"
         )
     if prod(size or 1 for size in sizes) > CONSTANT_LIMIT:
         raise ImportRefused(
@@ -499,14 +499,14 @@ def _checked_output(name: str, y: Value) -> Signal | np.ndarray:
     if isinstance(y, StateStack):
         raise ImportRefused(
             f"output '{name}' holds the final states of several layers: give the last layer's, "
-            f"h_n[-1]"
+            "h_n[-1]"
         )
     if not isinstance(y, (Signal, np.ndarray)):
         raise ImportRefused(f"output '{name}' does not come from a recurrent layer")
     if isinstance(y, Signal) and y.state == "c":
         raise ImportRefused(
             f"output '{name}' is a cell state: make the hidden state or a dense layer the first "
-            f"output"
+            "output"
         )
     if isinstance(y, Signal) and y.flipped:
         raise ImportRefused(f"output '{name}' runs backwards in time: turn it round")
@@ -524,6 +524,6 @@ def _head(name: str, y: Signal | np.ndarray) -> Head:
     if y.dtype.kind != "f" or not y.size or (rows != rows[0]).any():
         raise ImportRefused(
             f"output '{name}' is a constant that is no row of numbers: it does not depend on the "
-            f"input"
+            "input"
         )
     return Head(name, 0, rows.shape[1], False, rows[0].astype(np.float64))

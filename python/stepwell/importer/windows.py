@@ -102,7 +102,7 @@ def _window(
         ahead = window.ahead or "some"
         w.notes.append(
             f"{w.name}: looks {ahead} steps ahead: in mode carry its outputs come {ahead} steps "
-            f"later than in the source"
+            "later than in the source"
         )
     steps = window.over(size).runs(size)
     if steps < 1:

@@ -133,9 +133,9 @@ def _warn_of_few_codes(
     worst = few[np.argmin(largest[few])]
     more = f", {len(few)} of {len(codes)} rows keep fewer than {FEW_CODES}" if len(few) > 1 else ""
     report.warnings.append(
-        f"{row_name(int(worst))}: its {what} weights keep {largest[worst]} codes of {limit}{more}: "
-        f"the other weights take the "
-        "rows' scale. Normalise the inputs (scaler=, --scaler), or try --precision w8x16h8"
+        f"{row_name(int(worst))}: its {what} weights keep {largest[worst]} codes of "
+        f"{limit}{more}: the other weights take the rows' scale. Normalise the inputs (scaler=, "
+        "--scaler), or try --precision w8x16h8"
     )
 
 
@@ -324,8 +324,8 @@ def prove(rounded, unit, kx, scale_v, n_x, row_name, report) -> tuple[np.ndarray
             if coarse or (total[row] <= proof.INT32_MAX and result[row] > proof.RESULT_MAX):
                 raise QuantizeError(
                     f"{row_name(row)} cannot pass the overflow proof: its weights or bias are too "
-                    f"large; "
-                    "retrain with weight decay or gradient clipping, or normalise the inputs"
+                    "large; retrain with weight decay or gradient clipping, or normalise the "
+                    "inputs"
                 )
         unit[failing] *= 2
         _check_scales(unit / scale_v, row_name)
@@ -338,6 +338,6 @@ def prove(rounded, unit, kx, scale_v, n_x, row_name, report) -> tuple[np.ndarray
 def _check_scales(ratio: np.ndarray, row_name: Callable[[int], str]) -> None:
     if ratio.max() >= LARGEST_RATIO:
         raise QuantizeError(
-            f"{row_name(int(np.argmax(ratio)))}: weights too large for the format: scale the model "
-            f"down"
+            f"{row_name(int(np.argmax(ratio)))}: weights too large for the format: scale the "
+            "model down"
         )

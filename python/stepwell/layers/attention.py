@@ -103,7 +103,7 @@ class Attention(Layer):
         if not 2.0**-SCORE_SHIFT_MAX < unit < 2.0**14:
             raise QuantizeError(
                 f"layer '{self.name}': a score's scale of {self.scale:.3g} has no place in the "
-                f"format: scale the scores"
+                "format: scale the scores"
             )
         row = scaling_row(1.0)
         row.mult[:], row.shift[:] = multipliers(np.array([unit]), SCORE_SHIFT_MAX)

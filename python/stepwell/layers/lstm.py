@@ -152,7 +152,7 @@ class Lstm(Recurrent):
         if frac < PEEPHOLE_FRAC_MIN:
             raise QuantizeError(
                 f"layer '{self.name}': a peephole weight is {peak:.3g}, 511 at most: retrain with "
-                f"weight decay"
+                "weight decay"
             )
         codes = np.floor(self.peephole.reshape(3, -1) * 2.0**frac + 0.5)
         return codes.clip(-32768, 32767).astype(np.int16), frac

@@ -53,7 +53,7 @@ class Concat(Layer):
             place.report.warnings.append(
                 f"layer '{self.name}': its inputs differ in size, and the smaller keeps "
                 f"{max(0.0, kept):.0f} bits beside the larger: bring them to the same size before "
-                f"they meet (LayerNorm, tanh)"
+                "they meet (LayerNorm, tanh)"
             )
         rows = stacked(*(scaling_row(scale / y_scale) for scale in place.scales))
         return ConcatLayer(self.name, self.parts, rows, place.x_scale, y_scale)

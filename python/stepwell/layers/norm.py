@@ -70,8 +70,7 @@ class LayerNorm(Layer):
         if epsilon > EPSILON_MAX:
             raise QuantizeError(
                 f"layer '{self.name}': its inputs, at most {place.peak('x'):.3g}, are too small "
-                f"against epsilon "
-                f"{self.epsilon:.3g}: scale them up"
+                f"against epsilon {self.epsilon:.3g}: scale them up"
             )
 
         def row_name(row: int) -> str:

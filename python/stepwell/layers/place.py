@@ -87,13 +87,12 @@ class Place:
         if peak * 2.0**y_frac < 1024:
             self.report.warnings.append(
                 f"layer '{self.name}': the largest calibrated output, {self.peak('y'):.3g}, gets "
-                f"fewer than 10 bits: "
-                "scale the output up"
+                "fewer than 10 bits: scale the output up"
             )
         if y_frac < 0:
             raise QuantizeError(
                 f"layer '{self.name}': outputs reach {highest:.3g}, beyond int32; scale the "
-                f"model's output down"
+                "model's output down"
             )
         return 2.0**-y_frac
 
@@ -139,6 +138,6 @@ def checked_scaling_row(name: str, ratio: float, largest_code: float = 32768.0) 
     if ratio >= LARGEST_RATIO or largest_code * ratio > proof.RESULT_MAX:
         raise QuantizeError(
             f"layer '{name}': its values are too large for what follows: normalise the inputs, or "
-            f"scale the model down"
+            "scale the model down"
         )
     return scaling_row(ratio)

@@ -169,9 +169,8 @@ class Recurrent(Layer):
         values = function(table_points())
         if values.min() < lowest or values.max() > 1.0:
             raise QuantizeError(
-                f"layer '{self.name}': the gates' activation {function} leaves {lowest:g} .. 1, so "
-                f"that nothing bounds the state: "
-                "train with sigmoid or hard_sigmoid gates"
+                f"layer '{self.name}': the gates' activation {function} leaves {lowest:g} .. 1, "
+                "so that nothing bounds the state: train with sigmoid or hard_sigmoid gates"
             )
         return table_of(function, Z_SCALE, H_SCALE)
 
@@ -184,7 +183,7 @@ class Recurrent(Layer):
         if frac < G_FRAC_MIN:
             raise QuantizeError(
                 f"layer '{self.name}': activation {function} reaches {largest(function):.3g} "
-                f"within +-16: train with another one"
+                "within +-16: train with another one"
             )
         return table_of(function, Z_SCALE, 2.0**-frac), frac
 
@@ -201,7 +200,7 @@ class Recurrent(Layer):
         if frac < 0:
             raise QuantizeError(
                 f"layer '{self.name}': the hidden state reaches {peak:.3g}: normalise the inputs "
-                f"or use tanh"
+                "or use tanh"
             )
         return frac
 

@@ -139,8 +139,7 @@ class Refused(LinkError):
 def wrong_model(url: str, runs: int, expected: int) -> LinkError:
     return LinkError(
         f"{url}: board runs model {runs:08x}, test expects {expected:08x}: build and flash the "
-        f"image of this model, "
-        "or send it with stepwell update"
+        "image of this model, or send it with stepwell update"
     )
 
 
@@ -182,9 +181,8 @@ class Link:
         self._session = 0
         self._in_session = False
         self._last = Frame(0, 0, b"")  # answer in the session
-        self._talked: str | None = (
-            None  # the first message that the board answered; LOG when it said something unasked
-        )
+        # the first message that the board answered; LOG when it said something unasked
+        self._talked: str | None = None
         self._echoed = False  # a request of our own came back
         self._heard = bytearray()  # since the last good frame
         self._wire_seconds = 2 * messages.MTU * 10 / baud if emulator is None else 0.0
@@ -519,8 +517,7 @@ class Link:
         if not self._in_session:
             raise LinkError(
                 f"{self.url}: {message.name} needs a session: call reset first (an update, or a "
-                f"request that got no answer, "
-                "ends one)"
+                "request that got no answer, ends one)"
             )
         self._count()
         payload = self._exchange(message, head.pack(self._session, *fields) + data, expected)
@@ -588,8 +585,7 @@ class Link:
         if text := readable(self._heard):
             return (
                 f"{name}, but readable text: {text}: another firmware runs on the board, or "
-                f"another program prints on this "
-                "line. Flash the image that `stepwell build` wrote"
+                "another program prints on this line. Flash the image that `stepwell build` wrote"
             )
         if self._echoed and not self._talked:
             return f"{name}, but the request itself came back: are RX and TX joined, or is this a line with a local echo alone?"
@@ -662,7 +658,7 @@ class Link:
                 elif self._contradicts(frame):
                     raise LinkError(
                         f"{self.url}: two different answers to one request: the line brings old "
-                        f"ones again"
+                        "ones again"
                     )
             if self._reader.damaged > damaged:
                 return None  # most likely the answer: ask again at once

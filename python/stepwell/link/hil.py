@@ -160,8 +160,8 @@ def run_hil(
     if mem.stack_size and mem.stack_used >= mem.stack_size:
         raise LinkError(
             f"{link.url}: all {mem.stack_size} B that {info.board} reserves for the stack were "
-            f"used: it runs into the RAM of the "
-            "model, or stands right before it. Raise STACK_BYTES in its board.mk and build again"
+            "used: it runs into the RAM of the model, or stands right before it. Raise "
+            "STACK_BYTES in its board.mk and build again"
         )
     return HilReport(
         board=info.board,

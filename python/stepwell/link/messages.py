@@ -34,9 +34,8 @@ class Message(IntEnum):
     RESET = 2  # session u32: not 0, above the last one modulo 2^32. h = c = 0 -> nothing
     # S, n u8, x int16 [n][n_in] -> n u8, cost u32 (ticks inside stw_step), y int32 [n][n_out]
     STEP = 3
-    GET_STATE = (
-        4  # S, offset u16 -> bytes of the snapshot from there on; offset 0 takes a new snapshot
-    )
+    # S, offset u16 -> bytes of the snapshot from there on; offset 0 takes a new snapshot
+    GET_STATE = 4
     SET_STATE = 5  # S, offset u16, bytes -> nothing; the last byte loads the snapshot
     PROBE_INPUT = 6  # S, offset u16, x int16 [...]: a layer's input for PROBE, by pieces -> nothing
     PROBE = 7  # S, layer u8, first u16, n u8 -> UNIT [n]
@@ -46,12 +45,10 @@ class Message(IntEnum):
     ECHO = 0x45
     STAT = 11  # -> STAT_REPLY
     BLOB_STATUS = 12  # -> BLOB_STATUS_REPLY
-    BLOB_BEGIN = (
-        13  # MANIFEST: a new model comes -> received u32; not 0 when this very update is under way
-    )
-    BLOB_WRITE = (
-        14  # offset u32 (a multiple of UPDATE_UNIT), bytes of blob and signature -> nothing
-    )
+    # MANIFEST: a new model comes -> received u32; not 0 when this very update is under way
+    BLOB_BEGIN = 13
+    # offset u32 (a multiple of UPDATE_UNIT), bytes of blob and signature -> nothing
+    BLOB_WRITE = 14
     BLOB_COMMIT = 15  # -> nothing: the new model runs, in no session yet
 
 

@@ -126,7 +126,7 @@ def _image(board: Board, image: str | Path | None, model: Model | None, folder: 
     if model is None:
         raise LinkError(
             f"an emulated {board.name} needs an image to run: give --image, or a model to build "
-            f"one from"
+            "one from"
         )
     return build(model, board, folder).elf
 

@@ -56,9 +56,8 @@ class _Accumulator:
 
     def __init__(self, width: int):
         self.count = 0
-        self.shift: np.ndarray | None = (
-            None  # the first vector: sums of differences from it do not cancel
-        )
+        # the first vector: sums of differences from it do not cancel
+        self.shift: np.ndarray | None = None
         self.total = np.zeros(width)
         self.products = np.zeros((width, width))
         self.peaks: dict[str, float] = {}
@@ -113,7 +112,7 @@ def calibrate(
         if not _is_usable(found):
             raise SampleError(
                 f"layer '{layer.name}' sees values up to {max(found.peaks.values()):.3g}: "
-                f"normalise the inputs"
+                "normalise the inputs"
             )
     if not window and len(sequences) > 1 and not graph.needs_window:
         stats = _carried(graph, sequences, stats)

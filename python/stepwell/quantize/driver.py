@@ -21,13 +21,11 @@ from stepwell.quantize.calibrate import Calibration
 from stepwell.scaler import NO_SCALER, Scaler
 from stepwell.windowing import CARRY, Mode
 
-UNEVEN = (
-    1.8  # between the peaks of two halves of the sequences: within the headroom, but not by much
-)
+# between the peaks of two halves of the sequences: within the headroom, but not by much
+UNEVEN = 1.8
 ENOUGH_STEPS = 2000  # of one long recording
-SMALLEST_INPUT = (
-    1e-20  # largest input of a model: less is no measurement, and squares of scales would underflow
-)
+# largest input of a model: less is no measurement, and squares of scales would underflow
+SMALLEST_INPUT = 1e-20
 
 
 def quantize(
@@ -93,17 +91,16 @@ def check_window(graph: Graph, mode: Mode, trained: int | None = None) -> None:
             name = ahead.name.removesuffix(".window").removesuffix(".seen")
             raise QuantizeError(
                 f"layer '{name}' looks ahead (padding='same', or zeros after the end), and the "
-                f"model answers at the end of a "
-                "sequence, which a stream in mode carry does not have: give the window it was "
-                "trained on with "
-                f"mode='slide:{steps}' or 'tumble:{steps}' (--mode slide:{steps})"
+                "model answers at the end of a sequence, which a stream in mode carry does not "
+                f"have: give the window it was trained on with mode='slide:{steps}' or "
+                f"'tumble:{steps}' (--mode slide:{steps})"
             )
         return
     timing, end = graph.in_mode(mode).timing[-1], _end(graph, mode.window)
     if timing.first >= end:
         raise QuantizeError(
             f"mode {mode}: the model's first output comes after {timing.first + 1} steps: take a "
-            f"longer window"
+            "longer window"
         )
     at_the_end = mode.kind == "stagger" or (mode.kind == "tumble" and mode.stride > 1)
     if at_the_end and not _ends_with_output(graph, mode.window):
@@ -116,8 +113,7 @@ def check_window(graph: Graph, mode: Mode, trained: int | None = None) -> None:
         )
         raise QuantizeError(
             f"mode {mode}: the model gives an output every {timing.every} steps, and none at the "
-            f"window's last: take a window of "
-            f"{' or '.join(map(str, (*below, *above)))} steps"
+            f"window's last: take a window of {' or '.join(map(str, (*below, *above)))} steps"
         )
 
 
@@ -207,7 +203,7 @@ def _input_scale(graph: Graph, calibration: Calibration, bits: int = 16) -> floa
     if calibration.x_peak < SMALLEST_INPUT:
         raise QuantizeError(
             f"calibration inputs reach {calibration.x_peak:.3g} only: scale them up (scaler=), or "
-            f"check their unit"
+            "check their unit"
         )
     held = calibration.x_range or HEADROOM * calibration.x_peak
     if bits == 8:
@@ -229,8 +225,8 @@ def _demanded_scales(graph: Graph) -> dict[int, float]:
                     or value == reads[2]
                 ):
                     raise QuantizeError(
-                        f"layer '{layer.name}': query and key must each come from a dense layer of "
-                        f"their own"
+                        f"layer '{layer.name}': query and key must each come from a dense layer "
+                        "of their own"
                     )
                 demanded[value] = Z_SCALE
     return demanded
@@ -240,8 +236,8 @@ def _calibration_warnings(calibration: Calibration) -> list[str]:
     warnings = []
     if calibration.n_sequences < 8 and calibration.n_steps < ENOUGH_STEPS:
         warnings.append(
-            f"calibrated on {calibration.n_sequences} sequence(s): 16 to 64 are enough, fewer than "
-            f"8 can cost several dB"
+            f"calibrated on {calibration.n_sequences} sequence(s): 16 to 64 are enough, fewer "
+            "than 8 can cost several dB"
         )
     low, high = sorted(calibration.x_halves)
     if low and high > UNEVEN * low:
@@ -264,10 +260,8 @@ def _calibration_warnings(calibration: Calibration) -> list[str]:
     if grown:
         index, within, carried = max(grown, key=lambda g: g[2] / (g[1] or 1e-300))
         warnings.append(
-            f"layer {index}: its state reaches {carried:.3g} when the calibration sequences run on "
-            f"without a reset, and "
-            f"{within:.3g} within them: they are short for mode carry, give longer ones or run the "
-            f"model in windows "
-            "(mode=, --mode)"
+            f"layer {index}: its state reaches {carried:.3g} when the calibration sequences run "
+            f"on without a reset, and {within:.3g} within them: they are short for mode carry, "
+            "give longer ones or run the model in windows (mode=, --mode)"
         )
     return warnings

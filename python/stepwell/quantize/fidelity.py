@@ -252,9 +252,8 @@ def _grown(layer: str, what: str, value: float, n_steps: int, window: int | None
     )
     return (
         f"layer '{layer}': carried on, the float model's {state} grows without bound (it reaches "
-        f"{reached} after "
-        f"{2 * n_steps} steps of the calibration data): run it in windows, as it was trained "
-        f"({knob})"
+        f"{reached} after {2 * n_steps} steps of the calibration data): run it in windows, as it "
+        f"was trained ({knob})"
     )
 
 

@@ -243,7 +243,7 @@ def fitted(
         graph, scaler = fold_inputs(graph, mean, std), scaler.then(mean, std)
         notes.append(
             f"{why}: each has got an offset and a scale of its own, folded into the weights "
-            f"(--no-auto-scale leaves it out)"
+            "(--no-auto-scale leaves it out)"
         )
     return Fitted(graph, scaler, tuple(notes), suspects(x, reach))
 

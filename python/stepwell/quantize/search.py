@@ -130,7 +130,6 @@ def _none_fits(tried: list[Trial], max_drop: float, max_flash: int | None) -> st
     limit = "" if max_flash is None else f" within {max_flash} bytes of constants"
     return (
         f"no precision keeps the drop at {max_drop:g} %{limit}; the best is {best.plan} with "
-        f"{best.drop_percent:.3g} % in "
-        f"{best.flash_bytes} bytes: allow more, train a smaller model, or fine-tune with "
-        f"stepwell.qat"
+        f"{best.drop_percent:.3g} % in {best.flash_bytes} bytes: allow more, train a smaller "
+        "model, or fine-tune with stepwell.qat"
     )

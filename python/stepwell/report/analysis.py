@@ -165,9 +165,8 @@ def _of_sqnr(sqnr: float | None) -> Iterator[str]:
     if sqnr is not None and sqnr < FAITHFUL_DB:
         yield (
             f"the output's SQNR is {sqnr:.1f} dB, below {FAITHFUL_DB:.0f}: the integers are not "
-            f"the model that was trained. "
-            "Look at the inputs' units (--scaler), the calibration data (--calib) and the "
-            "precision (--precision w8a16)"
+            "the model that was trained. Look at the inputs' units (--scaler), the calibration "
+            "data (--calib) and the precision (--precision w8a16)"
         )
 
 
@@ -177,19 +176,17 @@ def _of_long_run(run: dict[str, Any]) -> Iterator[str]:
         ends = f", the end of its format ({C_LIMIT:.0f})" if cell["saturates"] else ""
         yield (
             f"layer '{cell['layer']}' unit {cell['unit']}: its cell climbs to "
-            f"{cell['long_run']:.3g} in the long run{ends}; within "
-            f"the sequences it reaches {cell['within_sequences']:.3g}. Run the model in windows "
-            f"(--mode tumble:T or slide:T), "
-            "reset it now and then, or train on longer sequences"
+            f"{cell['long_run']:.3g} in the long run{ends}; within the sequences it reaches "
+            f"{cell['within_sequences']:.3g}. Run the model in windows (--mode tumble:T or "
+            "slide:T), reset it now and then, or train on longer sequences"
         )
     if len(climbing) > NAMED:
         yield f"and {len(climbing) - NAMED} more cells climb (--json names them all)"
     for unit in run["stuck"][:NAMED]:
         yield (
             f"layer '{unit['layer']}' unit {unit['unit']}: its hidden state stands still in the "
-            f"second half of the long run, where "
-            f"the float one moves by {unit['float_moves']:.3g}: raise the layer's precision "
-            f"(--precision w8a16)"
+            "second half of the long run, where the float one moves by "
+            f"{unit['float_moves']:.3g}: raise the layer's precision (--precision w8a16)"
         )
     if run["grows"]:
         yield (
@@ -223,7 +220,6 @@ def _of_rails(places: list[dict[str, Any]], inputs: dict[str, int] | None) -> It
             )
     if inputs and inputs["saturated"]:
         yield (
-            f"{inputs['saturated']} of {inputs['values']} inputs are clipped: they are beyond what "
-            f"calibration made room for; give "
-            "--calib sequences that cover them"
+            f"{inputs['saturated']} of {inputs['values']} inputs are clipped: they are beyond "
+            "what calibration made room for; give --calib sequences that cover them"
         )

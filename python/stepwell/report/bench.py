@@ -18,9 +18,8 @@ from stepwell.link.emulators import EMULATORS, instruction_counter_for
 from stepwell.model import Model
 from stepwell.report import cost
 
-LIKELY_CPI = (
-    1.5  # cycles for an instruction: cores differ, and flash with wait states makes it more
-)
+# cycles for an instruction: cores differ, and flash with wait states makes it more
+LIKELY_CPI = 1.5
 STEPS = 5
 
 

@@ -153,19 +153,17 @@ def _check_model(keras, model) -> None:
     if isinstance(model, keras.Sequential) and not model.built:
         raise ImportRefused(
             f"model '{printable(model.name)}' is not built: begin it with keras.Input((T, n_in)), "
-            f"or call it on data"
+            "or call it on data"
         )
     if not getattr(getattr(model, "_functional", None) or model, "_nodes_by_depth", None):
         raise ImportRefused(
             f"model '{printable(model.name)}' is neither Sequential nor Functional: its call() is "
-            f"Python code; rebuild it as "
-            "keras.Model(inputs, outputs) from the same layers"
+            "Python code; rebuild it as keras.Model(inputs, outputs) from the same layers"
         )
     if len(model.inputs) != 1:
         raise ImportRefused(
             f"model '{printable(model.name)}' has {len(model.inputs)} inputs, a stream has one: "
-            f"build a keras.Model with one of "
-            "them, or with one that is divided into them"
+            "build a keras.Model with one of them, or with one that is divided into them"
         )
 
 

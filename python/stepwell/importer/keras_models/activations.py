@@ -113,7 +113,7 @@ def softmax(call: Call) -> Value:
     if not is_last_axis(axis, call.x) or not call.x.inner:
         raise Refusal(
             f"softmax over axis {axis}: over the features, or over time of one value a step, is "
-            f"understood"
+            "understood"
         )
     return replace(call.x, index=activated(call, call.x, "softmax"))
 

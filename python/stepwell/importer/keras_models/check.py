@@ -40,9 +40,8 @@ def replay(model, walked: Walked, graph: Graph) -> Replay:
     if not error <= TOLERANCE:
         raise ImportRefused(
             f"the stream differs from model '{printable(model.name)}' by {error:.2e} of the "
-            f"output's range ({oracle}, allowed "
-            f"{TOLERANCE:.0e}): the importer has misread a layer; please report it with the "
-            f"model's get_config()"
+            f"output's range ({oracle}, allowed {TOLERANCE:.0e}): the importer has misread a "
+            "layer; please report it with the model's get_config()"
         )
     return Replay(error, oracle)
 

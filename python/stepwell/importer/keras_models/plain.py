@@ -44,7 +44,7 @@ def scaled(call: Call, x: Value, scale: np.ndarray, shift: np.ndarray) -> Value:
     if not {np.size(scale), np.size(shift)} <= {1, x.width}:
         raise Refusal(
             f"it scales {x.width} features by {np.size(scale)} values: one for each feature, the "
-            f"same at every step"
+            "same at every step"
         )
     scale, shift = (
         np.broadcast_to(np.ravel(v), (x.width,)).astype(np.float64) for v in (scale, shift)
@@ -235,7 +235,7 @@ def concatenate(call: Call) -> Value:
     if not is_last_axis(call.layer.axis, call.inputs[0]):
         raise Refusal(
             f"it joins along axis {call.layer.axis}: only the features, axis -1, can be joined in "
-            f"a stream"
+            "a stream"
         )
     return concatenated(call, call.inputs)
 
@@ -250,8 +250,7 @@ def passed(call: Call) -> Value:
 def masking(call: Call) -> Value:
     call.note(
         f"steps whose values are all {call.layer.mask_value:g} were skipped in training; a stream "
-        f"does not skip them unless the "
-        "application leaves them out"
+        "does not skip them unless the application leaves them out"
     )
     return call.x
 

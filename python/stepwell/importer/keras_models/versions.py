@@ -31,8 +31,7 @@ def as_saved(model, path: Path) -> tuple[str, ...]:
     if not version:
         raise ImportRefused(
             f"{path}: it has hard_sigmoid, whose slope is 0.2 before Keras 3 and 1/6 since, and "
-            f"does not say which version saved "
-            "it: load it where it was trained, and save it anew"
+            "does not say which version saved it: load it where it was trained, and save it anew"
         )
     if int(version.split(".")[0]) >= 3:
         return ()

@@ -80,7 +80,7 @@ def walk(model, wanted: tuple[str, ...] = ()) -> Walked:
         if value is None:
             raise ImportRefused(
                 f"{what} ends with a state of a layer with return_state: end it with the layer's "
-                f"output"
+                "output"
             )
         if value.waits:
             raise ImportRefused(f"{what} ends with {_waiting(value)}")
@@ -203,7 +203,7 @@ def _node(walked: Walked, node, inputs: tuple[Value | None, ...]) -> list[Value 
     ):
         raise ImportRefused(
             f"{_named(node.operation)}: its initial_state comes from another layer, but a stream "
-            f"begins with its own: leave it out"
+            "begins with its own: leave it out"
         )
     shapes = tuple(tuple(tensor.shape) for tensor in node.outputs)
     return _apply(walked, node.operation, inputs, shapes, args, kwargs)
@@ -267,7 +267,7 @@ def _check(layer, inputs: tuple[Value | None, ...]) -> None:
     ):
         raise Refusal(
             f"it computes in {policy}: build the model with dtype='float32' and load its weights "
-            f"into that"
+            "into that"
         )
     if getattr(layer, "quantization_mode", None):
         raise Refusal(

@@ -41,7 +41,7 @@ class Reach:
             if longest > self.span - 1:
                 raise Refusal(
                     f"{longest} zeros in front of it or behind are more than the {self.span - 1} "
-                    f"steps beside one"
+                    "steps beside one"
                 )
             return replace(made, padding=x.padded, ahead=x.behind)
         made = replace(made, same="upper", lowest=lowest)
@@ -63,7 +63,7 @@ def _looks_ahead(call: Call, window: Window) -> Window:
         steps = window.ahead or "some"
         call.note(
             f"it looks {steps} steps ahead: in mode carry the answers of a stream come that many "
-            f"of its steps later"
+            "of its steps later"
         )
     return window
 

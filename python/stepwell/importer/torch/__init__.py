@@ -60,7 +60,7 @@ def import_torch(
         raise
     except Exception as error:  # a module runs the user's code: there is no telling what it raises
         raise ImportRefused(
-            f"{type(module).__name__} cannot be read ({type(error).__name__}: {str(error)[:300]}): "
-            f"export it with "
-            "torch.onnx.export and convert the file, or give the submodules as an nn.Sequential"
+            f"{type(module).__name__} cannot be read ({type(error).__name__}: "
+            f"{str(error)[:300]}): export it with torch.onnx.export and convert the file, or give "
+            "the submodules as an nn.Sequential"
         ) from error

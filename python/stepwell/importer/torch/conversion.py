@@ -97,7 +97,7 @@ def _dtype_notes(module: torch.nn.Module) -> list[str]:
         if parameter.is_complex() or parameter.is_quantized:
             raise ImportRefused(
                 f"{name} is {parameter.dtype}: give the real float model, stepwell quantises it "
-                f"itself"
+                "itself"
             )
         if parameter.is_meta:
             raise ImportRefused(f"{name} is on the meta device and has no values: load the weights")

@@ -69,7 +69,7 @@ def _linear_over_window(walk: Walk, signal: Signal, w: np.ndarray, b: np.ndarray
     if walk.steps is None or signal.length * signal.width != w.shape[1]:
         raise walk.refuse(
             f"reads a flattened window of {taps} steps at once: give its length, steps={taps}, or "
-            f"read out the last step"
+            "read out the last step"
         )
     if signal.axes[-1] == "TF":
         w = w.reshape(len(w), taps, signal.width).swapaxes(1, 2).reshape(len(w), -1)
@@ -86,7 +86,7 @@ def last_steps(walk: Walk, signal: Signal, at: int) -> Signal:
     steps = signal.length
     walk.note(
         f"{walk.where} reads all {steps} steps of the window: in the stream the last {steps}, "
-        f"zeros before a reset"
+        "zeros before a reset"
     )
     return walk.take_last(walk.window(signal, steps, left=steps - 1), at)
 
@@ -128,7 +128,7 @@ def conv1d_module(walk: Walk, module: torch.nn.Conv1d, input: Signal) -> Signal:
     if module.padding_mode != "zeros" and module.padding not in ((0,), "valid"):
         raise walk.refuse(
             f"padding_mode '{module.padding_mode}' needs steps that a stream does not have: pad "
-            f"zeros"
+            "zeros"
         )
     options = module.stride, module.padding, module.dilation, module.groups
     return conv1d(walk, input, module.weight, module.bias, *options)
@@ -217,7 +217,7 @@ def over_time(walk: Walk, signal: Signal, at: int, kind: str, keepdim: bool) -> 
     if walk.steps is None:
         raise walk.refuse(
             f"{kind} over all of time needs windows of a fixed length: give it (steps=), or read "
-            f"out the last step"
+            "out the last step"
         )
     axes = (*signal.axes[:at], *([""] if keepdim else []), *signal.axes[at + 1 :])
     seen = last_steps(walk, signal, at)

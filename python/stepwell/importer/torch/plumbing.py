@@ -154,8 +154,8 @@ def view(walk: Walk, input: Any, *shape: Any) -> Any:
 def _cut(walk: Walk, signal: Signal, shape: list[int]) -> str:
     return (
         f"a view of {walk.described_axes(signal)} {list(signal.shape)} as {shape} cuts through an "
-        f"axis: use slices or "
-        "torch.chunk over the features; where it holds the length of the window, give steps="
+        "axis: use slices or torch.chunk over the features; where it holds the length of the "
+        "window, give steps="
     )
 
 
@@ -225,23 +225,22 @@ def _picked(walk: Walk, signal: Signal, at: int, item: int) -> Signal:
     if not -length <= item < length:
         raise walk.refuse(
             f"index {item} of an axis of {length}: where it depends on the window's length, give "
-            f"steps="
+            "steps="
         )
     if axis == "T" and item % length == length - 1:
         return walk.take_last(signal, at)
     if axis == "T":
         raise walk.refuse(
             f"takes timestep {item} out of the sequence: a stream can read every step or the last "
-            f"one; write loops over "
-            "time as nn.LSTM / nn.GRU / nn.RNN, or give a module whose forward is one step (x, "
-            "state)"
+            "one; write loops over time as nn.LSTM / nn.GRU / nn.RNN, or give a module whose "
+            "forward is one step (x, state)"
         )
     if axis == "F":
         signal = walk.apply(Slice(walk.name, signal.width, item % length, 1), signal)
     elif axis:
         raise walk.refuse(
             f"takes item {item} out of {walk.described_axes(signal)}, axis {at}: only time and "
-            f"features"
+            "features"
         )
     return replace(signal, axes=(*signal.axes[:at], *signal.axes[at + 1 :]), state=None)
 
@@ -264,7 +263,7 @@ def _sliced(walk: Walk, signal: Signal, at: int, item: slice) -> Signal:
         return walk.cropped(signal, length - stop)
     raise walk.refuse(
         f"cuts {start}:{stop} out of {walk.described_axes(signal)}, axis {at}: a stream reads "
-        f"every step or the last one"
+        "every step or the last one"
     )
 
 
@@ -319,7 +318,7 @@ def cat(walk: Walk, tensors: Any, dim: int = 0, axis: int | None = None) -> Sign
         if frames[0] != frames[1] or (first.length, first.last) != (signal.length, signal.last):
             raise walk.refuse(
                 f"joins {walk.described_axes(first)} and {walk.described_axes(signal)}: all at "
-                f"every step, or all at the last"
+                "every step, or all at the last"
             )
         first = walk.apply(Concat(walk.name, (first.width, signal.width)), first, signal, at=at)
     return first
@@ -390,7 +389,7 @@ def _view_of_stack(walk: Walk, stack: Stack, shape: list[int]) -> Any:
         return replace(stack, grid=tuple(shape[:-2]), state=None)
     raise walk.refuse(
         f"a view of the final states {own} as {shape} is not understood: take h_n[-1], or join "
-        f"them by cat"
+        "them by cat"
     )
 
 

@@ -107,8 +107,7 @@ def cell(walk: Walk, module: torch.nn.RNNCellBase, input: Signal, hx: Any = None
     if not walk.one_step or len(input.axes) != 2 or input.axes[0] != "B":
         raise walk.refuse(
             f"a cell takes one step [batch, features] and is given {walk.described_axes(input)}: "
-            f"give a module whose "
-            f"forward is one step (x, state), or use "
+            "give a module whose forward is one step (x, state), or use "
             f"nn.{type(module).__name__.removesuffix('Cell')} for whole sequences"
         )
     walk.feature_axis(input, 1, module.input_size)

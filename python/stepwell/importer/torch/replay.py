@@ -189,7 +189,7 @@ def _state_after(walk: Walk, outputs: Outputs, result: Any, path: Path) -> torch
     if state not in outputs.states:
         raise ImportRefused(
             f"argument '{path[0]}' hands a state in, and forward does not return the new one: "
-            f"return (output, state)"
+            "return (output, state)"
         )
     return _at(result, outputs.states[state])
 

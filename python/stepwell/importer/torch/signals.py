@@ -162,19 +162,18 @@ class Walk:
         if isinstance(signal, StateArgument):
             raise self.refuse(
                 f"reads {described(signal)}, which is neither the model's input (the first one) "
-                f"nor the state of a layer of "
-                "torch: join several inputs to one before the model, and write cells as "
-                "nn.LSTMCell, GRUCell or RNNCell"
+                "nor the state of a layer of torch: join several inputs to one before the model, "
+                "and write cells as nn.LSTMCell, GRUCell or RNNCell"
             )
         if not isinstance(signal, Signal):
             raise self.refuse(
                 f"reads {described(signal)}, which is not data: read out the layer's output or "
-                f"h_n[-1]"
+                "h_n[-1]"
             )
         if signal.pending:
             raise self.refuse(
-                "unfinished attention: the forms known are scores -> softmax over time -> weighted "
-                "sum"
+                "unfinished attention: the forms known are scores -> softmax over time -> "
+                "weighted sum"
             )
         if (signal.lead or signal.trail) and not may_lead:
             raise self.refuse(
@@ -195,7 +194,7 @@ class Walk:
         if signal.axes[dim] != ("F" if signal.width > 1 else ""):
             raise self.refuse(
                 f"works on axis {dim} of {self.described_axes(signal)}, which is not the one of "
-                f"the features"
+                "the features"
             )
         if width is not None and width != signal.width:
             self.width_differs(signal, width)
