@@ -105,9 +105,8 @@ class Stm32(Bootloader):
 
     def _read(self) -> None:
         at, n = self._address(), (self._checked(2) or b"\0")[0] + 1
-        self.put(
-            bytes(self.flash[at : at + n]) if at < self.FLASH_BYTES else bytes(n)
-        )  # beyond: chip id and flash size
+        # beyond: chip id and flash size
+        self.put(bytes(self.flash[at : at + n]) if at < self.FLASH_BYTES else bytes(n))
 
     def _write(self) -> None:
         at, n = self._address(), self.get(1)
@@ -115,9 +114,10 @@ class Stm32(Bootloader):
         right = reduce(xor, n + data) == self.get(1)[0]
         if right:
             erased = self.flash[at : at + len(data)]
+            # writing clears bits
             self.flash[at : at + len(data)] = bytes(
                 a & b for a, b in zip(erased, data, strict=True)
-            )  # writing clears bits
+            )
         self.put(self.ACK if right else self.NACK)
 
     def _erase(self) -> None:

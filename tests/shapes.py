@@ -51,9 +51,8 @@ def random_gru(rng: np.random.Generator, n_in: int, n_out: int, gain: float = 2.
 
 
 def random_rnn(rng: np.random.Generator, n_in: int, n_out: int) -> Rnn:
-    bound = 1 / np.sqrt(
-        n_out
-    )  # a larger gain makes an Elman network chaotic: no two arithmetics agree for long
+    # a larger gain makes an Elman network chaotic: no two arithmetics agree for long
+    bound = 1 / np.sqrt(n_out)
     weights = rng.uniform(-bound, bound, (n_out, n_in)), rng.uniform(-bound, bound, (n_out, n_out))
     return Rnn(f"rnn{n_in}x{n_out}", *weights, rng.uniform(-bound, bound, n_out))
 

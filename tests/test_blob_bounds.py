@@ -721,9 +721,8 @@ def test_a_layer_norm_whose_sum_is_a_power_of_four(e):
     """w = 2^30 is the one value whose root r is 2^16: a root of 16 bits, 2^16 - 1, would round the
     other way.
     """
-    d = (
-        2 ** (e // 2 - 1) * 121
-    )  # the deviations are d and -d, and q_0 = d * r / 2^shift is half an integer
+    # the deviations are d and -d, and q_0 = d * r / 2^shift is half an integer
+    d = 2 ** (e // 2 - 1) * 121
     shift, epsilon = 16 + e // 2, 2 ** (30 + e) - 2 * d * d
     model = Model((norm(epsilon, 2, mult=1, shift=1),), 1.0, 10)
     x_q = np.array([[d - d // 2, -(d // 2)]], np.int16)

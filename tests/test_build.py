@@ -114,9 +114,8 @@ def test_image(name, compiler, small_model, tmp_path):
     assert image.sizes.stream_ram == info["ram_bytes"]
     assert image.sizes.ram < 3500 and image.sizes.flash < 28 * 1024
     if board.text("CPU") == "cortex_m":
-        stack, reset = struct.unpack_from(
-            "<II", binary, 256 if name == "rp-pico" else 0
-        )  # behind the boot block
+        # behind the boot block
+        stack, reset = struct.unpack_from("<II", binary, 256 if name == "rp-pico" else 0)
         assert stack == board.number("RAM_ORIGIN") + board.number("RAM_BYTES") and reset & 1
     assert not [name for name in symbols(image.elf) if FORBIDDEN.fullmatch(name)]
 
@@ -261,9 +260,8 @@ def test_makefile_builds_the_same_image_without_warnings(name, compiler, small_m
     need("make", "apt-get install make")
     need_compiler(compiler, name)
     emit(small_model, tmp_path / "model", NAME, load_board(name).target)
-    place = (
-        load_board(name).folder if compiler == "zig" else name
-    )  # a board may be a folder anywhere
+    # a board may be a folder anywhere
+    place = load_board(name).folder if compiler == "zig" else name
     settings = [
         f"BOARD={place}",
         f"MODEL={tmp_path / 'model'}",
@@ -339,9 +337,8 @@ def test_a_board_says_what_differs_from_its_core_and_its_relative(tmp_path):
         and board.words("USB_IDS") == []
     )
     assert board.text("UART_BASE") == relative.text("UART_BASE") and board.port == relative.port
-    assert (
-        own_board(tmp_path, "LIKE = nucleo-g071rb").port == load_board("nucleo-g071rb").port
-    )  # its board.c
+    # its board.c
+    assert own_board(tmp_path, "LIKE = nucleo-g071rb").port == load_board("nucleo-g071rb").port
 
 
 @pytest.mark.parametrize(

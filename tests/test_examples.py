@@ -165,8 +165,7 @@ def test_arduino_sketch_prints_what_the_host_computes(tmp_path):
             said = [text.readline().split() for _ in range(15)]
     finally:
         emulator.close()
-    expected = model.stream().run_q(
-        np.zeros((15, model.n_in), np.int16)
-    )  # no analogue pin is connected
+    # no analogue pin is connected
+    expected = model.stream().run_q(np.zeros((15, model.n_in), np.int16))
     assert [[int(word) for word in words[: model.n_out]] for words in said] == expected.tolist()
     assert all(words[-1] == "us" and 10**3 < int(words[-2]) < 10**5 for words in said)

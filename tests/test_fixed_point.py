@@ -144,9 +144,8 @@ def test_rq(c, s):
     for m in map(int, np.concatenate([MULTIPLIERS, rng.integers(1, 32768, 6)])):
         half = half_ways(m, s, rng)
         n_half_ways += len(half)
-        limit = min((RESULT_MAX << s) // m, 2**40) + np.arange(
-            -3, 4
-        )  # where the result leaves its bounds
+        # where the result leaves its bounds
+        limit = min((RESULT_MAX << s) // m, 2**40) + np.arange(-3, 4)
         scaled = rng.integers(-(2**20), 2**20, 300) * min(
             2**11, max(1, (RESULT_MAX << s) // m >> 20)
         )

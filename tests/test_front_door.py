@@ -1056,9 +1056,8 @@ def test_outputs_on_the_command_line_and_in_c(tmp_path):
     assert "va lue" not in header
     done = run_cli("convert", source, "--calib", calib, "--outputs", "mu", "-o", model)
     assert done.code == 0 and stepwell.load(model).notes["outputs"] == NAMED[:1]
-    assert (
-        run_cli("check", model, "--data", calib).code == 0
-    )  # reads the source with the same outputs
+    # reads the source with the same outputs
+    assert run_cli("check", model, "--data", calib).code == 0
     done = run_cli("convert", source, "--calib", calib, "--outputs", "nope")
     assert done.code == 1 and "no output 'nope': the model has 'mu'" in done.stderr
 
@@ -1121,9 +1120,8 @@ def test_short_sequences_for_a_carried_stream_are_told_and_run_end_to_end():
     model = stepwell.convert(graph, short)
     (said,) = [text for text in model.notes["warnings"] if "without a reset" in text]
     assert "short for mode carry" in said
-    assert (
-        decibels(FloatStream(graph).run(long), model.reference().run(long)) > 45
-    )  # 33 by the short ones alone
+    # 33 by the short ones alone
+    assert decibels(FloatStream(graph).run(long), model.reference().run(long)) > 45
     windows = stepwell.convert(graph, short, mode="slide:12")
     assert not any("without a reset" in text for text in windows.notes["warnings"])
 

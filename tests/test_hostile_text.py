@@ -355,9 +355,8 @@ def test_a_hostile_model_in_every_command(host, tmp_path):
     for encoding in ("utf-8", "ascii", "latin-1"):
         said = stepwell_says("info", file, encoding=encoding)
         assert said.returncode == 0 and "\\x1b[31mred" in said.stdout, "escaped, not stripped"
-    assert (
-        stepwell_says("check", file, "--data", data).returncode == 1
-    )  # the float model is not there
+    # the float model is not there
+    assert stepwell_says("check", file, "--data", data).returncode == 1
     assert "\\x1b[31mred" in stepwell_says("check", file, "--data", data).stderr
     assert stepwell_says("hil", file, "--port", "host:", "--data", data).returncode == 0
     assert stepwell_says("bench", file, "--core", text).returncode in (1, 2)

@@ -803,9 +803,8 @@ def test_inverse_square_root_of_layer_norm():
         int(2**v) for v in rng.uniform(30, 60, 300)
     ]
     for total in sums:
-        most = isqrt(
-            total // 2 - 1
-        )  # d of two values +-a/2 is +-a, and 2 a^2 must leave room for epsilon
+        # d of two values +-a/2 is +-a, and 2 a^2 must leave room for epsilon
+        most = isqrt(total // 2 - 1)
         a = min(most, 65534) // 2 * 2
         x = [a // 2, -a // 2]
         rows, gamma = row(2**14, 29, 0, 2), np.array([32767, -32767], np.int16)

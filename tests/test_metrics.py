@@ -93,9 +93,8 @@ def test_what_a_drop_is():
     assert METRICS["rmse"].drop_percent(2.0, 2.1) == pytest.approx(5)
     assert METRICS["r2"].drop_percent(-0.5, -0.6) == pytest.approx(20)
     own = Metric("own", lambda t, y: 0.0)
-    assert (
-        own.drop_percent(2.0, 1.5) == own.drop_percent(2.0, 2.5) == pytest.approx(25)
-    )  # which way is better is unknown
+    # which way is better is unknown
+    assert own.drop_percent(2.0, 1.5) == own.drop_percent(2.0, 2.5) == pytest.approx(25)
     assert (
         METRICS["mae"].drop_percent(0.0, 0.1) is None and METRICS["mae"].drop_percent(0.0, 0.0) == 0
     )
@@ -295,9 +294,8 @@ def test_a_model_whose_own_window_is_never_full(demo, tmp_path):
 
 def test_another_float_model_is_said_to_be_another(demo, tmp_path):
     other = tmp_path / "other.onnx"
-    other.write_bytes(
-        (demo / "turbofan.onnx").read_bytes() + b"\x72\x00"
-    )  # an empty domain: the same model in other bytes
+    # an empty domain: the same model in other bytes
+    other.write_bytes((demo / "turbofan.onnx").read_bytes() + b"\x72\x00")
     for command in (["check"], ["report", "--steps", 500]):
         options = [*command, demo / "turbofan.stw", "--data", demo / "test.npz", "--json"]
         done = invoke(*options, "--float", other)

@@ -633,9 +633,8 @@ def test_looking_ahead_in_a_stream(name):
     layers = tuple(
         replace(layer, ahead=0) if isinstance(layer, Window) else layer for layer in graph.layers
     )
-    assert (
-        model.id == stepwell.convert(replace(graph, layers=layers), calib).id
-    )  # all that reaches a device
+    # all that reaches a device
+    assert model.id == stepwell.convert(replace(graph, layers=layers), calib).id
     x = random_sequences(RNG(9), 1, 20, 3)[0]
     timing, whole = graph.timing[-1], over_a_window(graph, x)
     late = run_in_mode(graph, CARRY, x)[timing.first :: timing.every]
@@ -809,8 +808,7 @@ def test_the_longest_window():
 
 
 def test_more_staggered_states_than_memory_has():
-    graph = Graph(
-        (random_rnn(RNG(1), 1, 1), Window("wide", 1, 5000))
-    )  # 60000 states of 5001 values
+    # 60000 states of 5001 values
+    graph = Graph((random_rnn(RNG(1), 1, 1), Window("wide", 1, 5000)))
     with pytest.raises(StepwellError):
         stepwell.convert(graph, random_sequences(RNG(8), 8, 3, 1), mode="stagger:60000/60000")

@@ -53,9 +53,8 @@ SANITIZERS = {
 }
 
 
-GOLDEN = sorted(
-    (ROOT / "tests" / "golden").glob("*.stw")
-)  # every layer kind, cell variant and mode
+# every layer kind, cell variant and mode
+GOLDEN = sorted((ROOT / "tests" / "golden").glob("*.stw"))
 C_HEADERS = [
     "assert",
     "errno",

@@ -410,11 +410,12 @@ def test_a_unit_that_stands_still_is_named():
     assert analysis.facts["long_run"]["stuck"] == []
     layer = model.layers[0]
     bias = layer.rows.bias.copy()
+    # the input gate of unit 5 never opens
     bias[5], w_x, w_h = (
         -(2**28),
         layer.w_x.copy(),
         layer.w_h.copy(),
-    )  # the input gate of unit 5 never opens
+    )
     w_x[5], w_h[5] = 0, 0
     broken = replace(layer, w_x=w_x, w_h=w_h, rows=replace(layer.rows, bias=bias))
     found = analyse(model.replace(layers=(broken, *model.layers[1:])), graph, samples, 400).facts

@@ -555,12 +555,10 @@ def test_objects_like_those_of_scikit_learn():
     x = RNG(1).normal(size=(50, 3)) * [1, 20, 300] + [5, 0, -7]
     mean, std = x.mean(axis=0), x.std(axis=0)
     assert np.allclose(as_scaler(Fitted(mean_=mean, scale_=std)).normalise(x), (x - mean) / std)
-    assert np.allclose(
-        as_scaler(Fitted(mean_=mean, scale_=None)).normalise(x), x - mean
-    )  # with_std=False
-    assert np.allclose(
-        as_scaler(Fitted(mean_=None, scale_=std)).normalise(x), x / std
-    )  # with_mean=False
+    # with_std=False
+    assert np.allclose(as_scaler(Fitted(mean_=mean, scale_=None)).normalise(x), x - mean)
+    # with_mean=False
+    assert np.allclose(as_scaler(Fitted(mean_=None, scale_=std)).normalise(x), x / std)
     scale = 2 / (x.max(axis=0) - x.min(axis=0))  # feature_range (-1, 1)
     shift = -1 - x.min(axis=0) * scale
     ranged = as_scaler(Fitted(min_=shift, scale_=scale))

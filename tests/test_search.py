@@ -28,9 +28,8 @@ def test_rules():
     below, above = np.sort(x)[[9899, 9900]]
     assert below <= range_rule("percentile:99")(x) <= above
     assert range_rule("percentile:100")(x) == x.max()
-    assert (
-        range_rule("percentile:60")(np.array([0.0, 0.0, 0.0, 1.0])) == 1.0
-    )  # a range of nothing holds nothing
+    # a range of nothing holds nothing
+    assert range_rule("percentile:60")(np.array([0.0, 0.0, 0.0, 1.0])) == 1.0
 
 
 def test_mse_is_the_best_of_all_ranges():
@@ -186,9 +185,8 @@ def test_the_users_metric_decides(task, tmp_path):
     exact, found = np.abs(y - y - 0.5).mean(), np.abs(outputs - y - 0.5).mean()
     assert tried[-1].drop_percent == pytest.approx(100 * (found - exact) / exact)
     never, always = (lambda t, y: 1.0), iter(range(1, 100))
-    assert (
-        len(stepwell.smallest(graph, calib, file, metric=never)[1]) == 1
-    )  # what does not care takes the smallest
+    # what does not care takes the smallest
+    assert len(stepwell.smallest(graph, calib, file, metric=never)[1]) == 1
     with pytest.raises(QuantizeError, match="no precision keeps the drop"):
         stepwell.smallest(graph, calib, file, metric=lambda t, y: float(next(always)))
 

@@ -36,11 +36,12 @@ UPDATES = (
 FLASH = ROOT / "tests" / "c" / "service" / "flash.c"
 UNIT = messages.UPDATE_UNIT
 S = messages.SESSION.pack(5)
+# where the power goes, a word or page is: as before, half done, half done the other way
 TORN = (
     "0",
     "1",
     "2",
-)  # where the power goes, a word or page is: as before, half done, half done the other way
+)
 
 
 def lstm_model(seed: int, units: int = 3, n_in: int = 2, mode: str = "carry") -> Model:
@@ -252,9 +253,8 @@ def test_flash_that_does_not_work(fault, small_model, updates, tmp_path):
         answers = board.ask(*update, *PROBE, **{fault: str(k)})
         refused = Error.FLASH in map(error_of, answers)
         told += refused
-        assert runs(answers[-3:], models) == (
-            2 if refused else 3
-        )  # not: a word of ones, or one of the seal
+        # not: a word of ones, or one of the seal
+        assert runs(answers[-3:], models) == (2 if refused else 3)
         started_again = runs(board.ask(*PROBE), models)
         assert started_again == (2 if refused else 3) or (
             refused and k > whole.operations() - 2 * UNIT // 4 + 2
@@ -517,9 +517,8 @@ def test_signature_hook(small_model, updates, tmp_path):
     new = updates[0]
     program = "import sys, zlib; sys.stdout.buffer.write(zlib.crc32(sys.stdin.buffer.read(), 77).to_bytes(4, 'little'))"
     signed = make_update(new, 3, sign=sign_with([sys.executable, "-c", program]))
-    replayed = Update(
-        signed.manifest[:8] + b"\4" + signed.manifest[9:], signed.body
-    )  # an old one as a new version
+    # an old one as a new version
+    replayed = Update(signed.manifest[:8] + b"\4" + signed.manifest[9:], signed.body)
     forged = Update(signed.manifest, signed.body[:-1] + bytes([signed.body[-1] ^ 1]))
     for update in (make_update(new, 3), forged, replayed):
         assert refused_at_commit(board, update, small_model) == (Error.SIGNATURE, 0)

@@ -18,13 +18,14 @@ from stepwell.integer.precision import PRECISIONS
 
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = ROOT / "tests" / "golden"
+# in every precision
 CELLS = (
     "gru rnn lstm gru",
     "gru before",
     "projection",
     "coupled peephole clip",
     "one unit of each",
-)  # in every precision
+)
 WINDOWED = ("one unit of each", "strided conv and residual")
 MODES = ("tumble:9", "slide:9/2", "stagger:9/3")
 sys.path.insert(0, str(ROOT / "tests"))

@@ -93,10 +93,11 @@ def prove(model: Path) -> tuple[int, str]:
         fix.write_text(read_by_definition(fix.read_text()))
         (folder / "harness.c").write_text(HARNESS)
         sources = sorted(path.name for path in folder.glob("*.c") if path.name not in LEFT_OUT)
+        # it believes PWD
         command, there = (
             ["frama-c", *OPTIONS, *sources],
             os.environ | {"PWD": temporary},
-        )  # it believes PWD
+        )
         done = subprocess.run(
             command, cwd=folder, env=there, capture_output=True, text=True, check=False
         )

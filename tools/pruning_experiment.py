@@ -30,9 +30,8 @@ from stepwell.stream import FloatStream
 from train_hybrids import fit
 
 BLOCK = 4
-DENSITY = 0.5 - 1 / (
-    8 * BLOCK
-)  # of the weights: with a bit a block they take half of what all would
+# of the weights: with a bit a block they take half of what all would
+DENSITY = 0.5 - 1 / (8 * BLOCK)
 RATES = (3e-4, 1e-3)
 
 

@@ -112,12 +112,10 @@ def train(
     for epoch in range(epochs):
         for _ in range(20):
             x, y = crops(engines, 64, rng)
-            noisy = x + NOISE * torch.randn_like(
-                x
-            )  # 80 engines are few: keeps the network from learning them by heart
-            loss = torch.mean(
-                (model(noisy) - y)[:, 10:] ** 2
-            )  # the first cycles after a reset are warm-up
+            # 80 engines are few: keeps the network from learning them by heart
+            noisy = x + NOISE * torch.randn_like(x)
+            # the first cycles after a reset are warm-up
+            loss = torch.mean((model(noisy) - y)[:, 10:] ** 2)
             optimiser.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -50,9 +50,8 @@ class OpenModel:
     """
 
     def __init__(self, blob: bytes):
-        self._blob = ffi.new(
-            "int32_t[]", len(blob) // 4 + 1
-        )  # int32: the blob must be 4-byte aligned
+        # int32: the blob must be 4-byte aligned
+        self._blob = ffi.new("int32_t[]", len(blob) // 4 + 1)
         ffi.memmove(self._blob, blob, len(blob))
         n_layers = int.from_bytes(blob[6:8], "little") if len(blob) >= 8 else 0
         self._layers = ffi.new("stw_layer[]", max(1, n_layers))
@@ -161,10 +160,11 @@ class Stream:
     def __init__(self, model: Network):
         self.model = model
         self._s = session = _Session(model)
+        # what ``advance`` reads and writes: float64 [n_in], [n_out]
         self.x, self.y = (
             session._x,
             session._y,
-        )  # what ``advance`` reads and writes: float64 [n_in], [n_out]
+        )
         self._shape, self._session = session._x.shape, session._session
 
     def step(self, x: Sequence[float] | np.ndarray) -> np.ndarray:

@@ -128,9 +128,8 @@ def timing(model: Network) -> dict[str, int]:
     if model.mode.kind == "carry" or (model.mode.kind == "tumble" and model.mode.stride == 1):
         first, every = last.first, last.every
         if model.mode.kind == "tumble":
-            first = min(
-                first, model.mode.window - 1
-            )  # with the window's end comes all that is left
+            # with the window's end comes all that is left
+            first = min(first, model.mode.window - 1)
     else:
         first, every = model.mode.first, model.mode.stride
     window = model.mode.window if model.mode.kind != "carry" else -1

@@ -159,7 +159,6 @@ def usual_metric(first_target: np.ndarray, n_out: int) -> Metric:
 def sqnr_db(exact: np.ndarray, approximate: np.ndarray) -> float | None:
     """10 log10(signal power / error power); None when the error is zero."""
     error = float(np.sum((exact - approximate) ** 2))
-    signal = max(
-        float(np.sum(exact**2)), 1e-300
-    )  # a silent output that is wrong is very bad, not exact
+    # a silent output that is wrong is very bad, not exact
+    signal = max(float(np.sum(exact**2)), 1e-300)
     return float(10 * np.log10(signal / error)) if error > 0 else None

@@ -180,9 +180,8 @@ class _Weights(torch.nn.Module):
 
     def __init__(self, q: np.ndarray, source: np.ndarray, steps: np.ndarray, limit: int):
         super().__init__()
-        near = np.clip(
-            source / steps, q - INSIDE, q + INSIDE
-        )  # the float weight, unless rounding chose another integer
+        # the float weight, unless rounding chose another integer
+        near = np.clip(source / steps, q - INSIDE, q + INSIDE)
         self.weight = torch.nn.Parameter(_tensor(near * steps))
         self.register_buffer("steps", _tensor(steps))
         self.limit = limit

@@ -351,9 +351,8 @@ def test_line_statistics(folder, images, small_model):
 
 def test_flash_dry_run(folder, monkeypatch):
     note, *commands = run("flash", "--board", "netduinoplus2", "--dry-run").splitlines()
-    assert (
-        note == "stepwell: netduinoplus2.elf is not there yet: `stepwell build` writes it"
-    )  # on stderr
+    # on stderr
+    assert note == "stepwell: netduinoplus2.elf is not there yet: `stepwell build` writes it"
     assert [line.split(":")[0] for line in commands] == [
         "openocd",
         "pyocd",

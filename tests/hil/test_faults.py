@@ -208,9 +208,8 @@ def test_broken_multiplier_is_found(images, deep_model, data, tmp_path):
     gate = 2
 
     def add_instead(code):
-        (products,) = np.nonzero(
-            code & 0xFFC0 == 0x4340
-        )  # muls Rd, Rm; the last four: a column's weights of each gate
+        # muls Rd, Rm; the last four: a column's weights of each gate
+        (products,) = np.nonzero(code & 0xFFC0 == 0x4340)
         at = products[gate - 4]
         rd, rm = code[at] & 7, code[at] >> 3 & 7
         code[at] = 0x1800 | rm << 6 | rd << 3 | rd  # adds Rd, Rd, Rm

@@ -162,13 +162,14 @@ def golden_on_the_smallest_core(golden, compiler, images):
         assert link.get_state() == stream.save()
 
 
+# M3, M7, M33, M55, RV32
 OTHER_CORES = (
     "mps2-an385",
     "mps2-an500",
     "mps2-an505",
     "mps3-an547",
     "rv32-virt",
-)  # M3, M7, M33, M55, RV32
+)
 
 
 @pytest.mark.parametrize("golden", ["one_unit_of_each_stagger_9_3", "strided_conv_and_residual"])
@@ -231,9 +232,8 @@ def test_avr(golden, board, images):
         link.step(np.zeros((10, model.n_in), np.int16))
         memory, bench = link.mem(), link.bench()
         assert link.cost_unit == "cycles"
-        assert (
-            "attention" in golden or abs(bench.cost / link.cost_per_step - 1) < 0.02
-        )  # attention fills up first
+        # attention fills up first
+        assert "attention" in golden or abs(bench.cost / link.cost_per_step - 1) < 0.02
         assert 0 < bench.stack_bytes < memory.stack_used < memory.stack_size
 
 

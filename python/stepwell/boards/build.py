@@ -41,9 +41,8 @@ ENTRIES = ("cpu_start", "Reset_Handler")  # where C begins on each kind of CPU
 POINTERS = {"service_byte": "on_.*", "run_handler": "on_.*", "frame_send": "board_putc"}
 AVR_ARRAY = 32767
 COMPILERS = ("gcc", "zig")
-TELLING = re.compile(
-    "error|overflow|do not fit|undefined"
-)  # lines of compilers and linkers that say what is wrong
+# lines of compilers and linkers that say what is wrong
+TELLING = re.compile("error|overflow|do not fit|undefined")
 PACKAGES = {
     "arm-none-eabi-gcc": "gcc-arm-none-eabi",
     "riscv64-unknown-elf-gcc": "gcc-riscv64-unknown-elf",

@@ -23,9 +23,8 @@ EMULATOR_KEYS = {
     "rp2040js": "RP2040JS",
 }  # what makes one able to
 NAME = re.compile("[A-Za-z0-9 ._+-]+")
-NUMBER = re.compile(
-    "0[xX][0-9a-fA-F]+|0|[1-9][0-9]*"
-)  # the same to Python, to C and to a linker script
+# the same to Python, to C and to a linker script
+NUMBER = re.compile("0[xX][0-9a-fA-F]+|0|[1-9][0-9]*")
 
 
 def parse_facts(path: Path) -> dict[str, str]:

@@ -176,10 +176,11 @@ INSTALL = {  # program -> what to type
 DRIVES = ("drive", "uf2")  # need no program, but a drive
 NEED_PORT = ("stm32loader", "esptool", "avrdude")  # find no board by themselves
 PORT = "PORT"  # stands for the port in the command of a dry run
+# programmers of avrdude that erase page by page; a chip erase is not for them
 AVR_BOOTLOADERS = (
     "arduino",
     "wiring",
-)  # programmers of avrdude that erase page by page; a chip erase is not for them
+)
 
 
 def runners(board: Board) -> list[str]:

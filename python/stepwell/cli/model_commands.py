@@ -170,9 +170,8 @@ def convert(
         "outputs": outputs,
         "auto_scale": auto_scale,
     }
-    warnings.simplefilter(
-        "ignore", FidelityWarning
-    )  # printed below, as all that is worth a warning
+    # printed below, as all that is worth a warning
+    warnings.simplefilter("ignore", FidelityWarning)
     tried: list[Trial] = []
     with progress("calibrating", quiet=as_json) as tick:
         if plan:

@@ -59,9 +59,8 @@ def examples(*lines: str) -> str:
 
 def print_json(value: Any) -> None:
     text = json.dumps(value, indent=2, sort_keys=False)
-    click.echo(
-        text.replace("\x7f", "\\u007f")
-    )  # the one character that JSON leaves and a terminal obeys
+    # the one character that JSON leaves and a terminal obeys
+    click.echo(text.replace("\x7f", "\\u007f"))
 
 
 @contextmanager

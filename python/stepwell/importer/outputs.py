@@ -18,9 +18,8 @@ from stepwell.text import printable
 CHOOSE = "choose with --outputs NAME (outputs='NAME')"
 TRIED_ALONE = 16  # outputs that are tried one by one when they do not convert together
 
-Names = (
-    str | Sequence[str] | None
-)  # outputs that the user wants, in this order; None or empty: all of them
+# outputs that the user wants, in this order; None or empty: all of them
+Names = str | Sequence[str] | None
 
 
 class UnknownOutput(ImportRefused):

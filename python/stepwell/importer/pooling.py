@@ -26,9 +26,8 @@ def mean_over(put: Put, name: str, value: int, window: Window, counts_padding: b
         return put(mean, put(window, value))
     weights = _factor(window)
     window = replace(window, least=window.span - 1)  # no mean leaves out steps at both ends
-    there = put(
-        Dense(f"{name}.there", np.zeros((1, n)), np.ones(1)), value
-    )  # 1 at a step of the sequence, 0 outside
+    # 1 at a step of the sequence, 0 outside
+    there = put(Dense(f"{name}.there", np.zeros((1, n)), np.ones(1)), value)
     seen = put(replace(window, name=f"{name}.seen", n_in=1), there)
     factor = put(
         Dense(f"{name}.factor", np.tile(weights, (n, 1)), np.full(n, 1.0 - weights.sum())), seen

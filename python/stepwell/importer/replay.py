@@ -19,9 +19,8 @@ from stepwell.stream import FloatStream
 
 TOLERANCE = 1e-5  # of the output's range
 STEPS = 17  # where time is dynamic
-STEPS_LIMIT = (
-    1 << 12
-)  # where it is not: a second of a stream in NumPy, some of one with many layers
+# where it is not: a second of a stream in NumPy, some of one with many layers
+STEPS_LIMIT = 1 << 12
 MISREAD = "the importer has misread this model; please report it with the file"
 EVALUATOR = (
     "onnx's reference evaluator leaves out attributes of recurrent operators, their activations "

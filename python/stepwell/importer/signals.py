@@ -128,14 +128,12 @@ class Walk:
     model: onnx.ModelProto
     values: dict[str, Value] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    stray_inputs: set[str] = field(
-        default_factory=set
-    )  # graph inputs that are neither data nor state
+    # graph inputs that are neither data nor state
+    stray_inputs: set[str] = field(default_factory=set)
     node: onnx.NodeProto | None = None
     folded_values: float = 0  # made by computing constants, so far
-    dynamic_axes: set[str] = field(
-        default_factory=set
-    )  # labels of input axes whose size is not fixed
+    # labels of input axes whose size is not fixed
+    dynamic_axes: set[str] = field(default_factory=set)
     layers: list[Layer] = field(default_factory=list)
     sources: list[tuple[int, ...]] = field(default_factory=list)
 

@@ -39,11 +39,12 @@ from stepwell.importer.signals import (
 from stepwell.layers import Layer, Recurrent
 
 CONSTANT_LIMIT = 1 << 24  # values: more is not shape plumbing
+# what dynamic dimensions 0, 1, 2 stand for: a fixed step is hardly ever the last of these
 DYNAMIC_SIZES = (
     23,
     29,
     31,
-)  # what dynamic dimensions 0, 1, 2 stand for: a fixed step is hardly ever the last of these
+)
 RECURRENT = ("LSTM", "GRU", "RNN")
 
 LEGACY = f"export torch models with torch.onnx.export(..., dynamo=False), or {DIRECT}"

@@ -36,9 +36,8 @@ def _elu(z: np.ndarray, alpha: float) -> np.ndarray:
     return np.where(z < 0, alpha * np.expm1(np.minimum(z, 0.0)), z)
 
 
-ERF = np.vectorize(
-    erf, otypes=[float]
-)  # NumPy has none; the type is needed for arrays without values
+# NumPy has none; the type is needed for arrays without values
+ERF = np.vectorize(erf, otypes=[float])
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 
 FORMULAS: dict[str, Callable[[np.ndarray, float, float], np.ndarray]] = {

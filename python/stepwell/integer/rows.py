@@ -20,9 +20,8 @@ DAMPING = 0.01
 SHIFT_MAX = 46
 LARGEST_RATIO = 2.0**14 - 1  # mult / 2^shift with shift = 1
 KX_MAX = 15
-BIAS_MAX = (
-    2**29
-)  # weights that are tiny against their bias are rounded coarser, so that the accumulator holds it
+# weights that are tiny against their bias are rounded coarser, so that the accumulator holds it
+BIAS_MAX = 2**29
 FEW_LEVELS = 15  # up to so large integers, clipping weights is tried
 CLIPPINGS = np.linspace(1.0, 0.5, 11)
 FEW_CODES = 32  # of the largest weight of a row: fewer are worth a warning

@@ -45,6 +45,7 @@ from stepwell.layers.place import HEADROOM, HEADROOM_8, Place
 
 G_FRAC_MIN = 7
 CELL_HEADER = 8  # int16 values of ``Packed.extra`` before a cell's arrays
+# STW_PART_GATE, ..
 CELL_ARRAYS = (
     "gate",
     "candidate",
@@ -52,7 +53,7 @@ CELL_ARRAYS = (
     "peephole",
     "start",
     "projection",
-)  # STW_PART_GATE, ..
+)
 
 CELL_NAME = "cell state c"  # of a cell of its own, which nothing bounds
 

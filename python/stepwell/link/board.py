@@ -174,9 +174,8 @@ class Link:
             port.timeout = POLL
         self._patience = patience
         self._reader = FrameReader()
-        self._seq = (
-            secrets.choice(info_seqs()) - 1
-        )  # the first request is INFO, and any line carries it
+        # the first request is INFO, and any line carries it
+        self._seq = secrets.choice(info_seqs()) - 1
         # the number of the last session and, with seq, of the last request; 0: none was begun
         self._session = 0
         self._in_session = False
@@ -714,9 +713,8 @@ class Link:
 
     def _read(self) -> bytes:
         try:
-            return self._port.read(
-                max(1, self._port.in_waiting)
-            )  # socket:// reports 0 or 1 byte waiting
+            # socket:// reports 0 or 1 byte waiting
+            return self._port.read(max(1, self._port.in_waiting))
         except OSError as error:  # serial.SerialException is one
             raise self._broken(error) from error
 

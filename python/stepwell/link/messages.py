@@ -95,9 +95,8 @@ STAT_REPLY = struct.Struct("<IIII")  # good frames, damaged frames, steps, repea
 ERROR_REPLY = struct.Struct("<BbB")  # code, stw_status, type of the request
 MANIFEST = struct.Struct("<IIII16x")  # blob bytes, model id, version, signature bytes
 OFFSET = struct.Struct("<I")
-BLOB_STATUS_REPLY = struct.Struct(
-    "<IIIIBB"
-)  # room and version as in INFO, RAM bytes for a model, received, slot, packing
+# room and version as in INFO, RAM bytes for a model, received, slot, packing
+BLOB_STATUS_REPLY = struct.Struct("<IIIIBB")
 UPDATE_UNIT = 32  # flash is written in multiples of this, each once
 NO_SLOT = 255  # the image's own model runs
 

@@ -232,9 +232,8 @@ class Machine:
         stack, self._entry = struct.unpack("<II", uc.mem_read(flash.origin, 8))
         uc.reg_write(arm_const.UC_ARM_REG_SP, stack)
         if board.text("SIM_CPU") != "m0":
-            uc.reg_write(
-                arm_const.UC_ARM_REG_FPEXC, 1 << 30
-            )  # CPACR is not modelled: the FPU is on from the start
+            # CPACR is not modelled: the FPU is on from the start
+            uc.reg_write(arm_const.UC_ARM_REG_FPEXC, 1 << 30)
 
     def _load(self, elf: Path) -> None:
         with elf.open("rb") as file:

@@ -134,9 +134,8 @@ def _image(board: Board, image: str | Path | None, model: Model | None, folder: 
 def _open(url: str, baud: int, no_reset: bool = False) -> serial.SerialBase:
     # pyserial's rfc2217 has no write_timeout
     write_timeout = None if url.lower().startswith("rfc2217:") else WRITE_SECONDS
-    alone = (
-        None if "://" in url else True
-    )  # two programs at one device would take each other's answers
+    # two programs at one device would take each other's answers
+    alone = None if "://" in url else True
     options = {
         "baudrate": baud,
         "timeout": POLL,

@@ -38,10 +38,11 @@ class Calibration:
     n_steps: int
     x_peak: float  # largest |x| of the model's input
     x_range: float = 0.0  # largest |x| that shall be held, by the rule
+    # largest |x| of every other sequence, and of the rest
     x_halves: tuple[float, float] = (
         0.0,
         0.0,
-    )  # largest |x| of every other sequence, and of the rest
+    )
 
     @property
     def is_saturated(self) -> bool:
@@ -221,9 +222,8 @@ def _chains(sequences: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 MSE_CANDIDATES = np.linspace(0.02, 1.0, 50)
-RANGES = 1.25 * 2.0 ** (
-    -np.arange(21) / 4
-)  # of the largest |x|: what is tried for inputs of 8 bits
+# of the largest |x|: what is tried for inputs of 8 bits
+RANGES = 1.25 * 2.0 ** (-np.arange(21) / 4)
 RANGE_STEPS = 4096  # of the sequences, that it is tried on
 HELP = (
     "auto (minmax, and for inputs of 8 bits the least error of the outputs), minmax (twice the "

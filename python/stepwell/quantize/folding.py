@@ -274,9 +274,8 @@ def own_scales(x: Array, reach: Reach) -> tuple[Array, Array, str] | None:
         return None
     mean = np.where(free & ~reach.padded, mean, 0.0)
     size = _size(x - mean)
-    common = (
-        size[reach.fixed].max(initial=0.0) or 1.0
-    )  # a channel that keeps its scale sets that of the others
+    # a channel that keeps its scale sets that of the others
+    common = size[reach.fixed].max(initial=0.0) or 1.0
     std = np.where(alive, size, 0.0) / common
     usual = np.median((std * reach.weight)[alive & free]) if np.any(alive & free) else 0.0
     by_weight = usual / np.where(reach.weight > 0, reach.weight, np.inf)

@@ -241,9 +241,8 @@ def _confusion(plt, targets: list, exact: list, integer: list):
         counts = np.zeros((n, n), int)
         np.add.at(counts, (labels, predicted), 1)
         shade = 0.75 * counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-        ax.imshow(
-            [[to_rgba(COLOURS[0], alpha) for alpha in row] for row in shade]
-        )  # over the page, light or dark
+        # over the page, light or dark
+        ax.imshow([[to_rgba(COLOURS[0], alpha) for alpha in row] for row in shade])
         for (row, column), count in np.ndenumerate(counts):
             if count and n <= MOST_CLASSES:
                 ax.text(column, row, str(count), ha="center", va="center", fontsize=7)
