@@ -70,7 +70,8 @@ def pytest_collection_modifyitems(config, items):
             cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
         some = {item for group in cases.values() for item in spread(group, MOST_CASES)}
         kept = [item for item in kept if item in some]
-    left_out = [item for item in items if item not in set(kept)]
+    stay = set(kept)
+    left_out = [item for item in items if item not in stay]
     config.stash[LEFT_OUT] = len(left_out)
     if left_out:
         config.hook.pytest_deselected(items=left_out)

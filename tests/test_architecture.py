@@ -18,20 +18,14 @@ from stepwell.sources import csrc
 PACKAGE = Path(stepwell.__file__).parent
 MAY_NAME_KINDS = ("layers", "importer", "quantize", "qat")
 BASES = {"Layer", "IntLayer", "Recurrent", "RecurrentLayer", "Cell"}
+TOGETHER = "Add, Mul, Concat, Slice, MaxPool, Embedding, ArgMax"  # one section of docs/numerics.md
 TITLES = {  # of docs/numerics.md, where a kind's is not its name
     "lstm": "One LSTM step",
     "gru": "One GRU step",
     "gru_before": "One GRU step",
     "rnn": "One RNN step",
     "layer_norm": "LayerNorm",
-    **dict.fromkeys(
-        ("add", "mul", "concat"), "Add, Mul, Concat, Slice, MaxPool, Embedding, ArgMax"
-    ),
-    **dict.fromkeys(("slice", "max_pool"), "Add, Mul, Concat, Slice, MaxPool, Embedding, ArgMax"),
-    **dict.fromkeys(
-        ("embedding", "arg_max"), "Add, Mul, Concat, Slice, MaxPool, Embedding, ArgMax"
-    ),
-}
+} | dict.fromkeys(("add", "mul", "concat", "slice", "max_pool", "embedding", "arg_max"), TOGETHER)
 
 
 @cache

@@ -27,26 +27,10 @@ from stepwell import convert
 from stepwell.check import compare
 from stepwell.importer import import_onnx
 from stepwell.samples import Samples
+from train_turbofan import CAP, SENSORS
 
 WINDOW = 30  # cycles that the turbofan model sees
-CAP = 125.0  # cycles: the largest remaining life that is told apart
 FRAMES = 40  # of a spoken digit, the last ones; shorter ones start with silence
-SENSORS = [
-    "s2",
-    "s3",
-    "s4",
-    "s7",
-    "s8",
-    "s9",
-    "s11",
-    "s12",
-    "s13",
-    "s14",
-    "s15",
-    "s17",
-    "s20",
-    "s21",
-]
 Batch = tuple[torch.Tensor, torch.Tensor]
 
 

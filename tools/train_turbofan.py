@@ -39,7 +39,7 @@ SENSORS = [
     "s20",
     "s21",
 ]
-CAP = 125.0
+CAP = 125.0  # cycles: the largest remaining life that is told apart
 HIDDEN = 32
 CROP = 80  # cycles of a training sequence
 NOISE = 0.4  # in standard deviations

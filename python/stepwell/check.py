@@ -13,7 +13,6 @@ from stepwell.errors import ImportRefused, ModelError, SampleError
 from stepwell.graph import Graph
 from stepwell.importer.source import SourceModel
 from stepwell.info import macs_per_step, ram_bytes, timing
-from stepwell.layers import RecurrentLayer
 from stepwell.metrics import Metric, sqnr_db, usual_metric
 from stepwell.model import Model
 from stepwell.quantize import in_mode
@@ -364,7 +363,7 @@ class _SaturationCounter:
     def observe(self, index: int, name: str, values: np.ndarray) -> None:
         layer = self._model.layers[index]
         place = f"layer {index} {layer.name}"
-        if isinstance(layer, RecurrentLayer) and name == "z":
+        if layer.is_recurrent and name == "z":
             for gate, z in zip(
                 layer.records, np.split(values, len(layer.records), axis=-1), strict=True
             ):

@@ -114,8 +114,9 @@ def emit(
     check_can_make(folder, *(path.name for path in contents))
     changed = _to_write(contents, force)
     with folder_for(folder):
-        remove_left(folder)
-        if changed:
+        if not changed:
+            remove_left(folder)
+        else:
             # the guard is written, too, even when it stays as it is
             changed |= {folder / GUARD: contents[folder / GUARD]}
             write_all(changed, folder / GUARD, _marked(GUARD, INTERRUPTED.encode()))

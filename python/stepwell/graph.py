@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from stepwell.errors import ImportRefused
-from stepwell.layers.base import SOFTMAX_MAX, WIDTH_MAX, Layer, Timing
+from stepwell.layers.base import SOFTMAX_MAX, WIDTH_MAX, Layer, Timing, input_width
 from stepwell.text import printable
 from stepwell.windowing import Mode
 
@@ -115,11 +115,7 @@ class Graph:
 
     @property
     def n_in(self) -> int:
-        return next(
-            layer.widths[reads.index(0)]
-            for layer, reads in zip(self.layers, self.sources, strict=True)
-            if 0 in reads
-        )
+        return input_width(self.layers, self.sources)
 
     @property
     def n_out(self) -> int:

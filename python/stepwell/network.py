@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from stepwell.columns import Wanted
-from stepwell.layers.base import IntLayer, Packed, Timing
+from stepwell.layers.base import IntLayer, Packed, Timing, input_width
 from stepwell.scaler import NO_SCALER, Scaler
 from stepwell.windowing import CARRY, Mode
 
@@ -50,11 +50,7 @@ class Network:
 
     @property
     def n_in(self) -> int:
-        return next(
-            layer.widths[reads.index(0)]
-            for layer, reads in zip(self.layers, self.sources, strict=True)
-            if 0 in reads
-        )
+        return input_width(self.layers, self.sources)
 
     @property
     def n_out(self) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 from stepwell.codes import as_numbers, check_codes, check_input
 from stepwell.errors import SampleError
 from stepwell.network import LAST_OUTPUT, Network, Part
-from stepwell.stream import LayerStream, runs_so_far
+from stepwell.stream import LayerStream, at_steps
 from stepwell.windowing import run_windows
 
 Array = np.ndarray
@@ -95,9 +95,8 @@ class Reference:
     def _carried(self, x: Array, held: Array, ends: bool = False) -> Array:
         """The layers over the steps of x; outputs held where none is new."""
         before = self._layers.steps
-        y = self._layers.run(x, ends)
-        known = np.concatenate([held[..., None, :], y], axis=-2)
-        return known[..., runs_so_far(self.model.timing[-1], before, x.shape[-2], y, ends), :]
+        made = self._layers.run(x, ends)
+        return at_steps(held, made, self.model.timing[-1], before, self._layers.steps, ends)
 
     def _windowed(self, x: Array) -> Array:
         """Each output is that of a window from a reset; see Mode."""

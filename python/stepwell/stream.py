@@ -140,44 +140,39 @@ class FloatStream:
         (zeros before the first). A layer that reads backwards takes this call's steps for its
         window.
         """
-        before = self.steps
-        return self._spread(self._made(x), before, x.shape[-2])
+        return self._run(x)[0]
 
     def outputs(self, x: Array) -> Array:
         """As ``run``, but all that the last layer makes and nothing else: [..., n, n_out]."""
-        before = self.steps
-        y = self._made(x)
-        self._spread(y, before, x.shape[-2])
-        return y
+        return self._run(x)[1]
 
-    def _made(self, x: Array) -> Array:
-        """What the last layer makes of some more steps."""
-        end = self.steps + x.shape[-2]
-        if 0 < self.graph.window < end:
-            raise ValueError(f"{end} steps of a window of {self.graph.window}: reset first")
-        return self._layers.run(np.asarray(x, dtype=np.float64), ends=0 < self.graph.window == end)
-
-    def _spread(self, y: Array, before: int, n_steps: int) -> Array:
-        """Outputs at the steps at which they are made, held in between.
-
-        After a window's last step comes the last one of all.
-        """
+    def _run(self, x: Array) -> tuple[Array, Array]:
+        """What ``run`` and ``outputs`` give."""
+        before, window = self.steps, self.graph.window
+        end = before + x.shape[-2]
+        if 0 < window < end:
+            raise ValueError(f"{end} steps of a window of {window}: reset first")
+        ends = 0 < window == end
+        made = self._layers.run(np.asarray(x, dtype=np.float64), ends)
         if self._held is None:
-            self._held = np.zeros((*y.shape[:-2], y.shape[-1]))
-        at_end = 0 < self.graph.window == before + n_steps
-        known = np.concatenate([self._held[..., None, :], y], axis=-2)
-        spread = known[..., runs_so_far(self.graph.timing[-1], before, n_steps, y, at_end), :]
-        self._held = known[..., -1, :]
-        return spread
+            self._held = np.zeros((*made.shape[:-2], made.shape[-1]))
+        y = at_steps(self._held, made, self.graph.timing[-1], before, end, ends)
+        if y.shape[-2]:
+            self._held = y[..., -1, :]
+        return y, made
 
 
-def runs_so_far(timing: Timing, before: int, n_steps: int, y: Array, at_end: bool) -> list[int]:
-    """How many of the outputs ``y`` [..., runs, n_out] there are at each of the next steps.
+def at_steps(held: Array, made: Array, timing: Timing, before: int, end: int, ends: bool) -> Array:
+    """The output at each of the steps ``before`` .. ``end``, held where none is new.
 
-    ``at_end``: with the last of them come all that follow a window's end.
+    ``held`` [..., n_out]: the one before them. ``made`` [..., runs, n_out]: what the last layer
+    made in them, if it runs as ``timing`` tells. ``ends``: a window ends with them, and with its
+    last step comes all that follows.
     """
-    runs = [timing.runs(before + k + 1) - timing.runs(before) for k in range(n_steps)]
-    return [*runs[:-1], y.shape[-2]] if at_end and runs else runs
+    runs = [timing.runs(step + 1) - timing.runs(before) for step in range(before, end)]
+    if ends and runs:
+        runs[-1] = made.shape[-2]
+    return np.concatenate([held[..., None, :], made], axis=-2)[..., runs, :]
 
 
 def _without_lowest(observe: Observer) -> Observer:

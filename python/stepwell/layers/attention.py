@@ -32,8 +32,22 @@ SCORE_SHIFT_MAX = 62
 ATTENTIONS = ("score", "dot", "additive")
 
 
+class _Sources:
+    """Scores or queries and keys, and the values that they weigh."""
+
+    form: str
+    key_width: int
+    n_out: int
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        if self.form == "score":
+            return (1, self.n_out)
+        return (self.key_width, self.key_width, self.n_out)
+
+
 @dataclass(frozen=True, eq=False)
-class Attention(Layer):
+class Attention(_Sources, Layer):
     """A weighted mean of the last ``steps`` values: sum_i softmax_i(score_i) value_i, i over the
     steps seen since the reset.
 
@@ -49,14 +63,6 @@ class Attention(Layer):
     n_out: int
     scale: float = 1.0
     weight: np.ndarray | None = None
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return (
-            (1, self.n_out)
-            if self.form == "score"
-            else (self.key_width, self.key_width, self.n_out)
-        )
 
     @property
     def n_in(self) -> int:
@@ -130,7 +136,7 @@ def _over_steps(layer, turn: Turn, x: tuple[Array, ...], softmax, mean) -> Array
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionLayer(IntLayer):
+class AttentionLayer(_Sources, IntLayer):
     """``rows`` [1] brings a score to Q15.16, log2-scaled.
 
     ``weight`` int16 [key_width] for form "additive".
@@ -155,12 +161,6 @@ class AttentionLayer(IntLayer):
     @property
     def n_in(self) -> int:
         return self.key_width
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        if self.form == "score":
-            return (1, self.n_out)
-        return (self.key_width, self.key_width, self.n_out)
 
     @property
     def n_hidden(self) -> int:

@@ -11,7 +11,7 @@ A layer kind is one file of this folder. Read from top to bottom it has
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -73,6 +73,27 @@ class Turn:
     is_last: bool = False
 
 
+# ---- shapes that a float layer and its integer layer share ----
+
+
+class AsWide:
+    """A layer that gives as many values as it reads."""
+
+    n_in: int
+
+    @property
+    def n_out(self) -> int:
+        return self.n_in
+
+
+class Pairwise(AsWide):
+    """A layer that takes two sources value by value."""
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        return (self.n_in, self.n_in)
+
+
 # ---- the float layer ----
 
 
@@ -92,7 +113,6 @@ class Layer:
     takes_lowest: ClassVar[bool] = False  # minus infinity among its inputs does no harm
     lowest: bool = False  # minus infinity may be among its outputs
     ahead: int = 0  # zeros that follow a window's end, in runs of its source
-    span: int = 1  # runs of its source that it remembers, the current one included
     needs_length: bool = False  # a sequence's length decides what it computes, and is not known
     n_summed: int = 0  # values that each row of its weights multiplies
 
@@ -150,6 +170,14 @@ class Layer:
     def code_limit(self, precision: Precision, limits: list[int]) -> int:
         """The largest output code; ``limits``: those of its sources."""
         return W8A16.h_limit
+
+
+def input_width(
+    layers: Sequence[Layer] | Sequence[IntLayer], sources: Sequence[tuple[int, ...]]
+) -> int:
+    """Width of the model's input: what its first reader takes. ``sources``: of each layer."""
+    readers = zip(layers, sources, strict=True)
+    return next(layer.widths[reads.index(0)] for layer, reads in readers if 0 in reads)
 
 
 def function_fault(activation: str | Function, softmax: bool = True) -> str:

@@ -25,8 +25,23 @@ from stepwell.layers.base import (
 from stepwell.layers.place import Place
 
 
+class _Grouped:
+    """``weight`` [n_out, n_in / groups]."""
+
+    weight: Array
+    groups: int
+
+    @property
+    def n_in(self) -> int:
+        return self.weight.shape[1] * self.groups
+
+    @property
+    def n_out(self) -> int:
+        return self.weight.shape[0]
+
+
 @dataclass(frozen=True, eq=False)
-class Dense(Layer):
+class Dense(_Grouped, Layer):
     """``y = activation(weight @ x + bias)``; ``weight`` [n_out, n_in / groups], ``bias`` [n_out].
 
     With groups the rows of group k read the k-th part of the input only.
@@ -38,14 +53,6 @@ class Dense(Layer):
     bias: Array
     activation: str | Function = "none"
     groups: int = 1
-
-    @property
-    def n_in(self) -> int:
-        return self.weight.shape[1] * self.groups
-
-    @property
-    def n_out(self) -> int:
-        return self.weight.shape[0]
 
     @property
     def n_summed(self) -> int:
@@ -97,7 +104,7 @@ def _grouped(weight: Array, groups: int, x: Array) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class DenseLayer(IntLayer):
+class DenseLayer(_Grouped, IntLayer):
     """``weight`` int16 [n_out, n_in / groups]. ``rows`` [n_out], kx = 0.
 
     ``table`` int16 [513] where the activation is "table".
@@ -116,14 +123,6 @@ class DenseLayer(IntLayer):
     number = 2
     knob = "DENSE"
     writes_output = True
-
-    @property
-    def n_in(self) -> int:
-        return self.weight.shape[1] * self.groups
-
-    @property
-    def n_out(self) -> int:
-        return self.weight.shape[0]
 
     @property
     def macs(self) -> int:

@@ -14,10 +14,12 @@ from stepwell.integer.packing import records_of
 from stepwell.integer.proof import CODE_MAX, abs_sum
 from stepwell.layers.base import (
     Array,
+    AsWide,
     Fields,
     IntLayer,
     Layer,
     Packed,
+    Pairwise,
     Turn,
     function_fault,
     without_hidden,
@@ -31,16 +33,12 @@ ADD_LIMIT = 16384  # the larger of the two weights of an addition
 
 
 @dataclass(frozen=True)
-class Activation(Layer):
+class Activation(AsWide, Layer):
     """An elementwise activation that follows a layer which has none of its own."""
 
     name: str
     activation: str | Function
     n_in: int
-
-    @property
-    def n_out(self) -> int:
-        return self.n_in
 
     def fault(self) -> str:
         if self.activation == "none":
@@ -62,7 +60,7 @@ class Activation(Layer):
 
 
 @dataclass(frozen=True, eq=False)
-class ActivationLayer(IntLayer):
+class ActivationLayer(AsWide, IntLayer):
     """``rows`` [1] brings a code to the format that the activation takes."""
 
     name: str
@@ -77,10 +75,6 @@ class ActivationLayer(IntLayer):
     number = 3
     knob = "ACTIVATION"
     writes_output = True
-
-    @property
-    def n_out(self) -> int:
-        return self.n_in
 
     def run(self, turn: Turn, x: Array) -> Array:
         return self.activated(turn, rq(x, self.rows))
@@ -100,21 +94,13 @@ class ActivationLayer(IntLayer):
 
 
 @dataclass(frozen=True)
-class Add(Layer):
+class Add(Pairwise, Layer):
     """``y = activation(weights[0] * a + weights[1] * b)``: residual connections, differences."""
 
     name: str
     n_in: int
     weights: tuple[float, float] = (1.0, 1.0)
     activation: str | Function = "none"
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return (self.n_in, self.n_in)
-
-    @property
-    def n_out(self) -> int:
-        return self.n_in
 
     def fault(self) -> str:
         finite = np.isfinite(self.weights).all() and any(self.weights)
@@ -137,7 +123,7 @@ class Add(Layer):
 
 
 @dataclass(frozen=True, eq=False)
-class AddLayer(IntLayer):
+class AddLayer(Pairwise, IntLayer):
     """Weighted sum of two sources: ``weights`` int16 [2], ``rows`` [1]."""
 
     name: str
@@ -153,14 +139,6 @@ class AddLayer(IntLayer):
     number = 8
     writes_output = True
     macs = 2
-
-    @property
-    def n_out(self) -> int:
-        return self.n_in
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return (self.n_in, self.n_in)
 
     def run(self, turn: Turn, a: Array, b: Array) -> Array:
         acc = int(self.weights[0]) * a + int(self.weights[1]) * b
@@ -183,20 +161,12 @@ class AddLayer(IntLayer):
 
 
 @dataclass(frozen=True)
-class Mul(Layer):
+class Mul(Pairwise, Layer):
     """``y = activation(a * b)``, elementwise: gates between layers."""
 
     name: str
     n_in: int
     activation: str | Function = "none"
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return (self.n_in, self.n_in)
-
-    @property
-    def n_out(self) -> int:
-        return self.n_in
 
     def fault(self) -> str:
         return function_fault(self.activation, softmax=False)
@@ -212,7 +182,7 @@ class Mul(Layer):
 
 
 @dataclass(frozen=True, eq=False)
-class MulLayer(IntLayer):
+class MulLayer(Pairwise, IntLayer):
     """Product of two sources; ``rows`` [1]."""
 
     name: str
@@ -226,14 +196,6 @@ class MulLayer(IntLayer):
     kind = "mul"
     number = 9
     writes_output = True
-
-    @property
-    def n_out(self) -> int:
-        return self.n_in
-
-    @property
-    def widths(self) -> tuple[int, ...]:
-        return (self.n_in, self.n_in)
 
     def run(self, turn: Turn, a: Array, b: Array) -> Array:
         return self.activated(turn, rq(a * b, self.rows))

@@ -17,6 +17,7 @@ from stepwell.integer.rows import Moments, reach, single_rows
 from stepwell.layers.base import (
     NORM_MAX,
     Array,
+    AsWide,
     Fields,
     IntLayer,
     Layer,
@@ -30,22 +31,24 @@ EPSILON_MAX = 2**61 - 1
 NORM_BITS = 3  # a normalised value is held up to 2^3 standard deviations
 
 
+class _Normalised(AsWide):
+    """``gamma`` [n] has a factor for each value."""
+
+    gamma: Array
+
+    @property
+    def n_in(self) -> int:
+        return len(self.gamma)
+
+
 @dataclass(frozen=True, eq=False)
-class LayerNorm(Layer):
+class LayerNorm(_Normalised, Layer):
     """``y = gamma * (x - mean(x)) / sqrt(var(x) + epsilon) + beta`` over n values (Ba et al. 2016)."""
 
     name: str
     gamma: Array
     beta: Array
     epsilon: float = 1e-5
-
-    @property
-    def n_in(self) -> int:
-        return len(self.gamma)
-
-    @property
-    def n_out(self) -> int:
-        return len(self.gamma)
 
     def arrays(self) -> Iterator[tuple[str, Array | None, tuple[int, ...]]]:
         yield "gamma", self.gamma, (self.n_in,)
@@ -84,7 +87,7 @@ class LayerNorm(Layer):
 
 
 @dataclass(frozen=True, eq=False)
-class LayerNormLayer(IntLayer):
+class LayerNormLayer(_Normalised, IntLayer):
     """``gamma`` int16 [n], ``rows`` [n]. ``epsilon`` 1..2^61-1 and ``exponent`` as in numerics.md."""
 
     name: str
@@ -100,14 +103,6 @@ class LayerNormLayer(IntLayer):
     knob = "NORM"
     extra_what = "epsilon"
     activation: ClassVar[str] = "none"
-
-    @property
-    def n_in(self) -> int:
-        return len(self.gamma)
-
-    @property
-    def n_out(self) -> int:
-        return len(self.gamma)
 
     @property
     def macs(self) -> int:

@@ -60,10 +60,31 @@ CELL_NAME = "cell state c"  # of a cell of its own, which nothing bounds
 Step = tuple[Array, Array, Array]  # new hidden state, new cell state, pre-activations
 
 
+class _GateRows:
+    """``w_x`` [G*H, n_in] and ``w_h`` [G*H, n_out], G ``gates``."""
+
+    gates: ClassVar[tuple[str, ...]]
+    w_x: Array
+    w_h: Array
+
+    @property
+    def n_in(self) -> int:
+        return self.w_x.shape[1]
+
+    @property
+    def n_out(self) -> int:
+        return self.w_h.shape[1]
+
+    @property
+    def n_units(self) -> int:
+        """Units H; another number than n_out only where a projection follows them."""
+        return self.w_h.shape[0] // len(self.gates)
+
+
 # ---- float ----
 
 
-class Recurrent(Layer):
+class Recurrent(_GateRows, Layer):
     """What the recurrent layers share: ``w_x`` [G*H, D] and ``w_h`` [G*H, n_out], rows stacked gate
     by gate.
 
@@ -84,19 +105,6 @@ class Recurrent(Layer):
     h0: Array | None
     reverse: bool
     final: bool
-
-    @property
-    def n_in(self) -> int:
-        return self.w_x.shape[1]
-
-    @property
-    def n_out(self) -> int:
-        return self.w_h.shape[1]
-
-    @property
-    def n_units(self) -> int:
-        """Units H; another number than n_out only where a projection follows them."""
-        return self.w_h.shape[0] // len(self.gates)
 
     def arrays(self) -> Iterator[tuple[str, Array | None, tuple[int, ...]]]:
         rows = len(self.gates) * self.n_units
@@ -335,7 +343,7 @@ def limit(x: Array, bits: int = 16) -> Array:
 
 
 @dataclass(frozen=True, eq=False)
-class RecurrentLayer(IntLayer):
+class RecurrentLayer(_GateRows, IntLayer):
     """``w_x`` int8 [G*H, D], ``w_h`` int8 [G*H, n_out], G ``gates``.
 
     Weights are -127..127, or -7..7 with 4 ``weight_bits``. ``rows`` [R*H]: R ``records`` of each
@@ -359,18 +367,6 @@ class RecurrentLayer(IntLayer):
     extra_what = "header: parts, flags, clip, formats; tables, peephole, h0, c0, projection"
     is_recurrent = True
     in_state = True
-
-    @property
-    def n_in(self) -> int:
-        return self.w_x.shape[1]
-
-    @property
-    def n_out(self) -> int:
-        return self.w_h.shape[1]
-
-    @property
-    def n_units(self) -> int:
-        return self.w_h.shape[0] // len(self.gates)
 
     @property
     def y_scale(self) -> float:

@@ -16,8 +16,25 @@ SAME = ("", "upper", "lower")
 PADS_LOWEST = 1 << 15  # in the third parameter
 
 
+class _Taps:
+    """``taps`` values of each of ``n_in`` channels, ``dilation`` steps apart."""
+
+    n_in: int
+    taps: int
+    dilation: int
+
+    @property
+    def n_out(self) -> int:
+        return self.n_in * self.taps
+
+    @property
+    def span(self) -> int:
+        """Steps it remembers, the current one included."""
+        return (self.taps - 1) * self.dilation + 1
+
+
 @dataclass(frozen=True)
-class Window(Layer):
+class Window(_Taps, Layer):
     """The last values of each channel, channel by channel, oldest first: what a causal convolution
     or a pooling looks at.
 
@@ -44,15 +61,6 @@ class Window(Layer):
     same: str = ""
     lowest: bool = False
     least: int = 1
-
-    @property
-    def n_out(self) -> int:
-        return self.n_in * self.taps
-
-    @property
-    def span(self) -> int:
-        """Steps it remembers, the current one included."""
-        return (self.taps - 1) * self.dilation + 1
 
     @property
     def delay(self) -> int:
@@ -127,7 +135,7 @@ def _windows(layer: Window | WindowLayer, turn: Turn, x: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class WindowLayer(IntLayer):
+class WindowLayer(_Taps, IntLayer):
     """The last ``taps`` values of each channel, ``dilation`` steps apart.
 
     ``ahead``: how many zeros follow a window's end, 0 in mode carry.
@@ -147,14 +155,6 @@ class WindowLayer(IntLayer):
     number = 7
     knob = "WINDOW"
     activation: ClassVar[str] = "none"
-
-    @property
-    def n_out(self) -> int:
-        return self.n_in * self.taps
-
-    @property
-    def span(self) -> int:
-        return (self.taps - 1) * self.dilation + 1
 
     @property
     def edge(self) -> int:

@@ -358,7 +358,7 @@ def _probed_difference(
     reference.restore(snapshot_parts(model, before))
     reference.step_q(x_q)
     for index, layer in enumerate(model.layers):
-        if isinstance(layer, RecurrentLayer) and index in seen:
+        if layer.is_recurrent and index in seen:
             units = link.probe(index, seen[index]["x"], 0, layer.n_units)
             difference = _unit_difference(layer, units, seen[index])
             if difference:

@@ -11,6 +11,7 @@ import numpy as np
 
 from stepwell.errors import SampleError, UnknownWord
 from stepwell.graph import Graph
+from stepwell.integer.formats import C_LIMIT
 from stepwell.integer.functions import as_function
 from stepwell.integer.rows import Moments
 from stepwell.layers.base import Layer
@@ -20,7 +21,6 @@ from stepwell.stream import FloatStream
 LARGEST_VALUE = 1e30
 FLAT = 8.0  # |z| at which sigmoid and tanh are within 0.04 % of their ends
 MOSTLY = 0.25  # share of such values that a trained model hardly has
-CELL_MOST = 512.0  # end of Q9.22
 # a state's peak over sequences end to end, against the peak within them: formats have that much
 # room
 GROWN = 2.0
@@ -48,7 +48,7 @@ class Calibration:
     def is_saturated(self) -> bool:
         """Whether the float model works at the ends of its gates, or a cell far beyond its format."""
         return any(
-            found.flat > MOSTLY or found.peaks.get("c", 0.0) >= CELL_MOST for found in self.layers
+            found.flat > MOSTLY or found.peaks.get("c", 0.0) >= C_LIMIT for found in self.layers
         )
 
 
@@ -188,7 +188,7 @@ def _carried(
     if not any(grown) or growth > UNBOUNDED:
         return stats
     if any(
-        s < CELL_MOST <= c for pairs in grown for s, c in pairs.values()
+        s < C_LIMIT <= c for pairs in grown for s, c in pairs.values()
     ):  # no range holds it: a warning only
         return [replace(s, grown=g) for s, g in zip(stats, grown, strict=True)]
     # what comes before the first state sees the same inputs, but for the seams

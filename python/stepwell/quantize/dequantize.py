@@ -67,7 +67,7 @@ def float_layer(layer: IntLayer, source: Layer) -> Layer | None:
         return replace(
             source, weight=layer.weight * unit[:, None] / layer.x_scale, bias=layer.rows.bias * unit
         )
-    plain = isinstance(layer, RecurrentLayer) and layer.cell.projection is None
+    plain = layer.is_recurrent and layer.cell.projection is None
     if not plain or (isinstance(source, Rnn) and layer.cell.candidate is not None):
         return None
     step_x, step_h, unit = recurrent_steps(layer)

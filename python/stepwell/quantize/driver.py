@@ -11,7 +11,7 @@ from math import ceil, log2
 
 from stepwell.errors import QuantizeError
 from stepwell.graph import Graph
-from stepwell.integer.formats import C_FRAC, Y_FRAC_MAX, Z_SCALE
+from stepwell.integer.formats import C_LIMIT, Y_FRAC_MAX, Z_SCALE
 from stepwell.integer.precision import UNIFORM, Plan
 from stepwell.integer.rows import Report
 from stepwell.layers import ActivationLayer, Add, Attention, Dense, IntLayer, Layer
@@ -246,11 +246,10 @@ def _calibration_warnings(calibration: Calibration) -> list[str]:
             f"others {low:.3g} only: give more"
         )
     for index, stats in enumerate(calibration.layers):
-        limit = 2.0 ** (31 - C_FRAC)
-        if stats.peaks.get("c", 0.0) >= limit:
+        if stats.peaks.get("c", 0.0) >= C_LIMIT:
             warnings.append(
                 f"layer {index}: the cell state reaches {stats.peaks['c']:.0f}; Q9.22 saturates at "
-                f"{limit:.0f}"
+                f"{C_LIMIT:.0f}"
             )
     grown = [
         (index, *pair)

@@ -208,7 +208,7 @@ def _first(runs: list[list[np.ndarray]], limit: float) -> list[list[np.ndarray]]
 def _macs(graph: Graph) -> float:
     """Multiply-accumulates of one step of the float graph, about."""
     matrices = [
-        layer.w_x.size + layer.w_h.size if isinstance(layer, Recurrent) else layer.weight.size
+        layer.w_x.size + layer.w_h.size if layer.is_recurrent else layer.weight.size
         for layer in graph.layers
         if isinstance(layer, (Recurrent, Dense))
     ]
@@ -222,9 +222,7 @@ def check_growth(
     graph: Graph, sequences: Sequence[np.ndarray], mode: Mode, window: int | None
 ) -> None:
     """Raises QuantizeError when the float state grows without bound as it is carried on."""
-    unbounded = [
-        layer for layer in graph.layers if isinstance(layer, Recurrent) and _may_run_away(layer)
-    ]
+    unbounded = [layer for layer in graph.layers if layer.is_recurrent and _may_run_away(layer)]
     if mode.kind != "carry" or graph.needs_window or not (window or unbounded):
         return
     n_steps = int(max(FEWEST_STEPS, min(GROWTH_STEPS, BUDGET / _macs(graph))))
@@ -271,9 +269,7 @@ class _Peaks:
 
     def __init__(self, graph: Graph):
         self._found: dict[tuple[int, str], float] = {}
-        self._recurrent = {
-            k for k, layer in enumerate(graph.layers) if isinstance(layer, Recurrent)
-        }
+        self._recurrent = {k for k, layer in enumerate(graph.layers) if layer.is_recurrent}
         self._stream = FloatStream(graph, self._observe)
 
     def of(self, x: np.ndarray) -> dict[tuple[int, str], float]:

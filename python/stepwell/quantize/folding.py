@@ -94,7 +94,7 @@ def _passed(layer: Layer, sources: list[Array]) -> Array | None:
 
 
 def _largest_by_column(layer: Dense | Recurrent) -> Array:
-    if isinstance(layer, Recurrent):
+    if layer.is_recurrent:
         return np.abs(layer.w_x).max(axis=0)
     return (
         np.abs(layer.weight.reshape(layer.groups, -1, layer.weight.shape[1]))
@@ -126,7 +126,7 @@ def fold_inputs(graph: Graph, mean: Array, std: Array) -> Graph:
 
 def _reading(layer: Dense | Recurrent, scale: Array, offset: Array) -> Layer:
     """The layer that makes of v what it made of scale * v + offset, [n_in] each."""
-    if isinstance(layer, Recurrent):
+    if layer.is_recurrent:
         return replace(layer, w_x=layer.w_x * scale, bias=layer.bias + layer.w_x @ offset)
     rows = layer.n_out // layer.groups
     by_row = np.repeat(scale.reshape(layer.groups, -1), rows, axis=0)

@@ -13,7 +13,6 @@ from stepwell.errors import QuantizeError
 from stepwell.graph import Graph
 from stepwell.info import flash_bytes
 from stepwell.integer.precision import PRECISIONS, W8A16, Plan
-from stepwell.layers import Recurrent
 from stepwell.metrics import Metric, sqnr_db
 from stepwell.model import Model
 from stepwell.quantize.folding import float_side
@@ -102,7 +101,7 @@ def _plans(graph: Graph, tried: list[Trial]) -> Iterator[Plan]:
     """From the smallest model to w8a16. With many layers: all of 4 bits, then with the largest
     layers at 8 bits again.
     """
-    layers = [index for index, layer in enumerate(graph.layers) if isinstance(layer, Recurrent)]
+    layers = [index for index, layer in enumerate(graph.layers) if layer.is_recurrent]
     weights = {
         index: graph.layers[index].w_x.size + graph.layers[index].w_h.size for index in layers
     }

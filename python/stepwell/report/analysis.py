@@ -90,7 +90,7 @@ def analyse(
 
 
 def _recurrent(model: Model) -> list[RecurrentLayer]:
-    return [layer for layer in model.layers if isinstance(layer, RecurrentLayer)]
+    return [layer for layer in model.layers if layer.is_recurrent]
 
 
 # ---- by layer ----
@@ -112,7 +112,7 @@ def _layers(model: Model, graph: Graph, samples: Samples) -> list[dict[str, Any]
             [run_in_mode(replace(graph, layers=layers), model.mode, x) for x in sequences]
         )
         described = model.info()["layers"][index]
-        bits = layer.weight_bits if isinstance(layer, RecurrentLayer) else 16
+        bits = layer.weight_bits if layer.is_recurrent else 16
         found.append(
             {
                 "layer": layer.name,

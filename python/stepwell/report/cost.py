@@ -11,7 +11,6 @@ from importlib.resources import files
 from stepwell.info import runs_per_step
 from stepwell.integer.packing import packing_for
 from stepwell.layers.base import IntLayer
-from stepwell.layers.recurrent import RecurrentLayer
 from stepwell.network import Network
 
 WALK = 60.0  # instructions of the walk over the layers, for each of them
@@ -54,7 +53,7 @@ def instructions_per_step(model: Network, core: str) -> int:
 
 def _layer(layer: IntLayer, core: str) -> float:
     table = fitted()[core]
-    if not isinstance(layer, RecurrentLayer):  # like the sums of a GRU
+    if not layer.is_recurrent:  # like the sums of a GRU
         return table["gru8"][0] * layer.macs
     packed = " pairs" if layer.packing(packing_for(core)) == "pairs" else ""
     per_mac, per_unit, always = table[f"{layer.like}{layer.weight_bits}{packed}"]

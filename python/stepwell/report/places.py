@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from stepwell.graph import Graph
-from stepwell.integer.formats import C_FRAC, Z_SCALE
+from stepwell.integer.formats import C_FRAC, C_LIMIT, Z_SCALE
 from stepwell.layers import RecurrentLayer
 from stepwell.metrics import sqnr_db
 from stepwell.model import Model
@@ -19,7 +19,6 @@ from stepwell.reference import Reference
 from stepwell.samples import Samples
 from stepwell.stream import FloatStream
 
-C_LIMIT = 2.0 ** (31 - C_FRAC)
 HIDDEN, GATE = "hidden state h", "z of gate "
 BITS = 16  # shown of how values fill their format
 
@@ -36,7 +35,7 @@ def observer(
 
     def observe(index: int, name: str, values: Array) -> None:
         layer = model.layers[index] if index < len(model.layers) else None
-        if not isinstance(layer, RecurrentLayer):
+        if layer is None or not layer.is_recurrent:
             return
         values = values.reshape(-1, values.shape[-1])
         if name == "z":
